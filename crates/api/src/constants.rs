@@ -1,0 +1,29 @@
+//! Labels, annotations, taints and names that more than one crate must agree on.
+
+/// Version of Kubernetes whose API this is.
+pub const KUBERNETES_VERSION: &str = "v1.37.1";
+/// Kind of the runtime class for Wasm pods in a process of their own.
+pub const RUNTIME_CLASS_WASM_PROCESS: &str = "wasm-process";
+/// Pod annotation: `fresh`, or how many requests one instance may serve.
+pub const ANNOTATION_INSTANCE_REUSE: &str = "salp.dev/instance-reuse";
+/// Krustlet's pod annotation: JSON list of origins that a guest may call.
+pub const ANNOTATION_ALLOWED_DOMAINS: &str = "alpha.wasi.krustlet.dev/allowed-domains";
+/// Krustlet's pod annotation: how many outgoing requests may be under way at once.
+pub const ANNOTATION_MAX_CONCURRENT_REQUESTS: &str =
+    "alpha.wasi.krustlet.dev/max-concurrent-requests";
+/// Node label and Service-less pods: the host name.
+pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+/// Node label.
+pub const LABEL_ARCH: &str = "kubernetes.io/arch";
+/// Node label.
+pub const LABEL_OS: &str = "kubernetes.io/os";
+/// EndpointSlice label.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// EndpointSlice label.
+pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Taint of a node whose Ready condition is false.
+pub const TAINT_NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// Taint of a node that is not heard from.
+pub const TAINT_UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// Taint of a cordoned node.
+pub const TAINT_UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";

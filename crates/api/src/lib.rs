@@ -1,0 +1,115 @@
+//! The resource table: every built-in kind with its names, scope, subresources,
+//! defaults, validation, update rules and printed columns; and Salp's own names.
+//!
+//! Pure data and functions over `serde_json::Value`. Start with [`resources`].
+
+pub mod constants;
+
+use apimachinery::status::FieldError;
+use serde_json::Value;
+
+/// One row of the resource table.
+#[derive(Debug)]
+pub struct Resource {
+    /// API group, empty for core.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// Plural, as in paths.
+    pub plural: &'static str,
+    /// Singular, as kubectl accepts it.
+    pub singular: &'static str,
+    /// Short names.
+    pub short_names: &'static [&'static str],
+    /// Categories, such as `all`.
+    pub categories: &'static [&'static str],
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+    /// Verbs in discovery's order. Virtual kinds (`TokenReview`) have `create` only.
+    pub verbs: &'static [&'static str],
+    /// Objects are stored; false for reviews and the like.
+    pub stored: bool,
+    /// Has `/status`.
+    pub status: bool,
+    /// Where `/scale` finds replicas, if it has it.
+    pub scale: Option<Scale>,
+    /// Other subresources: (name, kind's group, version, kind, verbs).
+    pub subresources: &'static [Subresource],
+    /// `metadata.generation` is kept (it has a spec whose changes count).
+    pub generation: bool,
+    /// OpenAPI name of the type, key into `Schema::builtin()`.
+    pub type_name: &'static str,
+    /// Two rows with the same stored key hold the same objects in other versions
+    /// (`events` in core and events.k8s.io): the row that is stored.
+    pub stored_as: Option<(&'static str, &'static str)>,
+    /// Fills defaults in.
+    pub default: fn(&mut Value),
+    /// Sets or clears what clients may not write at create (status, generation are done by the registry).
+    pub prepare_create: fn(&mut Value),
+    /// The same at update (`new`, `old`).
+    pub prepare_update: fn(&mut Value, &Value),
+    /// Checks a whole object; no errors means valid.
+    pub validate: fn(&Value) -> Vec<FieldError>,
+    /// Checks a change (`new`, `old`): immutable fields.
+    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Selectable fields besides `metadata.name` and `metadata.namespace`.
+    pub selectable: &'static [&'static str],
+    /// Printed columns after `Name` (Age included where upstream has it).
+    pub columns: &'static [Column],
+    /// The cells of one object, one a column, in order. `now` is Unix seconds.
+    pub row: fn(&Value, i64) -> Vec<Value>,
+    /// Checks `metadata.name`; `Err` is upstream's message.
+    pub validate_name: fn(&str) -> Result<(), String>,
+}
+
+/// Paths that `/scale` reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Path of desired replicas.
+    pub spec_replicas: &'static str,
+    /// Path of current replicas.
+    pub status_replicas: &'static str,
+}
+
+/// A subresource other than status and scale.
+#[derive(Clone, Copy, Debug)]
+pub struct Subresource {
+    /// Path segment, such as `log`.
+    pub name: &'static str,
+    /// Group, version and kind of its body in discovery.
+    pub gvk: (&'static str, &'static str, &'static str),
+    /// Verbs in discovery.
+    pub verbs: &'static [&'static str],
+}
+
+/// A column of `kubectl get`.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Heading.
+    pub name: &'static str,
+    /// OpenAPI type.
+    pub kind: &'static str,
+    /// 0 always, 1 only in wide output.
+    pub priority: i32,
+}
+
+/// All rows. The order is that of discovery.
+pub fn resources() -> &'static [Resource] {
+    &[]
+}
+
+/// The row of a resource by group, version and plural.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    resources()
+        .iter()
+        .find(|r| r.group == group && r.version == version && r.plural == plural)
+}
+
+/// The row of a kind.
+pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
+    resources()
+        .iter()
+        .find(|r| r.group == group && r.version == version && r.kind == kind)
+}

@@ -1,0 +1,279 @@
+//! What a pod runtime is to the node agent: [`PodRuntime`] and the types that cross it.
+//!
+//! No I/O here. `runtime-wasm` implements it; `node` calls it and knows no runtime by name.
+//! The words follow the Container Runtime Interface: a sandbox is a pod's address and
+//! surroundings, containers live in it.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// A pod's identity at the runtime: its UID.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SandboxId(pub String);
+
+/// One run of one container of a pod: restarts get new ids (`<pod uid>/<container>/<attempt>`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ContainerId(pub String);
+
+/// What a pod's surroundings must be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The pod's UID.
+    pub id: SandboxId,
+    /// Pod namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod labels.
+    pub labels: BTreeMap<String, String>,
+    /// Pod annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Host name that guests see.
+    pub hostname: String,
+    /// The address that the agent gave the pod.
+    pub ip: IpAddr,
+    /// Memory that all containers together may use, bytes; `None` for no limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// DNS servers and search list for guests.
+    pub dns: Dns,
+}
+
+/// Resolver configuration of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Server addresses.
+    pub servers: Vec<IpAddr>,
+    /// Search list.
+    pub searches: Vec<String>,
+    /// Options such as `ndots:5`.
+    pub options: Vec<String>,
+}
+
+/// What a container must be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Its id.
+    pub id: ContainerId,
+    /// The sandbox it lives in.
+    pub sandbox: SandboxId,
+    /// Container name.
+    pub name: String,
+    /// Restart count so far.
+    pub attempt: u32,
+    /// Image as the pod names it.
+    pub image: String,
+    /// What is to run, from the content store.
+    pub artifact: Artifact,
+    /// Program name and arguments (`argv`), image defaults already merged in.
+    pub args: Vec<String>,
+    /// Environment in order; later wins.
+    pub env: Vec<(String, String)>,
+    /// Directories and files of the host to show the guest.
+    pub mounts: Vec<Mount>,
+    /// Ports that the pod spec declares.
+    pub ports: Vec<Port>,
+    /// Memory limit, bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// CPU request, thousandths of a core (its share when cores are busy).
+    pub cpu_request_millis: u64,
+    /// CPU limit, thousandths of a core.
+    pub cpu_limit_millis: Option<u64>,
+    /// Working directory.
+    pub working_dir: Option<String>,
+    /// Where stdout and stderr are logged, CRI format.
+    pub log_path: PathBuf,
+    /// Runs to its end once (init container, restartPolicy decides what follows); a `wasi:http` guest serves all the same.
+    pub tty: bool,
+}
+
+/// What an image resolved to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Artifact {
+    /// A Wasm module or component file in the content store.
+    Wasm {
+        /// `sha256:…` of the file, the key of its compiled form.
+        digest: String,
+        /// The file.
+        path: PathBuf,
+        /// Root directory of the image's other files, preopened as `/` where the packaging has any.
+        rootfs: Option<PathBuf>,
+    },
+    /// An OCI container's unpacked layers, lowest first.
+    Container {
+        /// Image manifest digest.
+        digest: String,
+        /// Layer directories.
+        layers: Vec<PathBuf>,
+    },
+}
+
+/// A host path shown to the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// On the host.
+    pub host_path: PathBuf,
+    /// In the guest, absolute.
+    pub guest_path: String,
+    /// Guests may not write.
+    pub read_only: bool,
+}
+
+/// A declared container port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name, may be empty.
+    pub name: String,
+    /// Number, 1–65535.
+    pub number: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+}
+
+/// A sandbox and its containers as they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    /// The pod's UID.
+    pub id: SandboxId,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its containers, the newest attempt of each and older ones until removed.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// A container as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Its id.
+    pub id: ContainerId,
+    /// Container name.
+    pub name: String,
+    /// Restart count.
+    pub attempt: u32,
+    /// Image as the pod names it.
+    pub image: String,
+    /// What it does.
+    pub state: ContainerState,
+}
+
+/// What a container does. Times are Unix milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Made, not started.
+    Created,
+    /// Running, or ready to serve with no instance alive.
+    Running {
+        /// Start.
+        started_ms: i64,
+    },
+    /// Ended.
+    Exited(Exit),
+}
+
+/// How a container ended. Times are Unix milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code (137 when killed).
+    pub code: i32,
+    /// Why, as Kubernetes has it.
+    pub reason: ExitReason,
+    /// What a person reads: the trap, the last error.
+    pub message: String,
+    /// Start.
+    pub started_ms: i64,
+    /// End.
+    pub finished_ms: i64,
+}
+
+/// `terminated.reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitReason {
+    /// Exit code 0.
+    Completed,
+    /// Any other exit code, or a trap.
+    Error,
+    /// Its memory limit was exceeded.
+    OomKilled,
+}
+
+/// A hint that a sandbox changed: read its status again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed(pub SandboxId);
+
+/// What a container has used so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStats {
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory in use, bytes.
+    pub memory_bytes: u64,
+    /// Requests answered (HTTP guests).
+    pub requests: u64,
+    /// Live instances (Wasm) or processes.
+    pub instances: u32,
+}
+
+/// Why a runtime operation failed. `reason` names end in pod status and events.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum RuntimeError {
+    /// The artifact can't be loaded or linked; the message names what is missing.
+    #[error("create container: {0}")]
+    CreateContainer(String),
+    /// It was made but did not start.
+    #[error("start container: {0}")]
+    StartContainer(String),
+    /// The sandbox could not be set up (address taken, …).
+    #[error("run sandbox: {0}")]
+    RunSandbox(String),
+    /// No such sandbox or container.
+    #[error("find {0}: not known to the runtime")]
+    NotFound(String),
+    /// The runtime process can't be reached; try again.
+    #[error("reach runtime: {0}")]
+    Unavailable(String),
+}
+
+/// A pod runtime. All operations are idempotent: doing what is already done succeeds.
+#[async_trait]
+pub trait PodRuntime: Send + Sync + 'static {
+    /// Name and version for the node's `containerRuntimeVersion`: `salp-wasm://0.1.0`.
+    fn version(&self) -> String;
+
+    /// Makes a pod's surroundings.
+    async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError>;
+
+    /// Loads, links and checks a container; it does not run yet.
+    async fn create_container(&self, spec: ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Runs it.
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Asks it to end, waits up to `grace_ms` (requests under way are finished), then kills it.
+    /// Returns when it has exited.
+    async fn stop_container(&self, id: &ContainerId, grace_ms: u64) -> Result<(), RuntimeError>;
+
+    /// Forgets an exited or never-started container.
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Stops and forgets a sandbox with all its containers.
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// All sandboxes: what a restarted agent adopts.
+    async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// One sandbox.
+    async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, RuntimeError>;
+
+    /// What each container of all sandboxes has used.
+    async fn stats(&self) -> Result<Vec<(ContainerId, ContainerStats)>, RuntimeError>;
+
+    /// Hints from now on. The stream ends when the runtime is lost; subscribe and list again.
+    async fn changes(&self) -> Result<BoxStream<'static, Changed>, RuntimeError>;
+}
