@@ -1,9 +1,29 @@
-//! Shared informers.
+//! Shared informers: each kind (and selector) is listed, watched, parsed and kept once
+//! a process, however many ask for it.
+//!
+//! Not here: what consumers derive from the objects; they keep their own projections.
+//! Start with [`Informers::get`], then [`Informer::subscribe`].
 
+use crate::store::Objects;
+use futures::{Stream, StreamExt as _};
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
+
+/// Changes that a subscriber may lag behind; one that lags more gets
+/// [`Change::Resync`] in their place and lists again.
+pub const CHANGES_PENDING_MAX: usize = 512;
 
 /// Namespace and name of an object; the namespace of cluster-scoped ones is empty.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
     /// Namespace, or empty.
     pub namespace: String,
@@ -11,20 +31,456 @@ pub struct ObjectKey {
     pub name: String,
 }
 
-/// All informers of a process, one a kind (and selector).
-#[derive(Clone, Debug)]
-pub struct Informers {}
+impl ObjectKey {
+    /// From its two parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The key of an object.
+    pub fn of<K: kube::Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    /// `namespace/name`, or only the name of a cluster-scoped object.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// What a subscriber is told. The informer already holds the new state then.
+#[derive(Debug)]
+pub enum Change<K> {
+    /// One object came (`old` is none), changed, or went (`new` is none).
+    Object {
+        /// Which.
+        key: ObjectKey,
+        /// As it was.
+        old: Option<Arc<K>>,
+        /// As it is.
+        new: Option<Arc<K>>,
+    },
+    /// Anything may have changed: list. The first item of every subscription, once the
+    /// informer has synced; also sent to a subscriber that lagged.
+    Resync,
+}
+
+impl<K> Clone for Change<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Object { key, old, new } => Self::Object {
+                key: key.clone(),
+                old: old.clone(),
+                new: new.clone(),
+            },
+            Self::Resync => Self::Resync,
+        }
+    }
+}
+
+/// Which objects of a kind; the default is all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Selected {
+    /// Label selector in its query form, or empty.
+    pub labels: String,
+    /// Field selector in its query form, such as `spec.nodeName=n1`, or empty.
+    pub fields: String,
+}
+
+impl Selected {
+    /// Those with matching labels.
+    pub fn labels(selector: impl Into<String>) -> Self {
+        Self {
+            labels: selector.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Those with matching fields.
+    pub fn fields(selector: impl Into<String>) -> Self {
+        Self {
+            fields: selector.into(),
+            ..Self::default()
+        }
+    }
+
+    fn config(&self) -> watcher::Config {
+        let mut config = watcher::Config::default().streaming_lists();
+        if !self.labels.is_empty() {
+            config = config.labels(&self.labels);
+        }
+        if !self.fields.is_empty() {
+            config = config.fields(&self.fields);
+        }
+        config
+    }
+}
+
+/// What an informer can be had of: any kind of `k8s_openapi` and any derived one.
+pub trait Kind:
+    kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+{
+}
+
+impl<K> Kind for K where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + fmt::Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// All informers of a process, one a kind and selector. Clones share them.
+#[derive(Clone)]
+pub struct Informers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: kube::Client,
+    scope: lifecycle::Scope,
+    /// Guards nothing but the table; held while an informer is made, never across an await.
+    running: Mutex<HashMap<(TypeId, Selected), Box<dyn Any + Send + Sync>>>,
+}
+
+impl fmt::Debug for Informers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Informers")
+            .field("running", &self.shared.running.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Informers {
+    /// None yet; what is started runs in `scope`.
+    pub fn new(client: kube::Client, scope: &lifecycle::Scope) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                client,
+                scope: scope.clone(),
+                running: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The client that they watch with.
+    pub fn client(&self) -> &kube::Client {
+        &self.shared.client
+    }
+
+    /// The informer of a kind in all namespaces, started when it is the first asked for.
+    pub fn get<K: Kind>(&self) -> Informer<K> {
+        self.get_selected(Selected::default())
+    }
+
+    /// The informer of those objects of a kind that a selector matches. It has its own
+    /// watch: for a share that is small beside the whole, such as one node's pods.
+    pub fn get_selected<K: Kind>(&self, selected: Selected) -> Informer<K> {
+        let mut running = self.shared.running.lock();
+        let known = (TypeId::of::<K>(), selected);
+        if let Some(informer) = running
+            .get(&known)
+            .and_then(|any| any.downcast_ref::<Informer<K>>())
+        {
+            return informer.clone();
+        }
+        let informer = Informer::<K>::default();
+        let api = Api::<K>::all(self.shared.client.clone());
+        let stream = watcher(api, known.1.config()).default_backoff();
+        let kept = informer.clone();
+        self.shared.scope.spawn_cancellable(async move {
+            kept.follow(K::kind(&()).into_owned(), stream).await;
+        });
+        running.insert(known, Box::new(informer.clone()));
+        informer
+    }
+}
+
+/// The metadata of all objects of any resource as a stream that never ends: for those
+/// who keep less than an informer would. Managed fields are left out. The first error of
+/// a row is logged; the watch is tried again with back-off.
+///
+/// `Event::Init`, `InitApply`…, `InitDone` bracket each new listing.
+pub fn watch_metadata(
+    client: kube::Client,
+    resource: &ApiResource,
+) -> impl Stream<Item = Event<PartialObjectMeta<DynamicObject>>> + Send + use<> {
+    let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, resource);
+    let kind = resource.kind.clone();
+    let mut failing = false;
+    watcher(api, watcher::Config::default().streaming_lists())
+        .default_backoff()
+        .filter_map(move |event| {
+            let event = match event {
+                Ok(event) => {
+                    failing = false;
+                    Some(event.modify(|o| o.metadata.managed_fields = None))
+                }
+                Err(error) => {
+                    log_failure(&kind, &error, &mut failing);
+                    None
+                }
+            };
+            std::future::ready(event)
+        })
+}
 
 /// A kind's objects as the API server last told. Clones share it.
-#[derive(Clone, Debug)]
 pub struct Informer<K> {
-    _kind: std::marker::PhantomData<K>,
+    inner: Arc<Inner<K>>,
+}
+
+struct Inner<K> {
+    /// Changes are sent while this is held for writing, so that they come in the order
+    /// in which they were stored.
+    objects: RwLock<Objects<K>>,
+    changes: broadcast::Sender<Change<K>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<K> fmt::Debug for Informer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Informer")
+            .field("kind", &std::any::type_name::<K>())
+            .field("synced", &*self.inner.synced.borrow())
+            .field("len", &self.inner.objects.read().len())
+            .finish()
+    }
+}
+
+impl<K> Default for Informer<K> {
+    fn default() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                objects: RwLock::default(),
+                changes: broadcast::Sender::new(CHANGES_PENDING_MAX),
+                synced: watch::Sender::new(false),
+            }),
+        }
+    }
 }
 
 impl<K> Informer<K> {
-    /// One object.
+    /// One object; the namespace of cluster-scoped ones is empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let _ = (namespace, name);
-        todo!()
+        self.inner.objects.read().get(namespace, name).cloned()
+    }
+
+    /// One object by its key.
+    pub fn get_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        self.get(&key.namespace, &key.name)
+    }
+
+    /// All objects, by namespace and name.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        let objects = self.inner.objects.read();
+        let mut list = Vec::with_capacity(objects.len());
+        list.extend(objects.all().map(|(_, _, o)| o.clone()));
+        list
+    }
+
+    /// Those of a namespace, by name.
+    pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.inner
+            .objects
+            .read()
+            .namespace(namespace)
+            .cloned()
+            .collect()
+    }
+
+    /// Those of a namespace that `wanted` picks, by name. Holds back changes while it
+    /// runs: `wanted` must be quick and ask no informer.
+    pub fn select_namespace(&self, namespace: &str, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.inner
+            .objects
+            .read()
+            .namespace(namespace)
+            .filter(|o| wanted(o))
+            .cloned()
+            .collect()
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<ObjectKey> {
+        self.inner
+            .objects
+            .read()
+            .all()
+            .map(|(namespace, name, _)| ObjectKey::new(namespace, name))
+            .collect()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.inner.objects.read().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the first listing is complete.
+    pub fn has_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
+    /// Returns when the first listing is complete. Cancel-safe.
+    pub async fn synced(&self) {
+        // The sender lives in `self`, so waiting can't fail.
+        let _ = self.inner.synced.subscribe().wait_for(|done| *done).await;
     }
 }
+
+impl<K: Send + Sync + 'static> Informer<K> {
+    /// The changes from now on, after one [`Change::Resync`] when the informer has
+    /// synced. Never ends. Cancel-safe between items.
+    pub fn subscribe(&self) -> impl Stream<Item = Change<K>> + Send + Unpin + use<K> {
+        let changes = self.inner.changes.subscribe();
+        let informer = self.clone();
+        let start = futures::stream::once(async move {
+            informer.synced().await;
+            Change::Resync
+        });
+        let rest = futures::stream::unfold(changes, |mut changes| async move {
+            match changes.recv().await {
+                Ok(change) => Some((change, changes)),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::debug!(kind = std::any::type_name::<K>(), missed, "lagged, resync");
+                    Some((Change::Resync, changes.resubscribe()))
+                }
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        });
+        Box::pin(start.chain(rest))
+    }
+}
+
+impl<K: Kind> Informer<K> {
+    async fn follow(
+        &self,
+        kind: String,
+        stream: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    ) {
+        let mut stream = std::pin::pin!(stream);
+        let mut listing = Objects::default();
+        let mut failing = false;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    failing = false;
+                    self.take(event, &mut listing);
+                }
+                Err(error) => log_failure(&kind, &error, &mut failing),
+            }
+        }
+    }
+
+    fn take(&self, event: Event<K>, listing: &mut Objects<K>) {
+        match event {
+            Event::Init => *listing = Objects::default(),
+            Event::InitApply(object) => {
+                let key = ObjectKey::of(&object);
+                let known = self.get_key(&key).filter(|known| {
+                    known.meta().resource_version == object.meta().resource_version
+                        && known.meta().uid == object.meta().uid
+                });
+                let object = known.unwrap_or_else(|| Arc::new(stripped(object)));
+                listing.insert(&key.namespace, &key.name, object);
+            }
+            Event::InitDone => self.relist(std::mem::take(listing)),
+            Event::Apply(object) => {
+                let key = ObjectKey::of(&object);
+                let new = Arc::new(stripped(object));
+                let mut objects = self.inner.objects.write();
+                let old = objects.insert(&key.namespace, &key.name, new.clone());
+                self.tell(key, old, Some(new));
+            }
+            Event::Delete(object) => {
+                let key = ObjectKey::of(&object);
+                let mut objects = self.inner.objects.write();
+                if let Some(old) = objects.remove(&key.namespace, &key.name) {
+                    self.tell(key, Some(old), None);
+                }
+            }
+        }
+    }
+
+    /// Puts a complete listing in place of what is known and tells the difference, or
+    /// [`Change::Resync`] when that is more than a subscriber's queue takes.
+    fn relist(&self, listing: Objects<K>) {
+        let mut objects = self.inner.objects.write();
+        let before = std::mem::replace(&mut *objects, listing);
+        if !self.has_synced() {
+            // Subscribers wait for the flag and then list by themselves.
+            self.inner.synced.send_replace(true);
+            return;
+        }
+        let gone = before
+            .all()
+            .filter(|(namespace, name, _)| objects.get(namespace, name).is_none())
+            .map(|(namespace, name, old)| (namespace, name, Some(old), None));
+        let come =
+            objects
+                .all()
+                .filter_map(|(namespace, name, new)| match before.get(namespace, name) {
+                    Some(old) if Arc::ptr_eq(old, new) => None,
+                    old => Some((namespace, name, old, Some(new))),
+                });
+        let changed: Vec<_> = gone.chain(come).take(CHANGES_PENDING_MAX / 2 + 1).collect();
+        if changed.len() > CHANGES_PENDING_MAX / 2 {
+            let _ = self.inner.changes.send(Change::Resync);
+            return;
+        }
+        for (namespace, name, old, new) in changed {
+            self.tell(ObjectKey::new(namespace, name), old.cloned(), new.cloned());
+        }
+    }
+
+    fn tell(&self, key: ObjectKey, old: Option<Arc<K>>, new: Option<Arc<K>>) {
+        // Fails only when nobody has subscribed.
+        let _ = self.inner.changes.send(Change::Object { key, old, new });
+    }
+}
+
+/// Without what no consumer reads; managed fields are often half of an object.
+fn stripped<K: kube::Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+fn log_failure(kind: &str, error: &watcher::Error, failing: &mut bool) {
+    if std::mem::replace(failing, true) {
+        tracing::debug!(kind, %error, "watch failed again");
+    } else {
+        tracing::warn!(kind, %error, "watch failed, trying again");
+    }
+}
+
+#[cfg(test)]
+mod tests;
