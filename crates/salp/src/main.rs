@@ -1,1 +1,38 @@
-fn main() {}
+//! `salp`: one binary that is a whole Kubernetes site.
+//!
+//! This crate is the composition root: it parses configuration, starts the parts
+//! in order and stops them in reverse. It holds no Kubernetes logic of its own.
+//! Start with [`cli`] for the commands and [`up`] for how a site comes to life.
+
+mod api_access;
+mod cli;
+mod client_commands;
+mod config;
+mod dataplane;
+mod image_commands;
+mod manifests;
+mod output;
+mod pki;
+mod process;
+mod readings;
+mod run;
+mod site;
+mod stop;
+mod top;
+mod up;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Two TLS back ends may be linked through dependencies; the first use decides otherwise.
+    let _already_set = rustls::crypto::ring::default_provider().install_default();
+    let cli = cli::Cli::parse();
+    match cli::dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The command line: what can be asked, and which module answers.
+
+use crate::{client_commands, config, dataplane, image_commands, output, run, stop, top, up};
+use anyhow::Result;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A whole Kubernetes site in one binary: WebAssembly pods from OCI registries, driven by kubectl.
+#[derive(Debug, Parser)]
+#[command(name = "salp", version, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to log, such as `info` or `salp=debug,apiserver=trace`.
+    #[arg(long, global = true, env = "SALP_LOG", default_value = "warn", hide_env_values = true)]
+    pub log: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where a site lives.
+#[derive(Clone, Debug, Args)]
+pub struct DataDir {
+    /// Directory with the site's whole state [default: /var/lib/salp as root, else $XDG_DATA_HOME/salp].
+    #[arg(long, global = true, env = "SALP_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// How to reach an API server.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    /// Kubeconfig file [default: $KUBECONFIG, else the site's own].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Output formats of the commands that list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// More columns.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+    /// Names only.
+    Name,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a site: API server, scheduler, controllers, node and data plane.
+    #[command(after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443")]
+    Up(UpArgs),
+    /// Stop a site and all its pods.
+    #[command(after_help = "Examples:\n  salp down\n  salp down --data-dir ./shop-1")]
+    Down(DataDir),
+    /// Run an image as one pod: print its output, or the URL where it answers.
+    #[command(
+        after_help = "Examples:\n  salp run localhost:5000/hello:1\n  salp run --rm localhost:5000/sum:1 -- 1 2 3"
+    )]
+    Run(run::RunArgs),
+    /// List pods like processes.
+    #[command(after_help = "Examples:\n  salp ps\n  salp ps -A -o json\n  salp ps -n shop -l app=till")]
+    Ps(client_commands::PsArgs),
+    /// Watch nodes and pods live.
+    #[command(after_help = "Examples:\n  salp top\n  salp top -n shop")]
+    Top(top::TopArgs),
+    /// Print a pod's logs.
+    #[command(after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app")]
+    Logs(client_commands::LogsArgs),
+    /// Push, pull, list and remove images.
+    #[command(
+        after_help = "Examples:\n  salp image push hello.wasm localhost:5000/hello:1\n  salp image pull localhost:5000/hello:1\n  salp image ls"
+    )]
+    Image(image_commands::ImageArgs),
+    /// Print the path of the site's kubeconfig file.
+    #[command(after_help = "Examples:\n  export KUBECONFIG=$(salp kubeconfig)")]
+    Kubeconfig(DataDir),
+    /// Print a token of a ServiceAccount.
+    #[command(after_help = "Examples:\n  salp token default\n  salp token -n ci deployer --duration 10m")]
+    Token(client_commands::TokenArgs),
+    /// Print a shell completion script.
+    #[command(after_help = "Examples:\n  source <(salp completion bash)")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version {
+        /// Output format.
+        #[arg(short, long)]
+        output: Option<Format>,
+    },
+    /// The data plane process of a site (started by `up`).
+    #[command(hide = true)]
+    Dataplane {
+        /// Its configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Flags of `salp up`; the configuration file has the same names.
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    /// Configuration file [default: /etc/salp/config.yaml, if it is there].
+    #[arg(long, env = "SALP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Port of the API server [default: 6443].
+    #[arg(long, env = "SALP_API_PORT", value_name = "N")]
+    pub api_port: Option<u16>,
+    /// Address that the API server and node ports listen on; 0.0.0.0 opens the site to the network [default: 127.0.0.1].
+    #[arg(long, env = "SALP_BIND_ADDRESS", value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
+    /// Port of the kubelet API [default: 10250, or any free one].
+    #[arg(long, env = "SALP_KUBELET_PORT", value_name = "N")]
+    pub kubelet_port: Option<u16>,
+    /// Name of this node [default: the host name].
+    #[arg(long, env = "SALP_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Most pods on this node [default: 10000].
+    #[arg(long, env = "SALP_MAX_PODS", value_name = "N")]
+    pub max_pods: Option<u32>,
+    /// Apply manifests (a file or directory) once the site is up, and print the URLs that answer.
+    #[arg(short = 'f', long = "filename", value_name = "PATH")]
+    pub filename: Vec<PathBuf>,
+    /// Registries that are asked over plain HTTP (host:port); loopback always is.
+    #[arg(long, env = "SALP_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
+    pub insecure_registry: Vec<String>,
+}
+
+/// Runs the command.
+pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    output::init_logging(&cli.log, matches!(cli.command, Command::Dataplane { .. }))?;
+    match cli.command {
+        Command::Up(args) => up::up(args),
+        Command::Down(dir) => stop::down(&config::data_dir(&dir)?),
+        Command::Run(args) => run::run(args),
+        Command::Ps(args) => client_commands::ps(args),
+        Command::Top(args) => top::top(args),
+        Command::Logs(args) => client_commands::logs(args),
+        Command::Image(args) => image_commands::image(args),
+        Command::Kubeconfig(dir) => client_commands::kubeconfig(&dir),
+        Command::Token(args) => client_commands::token(args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "salp", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version { output } => client_commands::version(output),
+        Command::Dataplane { config } => dataplane::main(&config),
+    }
+}

@@ -1,0 +1,229 @@
+//! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
+
+use crate::cli::{DataDir, UpArgs};
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+/// Where the configuration file is looked for when no flag names one.
+const DEFAULT_FILE: &str = "/etc/salp/config.yaml";
+
+/// The file: the names are those of the flags.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    api_port: Option<u16>,
+    bind_address: Option<IpAddr>,
+    kubelet_port: Option<u16>,
+    node_name: Option<String>,
+    max_pods: Option<u32>,
+    #[serde(default)]
+    insecure_registries: Vec<String>,
+    #[serde(default)]
+    registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+/// What `salp up` starts.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub data_dir: PathBuf,
+    pub api_port: u16,
+    pub bind_address: IpAddr,
+    /// `None`: 10250, or a free port where that is taken.
+    pub kubelet_port: Option<u16>,
+    pub node_name: String,
+    pub max_pods: u32,
+    pub insecure_registries: Vec<String>,
+    pub registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+/// The data directory that the flags or the surroundings name.
+pub fn data_dir(arg: &DataDir) -> Result<PathBuf> {
+    let dir = match &arg.data_dir {
+        Some(dir) => dir.clone(),
+        None => match read_file(Path::new(DEFAULT_FILE), true)?.data_dir {
+            Some(dir) => dir,
+            None => default_data_dir()?,
+        },
+    };
+    std::path::absolute(&dir).with_context(|| format!("find data directory {}", dir.display()))
+}
+
+/// Puts flags, file and defaults together.
+pub fn site(args: &UpArgs) -> Result<Site> {
+    let file = match &args.config {
+        Some(path) => read_file(path, false)?,
+        None => read_file(Path::new(DEFAULT_FILE), true)?,
+    };
+    let data_dir = match args.data_dir.data_dir.clone().or(file.data_dir) {
+        Some(dir) => dir,
+        None => default_data_dir()?,
+    };
+    let node_name = match args.node_name.clone().or(file.node_name) {
+        Some(name) => {
+            if let Err(why) = apimachinery::names::dns1123_subdomain(&name) {
+                bail!("use node name {name:?}: {why}");
+            }
+            name
+        }
+        None => host_name(),
+    };
+    Ok(Site {
+        data_dir: std::path::absolute(&data_dir)
+            .with_context(|| format!("find data directory {}", data_dir.display()))?,
+        api_port: args.api_port.or(file.api_port).unwrap_or(6443),
+        bind_address: args.bind_address.or(file.bind_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        kubelet_port: args.kubelet_port.or(file.kubelet_port),
+        node_name,
+        max_pods: args.max_pods.or(file.max_pods).unwrap_or(10_000),
+        insecure_registries: if args.insecure_registry.is_empty() {
+            file.insecure_registries
+        } else {
+            args.insecure_registry.clone()
+        },
+        registry_mirrors: file.registry_mirrors,
+    })
+}
+
+fn read_file(path: &Path, may_be_absent: bool) -> Result<File> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if may_be_absent && e.kind() == std::io::ErrorKind::NotFound => return Ok(File::default()),
+        Err(e) => return Err(e).with_context(|| format!("read configuration {}", path.display())),
+    };
+    if text.trim().is_empty() {
+        return Ok(File::default());
+    }
+    serde_saphyr::from_str(&text).with_context(|| format!("read configuration {}", path.display()))
+}
+
+fn default_data_dir() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/salp"));
+    }
+    if let Some(dir) = std::env::var_os("XDG_DATA_HOME").filter(|d| !d.is_empty()) {
+        return Ok(PathBuf::from(dir).join("salp"));
+    }
+    match std::env::home_dir() {
+        Some(home) => Ok(home.join(".local/share/salp")),
+        None => bail!("find data directory: neither XDG_DATA_HOME nor HOME is set; give --data-dir"),
+    }
+}
+
+/// The host's name as a node name: lower case, what does not fit replaced by `-`.
+fn host_name() -> String {
+    let raw = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let name: String = raw
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.' { c } else { '-' })
+        .collect();
+    let name = name.trim_matches(['-', '.']).to_owned();
+    if name.is_empty() { "node".to_owned() } else { name }
+}
+
+/// Files and directories of a site, all under its data directory.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub root: PathBuf,
+}
+
+impl Layout {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+    pub fn pki(&self) -> PathBuf {
+        self.root.join("pki")
+    }
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.root.join("kubeconfig.yaml")
+    }
+    pub fn store(&self) -> PathBuf {
+        self.root.join("store").join("salp.db")
+    }
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+    pub fn node(&self) -> PathBuf {
+        self.root.join("node")
+    }
+    pub fn site_file(&self) -> PathBuf {
+        self.root.join("site.json")
+    }
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+    pub fn lock(&self) -> PathBuf {
+        self.run().join("salp.lock")
+    }
+    pub fn dataplane_config(&self) -> PathBuf {
+        self.run().join("dataplane.json")
+    }
+    pub fn dataplane_socket(&self) -> PathBuf {
+        self.run().join("dataplane.sock")
+    }
+    pub fn dataplane_pid(&self) -> PathBuf {
+        self.run().join("dataplane.pid")
+    }
+    pub fn dataplane_log(&self) -> PathBuf {
+        self.root.join("dataplane.log")
+    }
+
+    /// Makes the directories, readable by the owner alone.
+    pub fn create(&self) -> Result<()> {
+        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+        for dir in [self.root.clone(), self.pki(), self.run(), self.root.join("store"), self.node()] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .with_context(|| format!("make directory {}: choose another with --data-dir", dir.display()))?;
+        }
+        std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("restrict directory {}", self.root.display()))
+    }
+}
+
+/// Writes a file by way of a temporary one beside it: it is there whole or not at all.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = path.parent().context("find directory of file")?;
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new()
+            .prefix(".tmp")
+            .permissions(std::fs::Permissions::from_mode(mode))
+            .tempfile_in(dir)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_knows_its_keys() {
+        let ok: File = serde_saphyr::from_str("api-port: 7443\nbind-address: 0.0.0.0\n").unwrap();
+        assert_eq!(ok.api_port, Some(7443));
+        let wrong = serde_saphyr::from_str::<File>("api-prot: 7443\n").unwrap_err();
+        assert!(wrong.to_string().contains("api-prot"), "{wrong}");
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        write_atomic(&path, b"one", 0o600).unwrap();
+        write_atomic(&path, b"two", 0o600).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

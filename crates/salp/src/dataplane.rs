@@ -1,0 +1,2 @@
+//! stub
+pub fn main(config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> { anyhow::bail!("{}", config.display()) }

@@ -1,0 +1,112 @@
+//! What a site is, fixed at its first start: its address blocks.
+//!
+//! As root a site takes 10.42.0.0/16 and 10.43.0.0/16 (as k3s does) by a `local` route; without
+//! root it takes blocks of 127.0.0.0/8, which every Linux machine can bind. A second site on the
+//! same machine takes the next free pair: a block is in use when its first address can't be
+//! claimed (see [`Claim`]).
+
+use crate::config::{Layout, write_atomic};
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+
+/// Port on which a running site claims its service block, by UDP.
+const CLAIM_PORT: u16 = 10_256;
+/// Pairs of blocks that are tried for a new site.
+const PAIRS_MAX: u8 = 100;
+
+/// Fixed facts of a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Site {
+    /// First address of the pods' /16.
+    pub pod_network: Ipv4Addr,
+    /// First address of the services' /16.
+    pub service_network: Ipv4Addr,
+}
+
+/// Prefix length of both blocks.
+pub const PREFIX: u8 = 16;
+
+impl Site {
+    /// Address of the `kubernetes` Service.
+    pub fn api_service(&self) -> Ipv4Addr {
+        offset(self.service_network, 1)
+    }
+
+    /// Address of the cluster DNS.
+    pub fn dns(&self) -> Ipv4Addr {
+        offset(self.service_network, 10)
+    }
+
+    /// Whether the blocks need a `local` route to be bindable.
+    pub fn needs_route(&self) -> bool {
+        !self.pod_network.is_loopback()
+    }
+}
+
+fn offset(network: Ipv4Addr, n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(network) + n)
+}
+
+/// Holds a site's blocks while it runs: a bound socket on the first service address.
+#[derive(Debug)]
+pub struct Claim {
+    _socket: UdpSocket,
+}
+
+/// Reads the site's facts, or settles them at its first start; claims its blocks.
+pub fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
+    let path = layout.site_file();
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let site: Site = serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+            prepare(&site)?;
+            let claim = claim(&site).with_context(|| {
+                format!("claim addresses {}/{PREFIX}: another site on this machine uses them", site.service_network)
+            })?;
+            Ok((site, claim))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let (site, claim) = settle()?;
+            write_atomic(&path, &serde_json::to_vec_pretty(&site).context("write site facts")?, 0o600)?;
+            Ok((site, claim))
+        }
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+fn settle() -> Result<(Site, Claim)> {
+    let routed = rustix::process::geteuid().is_root();
+    let mut last = None;
+    for pair in 0..PAIRS_MAX {
+        let (pods, services) = (42 + 2 * pair, 43 + 2 * pair);
+        for first in if routed { &[10u8, 127][..] } else { &[127u8][..] } {
+            let site = Site {
+                pod_network: Ipv4Addr::new(*first, pods, 0, 0),
+                service_network: Ipv4Addr::new(*first, services, 0, 0),
+            };
+            match prepare(&site).and_then(|()| Ok(claim(&site)?)) {
+                Ok(claim) => return Ok((site, claim)),
+                Err(error) => last = Some(error),
+            }
+        }
+    }
+    match last {
+        Some(error) => Err(error.context("find free address blocks")),
+        None => bail!("find free address blocks: none tried"),
+    }
+}
+
+fn prepare(site: &Site) -> Result<()> {
+    if site.needs_route() {
+        for network in [site.pod_network, site.service_network] {
+            crate::up::add_local_route(network, PREFIX)?;
+        }
+    }
+    Ok(())
+}
+
+fn claim(site: &Site) -> std::io::Result<Claim> {
+    UdpSocket::bind(SocketAddrV4::new(site.api_service(), CLAIM_PORT)).map(|socket| Claim { _socket: socket })
+}
