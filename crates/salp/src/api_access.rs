@@ -27,7 +27,10 @@ pub fn kubeconfig_path(target: &Target) -> Result<PathBuf> {
     }
     let path = Layout::new(config::data_dir(&target.data_dir)?).kubeconfig();
     if !path.exists() {
-        bail!("find kubeconfig {}: start a site with `salp up`, or give --kubeconfig", path.display());
+        bail!(
+            "find kubeconfig {}: start a site with `salp up`, or give --kubeconfig",
+            path.display()
+        );
     }
     Ok(path)
 }
@@ -38,11 +41,15 @@ pub async fn connect(target: &Target) -> Result<Access> {
     let name = path.display().to_string();
     let kubeconfig = kube::config::Kubeconfig::read_from(&path)
         .with_context(|| format!("read kubeconfig {name}: give a valid one with --kubeconfig"))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("use kubeconfig {name}: give a valid one with --kubeconfig"))?;
+    let config = kube::Config::from_custom_kubeconfig(
+        kubeconfig,
+        &kube::config::KubeConfigOptions::default(),
+    )
+    .await
+    .with_context(|| format!("use kubeconfig {name}: give a valid one with --kubeconfig"))?;
     let namespace = config.default_namespace.clone();
-    let client = kube::Client::try_from(config).with_context(|| format!("use kubeconfig {name}"))?;
+    let client =
+        kube::Client::try_from(config).with_context(|| format!("use kubeconfig {name}"))?;
     Ok(Access { client, namespace })
 }
 
@@ -54,16 +61,29 @@ impl Access {
 
     /// POST of an object.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send("POST", path, "application/json", serde_json::to_vec(body).context("encode object")?).await
+        self.send(
+            "POST",
+            path,
+            "application/json",
+            serde_json::to_vec(body).context("encode object")?,
+        )
+        .await
     }
 
     /// DELETE with options.
     pub async fn delete(&self, path: &str) -> Result<Value> {
-        self.send("DELETE", path, "application/json", b"{}".to_vec()).await
+        self.send("DELETE", path, "application/json", b"{}".to_vec())
+            .await
     }
 
     /// Any request whose answer is JSON.
-    pub async fn send(&self, method: &str, path: &str, content_type: &str, body: Vec<u8>) -> Result<Value> {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<Value> {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -79,14 +99,17 @@ impl Access {
 pub fn explain(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        kube::Error::HyperError(_) | kube::Error::Service(_) => {
-            anyhow::Error::new(error).context("reach API server: is the site up? start it with `salp up`")
-        }
+        kube::Error::HyperError(_) | kube::Error::Service(_) => anyhow::Error::new(error)
+            .context("reach API server: is the site up? start it with `salp up`"),
         other => anyhow::Error::new(other).context("call API server"),
     }
 }
 
 /// A runtime for commands that only talk to a server.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start runtime")?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start runtime")?
+        .block_on(work)
 }

@@ -9,10 +9,21 @@ use std::process::ExitCode;
 
 /// A whole Kubernetes site in one binary: WebAssembly pods from OCI registries, driven by kubectl.
 #[derive(Debug, Parser)]
-#[command(name = "salp", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "salp",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// What to log, such as `info` or `salp=debug,apiserver=trace`.
-    #[arg(long, global = true, env = "SALP_LOG", default_value = "warn", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "SALP_LOG",
+        default_value = "warn",
+        hide_env_values = true
+    )]
     pub log: String,
     #[command(subcommand)]
     pub command: Command,
@@ -53,7 +64,9 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start a site: API server, scheduler, controllers, node and data plane.
-    #[command(after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443")]
+    #[command(
+        after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443"
+    )]
     Up(UpArgs),
     /// Stop a site and all its pods.
     #[command(after_help = "Examples:\n  salp down\n  salp down --data-dir ./shop-1")]
@@ -64,13 +77,17 @@ pub enum Command {
     )]
     Run(run::RunArgs),
     /// List pods like processes.
-    #[command(after_help = "Examples:\n  salp ps\n  salp ps -A -o json\n  salp ps -n shop -l app=till")]
+    #[command(
+        after_help = "Examples:\n  salp ps\n  salp ps -A -o json\n  salp ps -n shop -l app=till"
+    )]
     Ps(client_commands::PsArgs),
     /// Watch nodes and pods live.
     #[command(after_help = "Examples:\n  salp top\n  salp top -n shop")]
     Top(top::TopArgs),
     /// Print a pod's logs.
-    #[command(after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app")]
+    #[command(
+        after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app"
+    )]
     Logs(client_commands::LogsArgs),
     /// Push, pull, list and remove images.
     #[command(
@@ -81,7 +98,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  export KUBECONFIG=$(salp kubeconfig)")]
     Kubeconfig(DataDir),
     /// Print a token of a ServiceAccount.
-    #[command(after_help = "Examples:\n  salp token default\n  salp token -n ci deployer --duration 10m")]
+    #[command(
+        after_help = "Examples:\n  salp token default\n  salp token -n ci deployer --duration 10m"
+    )]
     Token(client_commands::TokenArgs),
     /// Print a shell completion script.
     #[command(after_help = "Examples:\n  source <(salp completion bash)")]
@@ -131,7 +150,12 @@ pub struct UpArgs {
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub filename: Vec<PathBuf>,
     /// Registries that are asked over plain HTTP (host:port); loopback always is.
-    #[arg(long, env = "SALP_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
+    #[arg(
+        long,
+        env = "SALP_INSECURE_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
     pub insecure_registry: Vec<String>,
 }
 

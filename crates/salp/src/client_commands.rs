@@ -45,8 +45,11 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
     let list = block_on(async {
         let access = connect(&args.target).await?;
         let which = Which {
-            namespace: (!args.all_namespaces)
-                .then(|| args.namespace.clone().unwrap_or_else(|| access.namespace.clone())),
+            namespace: (!args.all_namespaces).then(|| {
+                args.namespace
+                    .clone()
+                    .unwrap_or_else(|| access.namespace.clone())
+            }),
             label_selector: args.selector.clone(),
             field_selector: args.field_selector.clone(),
         };
@@ -56,9 +59,17 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
         Ok(readings::processes(Some(&first), &second))
     })?;
     match args.output {
-        Some(Format::Json) => output::line(serde_json::to_string_pretty(&list).context("encode list")?),
-        Some(Format::Yaml) => output::line(serde_saphyr::to_string(&list).context("encode list")?.trim_end()),
-        Some(Format::Name) => list.iter().for_each(|p| output::line(format!("pod/{}", p.pod))),
+        Some(Format::Json) => {
+            output::line(serde_json::to_string_pretty(&list).context("encode list")?)
+        }
+        Some(Format::Yaml) => output::line(
+            serde_saphyr::to_string(&list)
+                .context("encode list")?
+                .trim_end(),
+        ),
+        Some(Format::Name) => list
+            .iter()
+            .for_each(|p| output::line(format!("pod/{}", p.pod))),
         Some(Format::Wide) | None => {
             if list.is_empty() {
                 output::note(match (&args.namespace, args.all_namespaces) {
@@ -76,14 +87,19 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
 
 fn print_processes(list: &[Process], args: &PsArgs) {
     let wide = args.output == Some(Format::Wide);
-    let mut head = vec!["POD", "IMAGE", "READY", "STATE", "RESTARTS", "AGE", "CPU", "MEMORY", "REQ/S"];
+    let mut head = vec![
+        "POD", "IMAGE", "READY", "STATE", "RESTARTS", "AGE", "CPU", "MEMORY", "REQ/S",
+    ];
     if args.all_namespaces {
         head.insert(0, "NAMESPACE");
     }
     if wide {
         head.extend(["REQUESTS", "INSTANCES", "IP", "NODE"]);
     }
-    let rows: Vec<Vec<String>> = list.iter().map(|p| row(p, args.all_namespaces, wide)).collect();
+    let rows: Vec<Vec<String>> = list
+        .iter()
+        .map(|p| row(p, args.all_namespaces, wide))
+        .collect();
     let skip = usize::from(args.no_headers);
     for line in output::table_lines(&head, &rows).into_iter().skip(skip) {
         output::line(line);
@@ -100,9 +116,11 @@ pub fn row(p: &Process, with_namespace: bool, wide: bool) -> Vec<String> {
         p.state.clone(),
         p.restarts.to_string(),
         output::age(p.age_seconds),
-        p.cpu_cores.map_or_else(unknown, |c| format!("{}m", (c * 1000.0).round())),
+        p.cpu_cores
+            .map_or_else(unknown, |c| format!("{}m", (c * 1000.0).round())),
         p.memory_bytes.map_or_else(unknown, output::bytes),
-        p.requests_per_second.map_or_else(unknown, |r| format!("{r:.0}")),
+        p.requests_per_second
+            .map_or_else(unknown, |r| format!("{r:.0}")),
     ];
     if with_namespace {
         cells.insert(0, p.namespace.clone());
@@ -110,8 +128,16 @@ pub fn row(p: &Process, with_namespace: bool, wide: bool) -> Vec<String> {
     if wide {
         cells.push(p.requests.map_or_else(unknown, |r| r.to_string()));
         cells.push(p.instances.map_or_else(unknown, |r| r.to_string()));
-        cells.push(if p.ip.is_empty() { unknown() } else { p.ip.clone() });
-        cells.push(if p.node.is_empty() { unknown() } else { p.node.clone() });
+        cells.push(if p.ip.is_empty() {
+            unknown()
+        } else {
+            p.ip.clone()
+        });
+        cells.push(if p.node.is_empty() {
+            unknown()
+        } else {
+            p.node.clone()
+        });
     }
     cells
 }
@@ -149,7 +175,12 @@ pub fn logs(args: LogsArgs) -> Result<ExitCode> {
         let access = connect(&args.target).await?;
         let (namespace, name) = match args.pod.split_once('/') {
             Some((ns, name)) => (ns.to_owned(), name.to_owned()),
-            None => (args.namespace.clone().unwrap_or_else(|| access.namespace.clone()), args.pod.clone()),
+            None => (
+                args.namespace
+                    .clone()
+                    .unwrap_or_else(|| access.namespace.clone()),
+                args.pod.clone(),
+            ),
         };
         let params = kube::api::LogParams {
             container: args.container.clone(),
@@ -171,8 +202,12 @@ pub async fn print_logs(
     name: &str,
     params: &kube::api::LogParams,
 ) -> Result<()> {
-    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(access.client.clone(), namespace);
-    let stream = pods.log_stream(name, params).await.map_err(api_access::explain)?;
+    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> =
+        kube::Api::namespaced(access.client.clone(), namespace);
+    let stream = pods
+        .log_stream(name, params)
+        .await
+        .map_err(api_access::explain)?;
     let mut lines = stream.lines();
     while let Some(line) = lines.try_next().await.context("read log")? {
         output::line(line);
@@ -207,19 +242,28 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     let count: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    count.checked_mul(per).map(Duration::from_secs).ok_or_else(wrong)
+    count
+        .checked_mul(per)
+        .map(Duration::from_secs)
+        .ok_or_else(wrong)
 }
 
 /// `salp token`.
 pub fn token(args: TokenArgs) -> Result<ExitCode> {
     block_on(async {
         let access = connect(&args.target).await?;
-        let namespace = args.namespace.clone().unwrap_or_else(|| access.namespace.clone());
+        let namespace = args
+            .namespace
+            .clone()
+            .unwrap_or_else(|| access.namespace.clone());
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": args.duration.as_secs()},
         });
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{}/token", args.service_account);
+        let path = format!(
+            "/api/v1/namespaces/{namespace}/serviceaccounts/{}/token",
+            args.service_account
+        );
         let answer = access.post(&path, &body).await?;
         match answer.pointer("/status/token").and_then(Value::as_str) {
             Some(token) => output::line(token),
@@ -234,7 +278,10 @@ pub fn token(args: TokenArgs) -> Result<ExitCode> {
 pub fn kubeconfig(dir: &DataDir) -> Result<ExitCode> {
     let path = Layout::new(config::data_dir(dir)?).kubeconfig();
     if !path.exists() {
-        bail!("find kubeconfig {}: start the site with `salp up` first, or give its --data-dir", path.display());
+        bail!(
+            "find kubeconfig {}: start the site with `salp up` first, or give its --data-dir",
+            path.display()
+        );
     }
     output::line(path.display().to_string());
     Ok(ExitCode::SUCCESS)
@@ -248,8 +295,14 @@ pub fn version(format: Option<Format>) -> Result<ExitCode> {
         "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
     });
     match format {
-        Some(Format::Json) => output::line(serde_json::to_string_pretty(&info).context("encode version")?),
-        Some(Format::Yaml) => output::line(serde_saphyr::to_string(&info).context("encode version")?.trim_end()),
+        Some(Format::Json) => {
+            output::line(serde_json::to_string_pretty(&info).context("encode version")?)
+        }
+        Some(Format::Yaml) => output::line(
+            serde_saphyr::to_string(&info)
+                .context("encode version")?
+                .trim_end(),
+        ),
         _ => output::line(format!(
             "salp {} (Kubernetes {}, {}/{})",
             env!("CARGO_PKG_VERSION"),

@@ -74,7 +74,10 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         data_dir: std::path::absolute(&data_dir)
             .with_context(|| format!("find data directory {}", data_dir.display()))?,
         api_port: args.api_port.or(file.api_port).unwrap_or(6443),
-        bind_address: args.bind_address.or(file.bind_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        bind_address: args
+            .bind_address
+            .or(file.bind_address)
+            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         kubelet_port: args.kubelet_port.or(file.kubelet_port),
         node_name,
         max_pods: args.max_pods.or(file.max_pods).unwrap_or(10_000),
@@ -90,7 +93,9 @@ pub fn site(args: &UpArgs) -> Result<Site> {
 fn read_file(path: &Path, may_be_absent: bool) -> Result<File> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(e) if may_be_absent && e.kind() == std::io::ErrorKind::NotFound => return Ok(File::default()),
+        Err(e) if may_be_absent && e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(File::default());
+        }
         Err(e) => return Err(e).with_context(|| format!("read configuration {}", path.display())),
     };
     if text.trim().is_empty() {
@@ -108,19 +113,34 @@ fn default_data_dir() -> Result<PathBuf> {
     }
     match std::env::home_dir() {
         Some(home) => Ok(home.join(".local/share/salp")),
-        None => bail!("find data directory: neither XDG_DATA_HOME nor HOME is set; give --data-dir"),
+        None => {
+            bail!("find data directory: neither XDG_DATA_HOME nor HOME is set; give --data-dir")
+        }
     }
 }
 
 /// The host's name as a node name: lower case, what does not fit replaced by `-`.
 fn host_name() -> String {
-    let raw = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let raw = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase();
     let name: String = raw
         .chars()
-        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.' { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
         .collect();
     let name = name.trim_matches(['-', '.']).to_owned();
-    if name.is_empty() { "node".to_owned() } else { name }
+    if name.is_empty() {
+        "node".to_owned()
+    } else {
+        name
+    }
 }
 
 /// Files and directories of a site, all under its data directory.
@@ -173,12 +193,23 @@ impl Layout {
     /// Makes the directories, readable by the owner alone.
     pub fn create(&self) -> Result<()> {
         use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-        for dir in [self.root.clone(), self.pki(), self.run(), self.root.join("store"), self.node()] {
+        for dir in [
+            self.root.clone(),
+            self.pki(),
+            self.run(),
+            self.root.join("store"),
+            self.node(),
+        ] {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&dir)
-                .with_context(|| format!("make directory {}: choose another with --data-dir", dir.display()))?;
+                .with_context(|| {
+                    format!(
+                        "make directory {}: choose another with --data-dir",
+                        dir.display()
+                    )
+                })?;
         }
         std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("restrict directory {}", self.root.display()))
@@ -223,7 +254,10 @@ mod tests {
         write_atomic(&path, b"one", 0o600).unwrap();
         write_atomic(&path, b"two", 0o600).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

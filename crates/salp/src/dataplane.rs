@@ -1,2 +1,4 @@
 //! stub
-pub fn main(config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> { anyhow::bail!("{}", config.display()) }
+pub fn main(config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("{}", config.display())
+}

@@ -4,6 +4,12 @@
 //! in order and stops them in reverse. It holds no Kubernetes logic of its own.
 //! Start with [`cli`] for the commands and [`up`] for how a site comes to life.
 
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "a binary has no outside to document for"
+)]
+
 mod api_access;
 mod cli;
 mod client_commands;

@@ -23,16 +23,25 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Value>> {
     for path in paths {
         let mut files = Vec::new();
         if path.is_dir() {
-            for entry in std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
-                let file = entry.with_context(|| format!("read {}", path.display()))?.path();
-                let wanted = file.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+            for entry in
+                std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))?
+            {
+                let file = entry
+                    .with_context(|| format!("read {}", path.display()))?
+                    .path();
+                let wanted = file
+                    .extension()
+                    .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
                 if file.is_file() && wanted {
                     files.push(file);
                 }
             }
             files.sort();
             if files.is_empty() {
-                bail!("read {}: no .yaml, .yml or .json file there", path.display());
+                bail!(
+                    "read {}: no .yaml, .yml or .json file there",
+                    path.display()
+                );
             }
         } else {
             files.push(path.clone());
@@ -54,7 +63,10 @@ fn read_file(file: &Path, objects: &mut Vec<Value>) -> Result<()> {
         }
         let kind = document["kind"].as_str().unwrap_or_default();
         if kind.is_empty() || document["apiVersion"].as_str().is_none_or(str::is_empty) {
-            bail!("read {}: a document without apiVersion and kind is no Kubernetes object", file.display());
+            bail!(
+                "read {}: a document without apiVersion and kind is no Kubernetes object",
+                file.display()
+            );
         }
         if kind.ends_with("List") && document["items"].is_array() {
             objects.extend(document["items"].as_array().into_iter().flatten().cloned());
@@ -77,22 +89,37 @@ pub async fn apply(access: &Access, mut objects: Vec<Value>) -> Result<Vec<Appli
     for object in objects {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let api_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let base =
-            if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") };
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let base = if api_version.contains('/') {
+            format!("/apis/{api_version}")
+        } else {
+            format!("/api/{api_version}")
+        };
         if !plurals.contains_key(&base) {
-            let list = access.get(&base).await.with_context(|| format!("apply {kind} {name}"))?;
+            let list = access
+                .get(&base)
+                .await
+                .with_context(|| format!("apply {kind} {name}"))?;
             plurals.insert(base.clone(), list);
         }
         let resource = plurals[&base]["resources"]
             .as_array()
             .into_iter()
             .flatten()
-            .find(|r| r["kind"] == kind.as_str() && !r["name"].as_str().unwrap_or("/").contains('/'))
-            .with_context(|| format!("apply {kind} {name}: the server has no such kind in {api_version}"))?;
+            .find(|r| {
+                r["kind"] == kind.as_str() && !r["name"].as_str().unwrap_or("/").contains('/')
+            })
+            .with_context(|| {
+                format!("apply {kind} {name}: the server has no such kind in {api_version}")
+            })?;
         let plural = resource["name"].as_str().unwrap_or_default();
         let path = if resource["namespaced"].as_bool().unwrap_or(false) {
-            let namespace = object["metadata"]["namespace"].as_str().unwrap_or(&access.namespace);
+            let namespace = object["metadata"]["namespace"]
+                .as_str()
+                .unwrap_or(&access.namespace);
             format!("{base}/namespaces/{namespace}/{plural}/{name}")
         } else {
             format!("{base}/{plural}/{name}")
@@ -123,7 +150,8 @@ pub async fn urls(access: &Access, applied: &[Applied], node_address: &str) -> R
             }
             if let Some(n) = port["nodePort"].as_u64() {
                 urls.push(format!("http://{node_address}:{n}/"));
-            } else if let (Some(ip), Some(n)) = (object["spec"]["clusterIP"].as_str(), port["port"].as_u64())
+            } else if let (Some(ip), Some(n)) =
+                (object["spec"]["clusterIP"].as_str(), port["port"].as_u64())
                 && ip != "None"
             {
                 urls.push(format!("http://{ip}:{n}/"));
@@ -147,9 +175,17 @@ mod tests {
         )
         .unwrap();
         let objects = read(&[dir.path().to_owned()]).unwrap();
-        let kinds: Vec<_> = objects.iter().map(|o| o["kind"].as_str().unwrap()).collect();
+        let kinds: Vec<_> = objects
+            .iter()
+            .map(|o| o["kind"].as_str().unwrap())
+            .collect();
         assert_eq!(kinds, ["Namespace", "ConfigMap"]);
         std::fs::write(&file, "hello: world\n").unwrap();
-        assert!(read(&[file]).unwrap_err().to_string().contains("apiVersion"));
+        assert!(
+            read(&[file])
+                .unwrap_err()
+                .to_string()
+                .contains("apiVersion")
+        );
     }
 }

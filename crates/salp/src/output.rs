@@ -1,6 +1,10 @@
 //! What a person sees: errors, phases, aligned columns; and where logs go.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this module is the one that prints")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this module is the one that prints"
+)]
 
 use anyhow::{Context as _, Result};
 use std::io::{IsTerminal as _, Write as _};
@@ -13,13 +17,17 @@ pub fn colour() -> bool {
 
 /// Prints an error on one line, the cause chain joined by colons.
 pub fn error(error: &anyhow::Error) {
-    let text = error.chain().map(|e| e.to_string()).fold(Vec::<String>::new(), |mut parts, part| {
-        // Some libraries repeat their source in their own text.
-        if !parts.last().is_some_and(|last| last.contains(&part)) {
-            parts.push(part);
-        }
-        parts
-    });
+    let text =
+        error
+            .chain()
+            .map(|e| e.to_string())
+            .fold(Vec::<String>::new(), |mut parts, part| {
+                // Some libraries repeat their source in their own text.
+                if !parts.last().is_some_and(|last| last.contains(&part)) {
+                    parts.push(part);
+                }
+                parts
+            });
     let text = text.join(": ").replace('\n', " ");
     if colour() {
         eprintln!("\x1b[31merror:\x1b[0m {text}");
@@ -43,8 +51,10 @@ pub fn note(text: impl AsRef<str>) {
 pub fn init_logging(filter: &str, timestamps: bool) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .with_context(|| format!("read --log {filter:?}: want LEVEL or TARGET=LEVEL,…"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour());
     if timestamps {
         builder.init();
     } else {
@@ -69,7 +79,11 @@ impl Phases {
             bar.enable_steady_tick(Duration::from_millis(80));
             bar
         });
-        Self { spinner, started: Instant::now(), current: None }
+        Self {
+            spinner,
+            started: Instant::now(),
+            current: None,
+        }
     }
 
     /// Ends the current phase and begins the next.
@@ -133,7 +147,10 @@ pub fn table_lines(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         text.trim_end().to_owned()
     };
     let mut lines = vec![render(&mut head.iter().copied())];
-    lines.extend(rows.iter().map(|row| render(&mut row.iter().map(String::as_str))));
+    lines.extend(
+        rows.iter()
+            .map(|row| render(&mut row.iter().map(String::as_str))),
+    );
     lines
 }
 
@@ -146,7 +163,11 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n}B") } else { format!("{value:.1}{}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n}B")
+    } else {
+        format!("{value:.1}{}", UNITS[unit])
+    }
 }
 
 /// An age as kubectl prints it: `45s`, `3m12s`, `5h`, `12d`.
@@ -169,7 +190,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = vec![vec!["a".to_owned(), "Running".to_owned()], vec!["longer".to_owned(), "x".to_owned()]];
+        let rows = vec![
+            vec!["a".to_owned(), "Running".to_owned()],
+            vec!["longer".to_owned(), "x".to_owned()],
+        ];
         assert_eq!(
             table_lines(&["POD", "STATE"], &rows),
             ["POD      STATE", "a        Running", "longer   x"]

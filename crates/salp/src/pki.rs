@@ -6,8 +6,8 @@
 use crate::config::{Layout, write_atomic};
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,8 @@ pub struct Reached {
 pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
     let dir = layout.pki();
     let (ca_pem, ca_key) = authority(&dir)?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, &ca_key).context("read certificate authority")?;
+    let issuer =
+        Issuer::from_ca_cert_pem(&ca_pem, &ca_key).context("read certificate authority")?;
     let mut server_names: Vec<String> = [
         "kubernetes",
         "kubernetes.default",
@@ -96,7 +97,11 @@ pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
             names: vec![reached.node_name.clone(), "localhost".to_owned()],
             addresses: reached.addresses.clone(),
         })?,
-        kubelet_client: leaf(client("kubelet-client", "kube-apiserver-kubelet-client", "system:masters"))?,
+        kubelet_client: leaf(client(
+            "kubelet-client",
+            "kube-apiserver-kubelet-client",
+            "system:masters",
+        ))?,
         admin: leaf(client("admin", "salp-admin", "system:masters"))?,
         proxy: leaf(client("proxy", "system:kube-proxy", "system:node-proxier"))?,
         service_account_key_pem: key(&dir.join("service-account.key"))?,
@@ -117,18 +122,26 @@ fn client<'a>(file: &'a str, common_name: &str, organization: &'a str) -> Leaf<'
 
 fn authority(dir: &Path) -> Result<(String, KeyPair)> {
     let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-    let key = KeyPair::from_pem(&key(&key_path)?).with_context(|| format!("read key {}", key_path.display()))?;
+    let key = KeyPair::from_pem(&key(&key_path)?)
+        .with_context(|| format!("read key {}", key_path.display()))?;
     if let Some(pem) = read_if_there(&cert_path)? {
         return Ok((pem, key));
     }
     let mut params = CertificateParams::default();
     params.distinguished_name = name("salp-ca", None);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     // Valid by any clock that a machine with a dead battery may show.
     params.not_before = rcgen::date_time_ymd(1970, 1, 2);
     params.not_after = rcgen::date_time_ymd(2120, 1, 1);
-    let pem = params.self_signed(&key).context("make certificate authority")?.pem();
+    let pem = params
+        .self_signed(&key)
+        .context("make certificate authority")?
+        .pem();
     write_atomic(&cert_path, pem.as_bytes(), 0o644)?;
     Ok((pem, key))
 }
@@ -142,36 +155,61 @@ fn issue(dir: &Path, issuer: &Issuer<'_, &KeyPair>, ca_pem: &str, leaf: &Leaf<'_
     {
         return Ok(Pair { cert_pem, key_pem });
     }
-    let key = KeyPair::from_pem(&key_pem).with_context(|| format!("read key {}", key_path.display()))?;
+    let key =
+        KeyPair::from_pem(&key_pem).with_context(|| format!("read key {}", key_path.display()))?;
     let mut params = CertificateParams::new(leaf.names.clone()).context("make certificate")?;
-    params.subject_alt_names.extend(leaf.addresses.iter().map(|a| SanType::IpAddress(*a)));
+    params
+        .subject_alt_names
+        .extend(leaf.addresses.iter().map(|a| SanType::IpAddress(*a)));
     params.distinguished_name = name(&leaf.common_name, leaf.organization);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![if leaf.server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+    params.extended_key_usages = vec![if leaf.server {
+        ExtendedKeyUsagePurpose::ServerAuth
+    } else {
+        ExtendedKeyUsagePurpose::ClientAuth
+    }];
     params.use_authority_key_identifier_extension = true;
     let now = jiff::Timestamp::now();
     let ((y0, m0, d0), (y1, m1, d1)) = (date(now, -1), date(now, LEAF_DAYS));
     params.not_before = rcgen::date_time_ymd(y0, m0, d0);
     params.not_after = rcgen::date_time_ymd(y1, m1, d1);
-    let cert_pem = params.signed_by(&key, issuer).context("sign certificate")?.pem();
+    let cert_pem = params
+        .signed_by(&key, issuer)
+        .context("sign certificate")?
+        .pem();
     write_atomic(&cert_path, cert_pem.as_bytes(), 0o644)?;
     Ok(Pair { cert_pem, key_pem })
 }
 
 /// The date so many days from `now`: year, month, day.
 fn date(now: jiff::Timestamp, days: i64) -> (i32, u8, u8) {
-    let date = (now + jiff::SignedDuration::from_hours(24 * days)).to_zoned(jiff::tz::TimeZone::UTC).date();
-    (i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+    let date = (now + jiff::SignedDuration::from_hours(24 * days))
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .date();
+    (
+        i32::from(date.year()),
+        date.month().unsigned_abs(),
+        date.day().unsigned_abs(),
+    )
 }
 
 /// Valid for another third of its life, of this authority and key, with all names that are wanted.
 fn still_good(cert_pem: &str, ca_pem: &str, key_pem: &str, leaf: &Leaf<'_>) -> bool {
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()) else { return false };
-    let Ok(cert) = pem.parse_x509() else { return false };
-    let Ok((_, ca)) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes()) else { return false };
-    let Ok(ca) = ca.parse_x509() else { return false };
-    let Ok(key) = KeyPair::from_pem(key_pem) else { return false };
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()) else {
+        return false;
+    };
+    let Ok(cert) = pem.parse_x509() else {
+        return false;
+    };
+    let Ok((_, ca)) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes()) else {
+        return false;
+    };
+    let Ok(ca) = ca.parse_x509() else {
+        return false;
+    };
+    let Ok(key) = KeyPair::from_pem(key_pem) else {
+        return false;
+    };
     let now = jiff::Timestamp::now().as_second();
     let validity = cert.validity();
     let in_time = validity.not_before.timestamp() <= now
@@ -197,7 +235,11 @@ fn still_good(cert_pem: &str, ca_pem: &str, key_pem: &str, leaf: &Leaf<'_>) -> b
             }
         }
     }
-    let common_name = cert.subject().iter_common_name().next().and_then(|c| c.as_str().ok());
+    let common_name = cert
+        .subject()
+        .iter_common_name()
+        .next()
+        .and_then(|c| c.as_str().ok());
     in_time
         && same_key
         && common_name == Some(&leaf.common_name)
@@ -235,7 +277,13 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 }
 
 /// Writes a kubeconfig with everything inside.
-pub fn write_kubeconfig(path: &PathBuf, server: &str, ca_pem: &str, user: &str, pair: &Pair) -> Result<()> {
+pub fn write_kubeconfig(
+    path: &PathBuf,
+    server: &str,
+    ca_pem: &str,
+    user: &str,
+    pair: &Pair,
+) -> Result<()> {
     use base64::Engine as _;
     let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let text = format!(
@@ -255,7 +303,10 @@ mod tests {
     use super::*;
 
     fn reached(ip: &str) -> Reached {
-        Reached { node_name: "till".to_owned(), addresses: vec![ip.parse().unwrap()] }
+        Reached {
+            node_name: "till".to_owned(),
+            addresses: vec![ip.parse().unwrap()],
+        }
     }
 
     #[test]

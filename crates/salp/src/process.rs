@@ -37,7 +37,9 @@ pub fn lock(layout: &Layout) -> Result<Lock> {
             pid.trim()
         );
     }
-    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()))
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| write!(file, "{}", std::process::id()))
         .with_context(|| format!("write {}", path.display()))?;
     Ok(Lock { _file: file })
 }
@@ -84,9 +86,15 @@ pub fn spawn_dataplane(layout: &Layout) -> Result<()> {
 
 /// The process id in a pid file, if that process runs the same program kind (`salp`).
 pub fn running(pid_file: &Path) -> Option<Pid> {
-    let pid: i32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    let pid: i32 = std::fs::read_to_string(pid_file)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     let args = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    args.split(|b| *b == 0).any(|a| a == b"dataplane").then_some(())?;
+    args.split(|b| *b == 0)
+        .any(|a| a == b"dataplane")
+        .then_some(())?;
     Pid::from_raw(pid)
 }
 

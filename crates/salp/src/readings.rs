@@ -81,7 +81,11 @@ impl Which {
             query.append_pair("fieldSelector", f);
         }
         let query = query.finish();
-        if query.is_empty() { base } else { format!("{base}?{query}") }
+        if query.is_empty() {
+            base
+        } else {
+            format!("{base}?{query}")
+        }
     }
 }
 
@@ -93,14 +97,20 @@ pub async fn sample(access: &Access, which: &Which) -> Result<Sample> {
     let mut listed = Vec::new();
     for node in items(&nodes) {
         let name = text(node, "/metadata/name").to_owned();
-        let stats = access.get(&format!("/api/v1/nodes/{name}/proxy/stats/salp")).await;
+        let stats = access
+            .get(&format!("/api/v1/nodes/{name}/proxy/stats/salp"))
+            .await;
         if let Ok(stats) = &stats {
             read_used(stats, &mut used);
         }
         listed.push(Node {
-            ready: node.pointer("/status/conditions").and_then(Value::as_array).is_some_and(|list| {
-                list.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-            }),
+            ready: node
+                .pointer("/status/conditions")
+                .and_then(Value::as_array)
+                .is_some_and(|list| {
+                    list.iter()
+                        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+                }),
             cpu_cores: quantity(text(node, "/status/capacity/cpu")),
             memory_bytes: quantity(text(node, "/status/capacity/memory")) as u64,
             reached: stats.is_ok(),
@@ -114,13 +124,22 @@ pub async fn sample(access: &Access, which: &Which) -> Result<Sample> {
         },
         _ => Vec::new(),
     };
-    Ok(Sample { taken: Instant::now(), pods, used, nodes: listed })
+    Ok(Sample {
+        taken: Instant::now(),
+        pods,
+        used,
+        nodes: listed,
+    })
 }
 
 fn read_used(stats: &Value, used: &mut HashMap<String, Used>) {
-    let Some(pods) = stats["pods"].as_array() else { return };
+    let Some(pods) = stats["pods"].as_array() else {
+        return;
+    };
     for pod in pods {
-        let Some(uid) = pod["uid"].as_str() else { continue };
+        let Some(uid) = pod["uid"].as_str() else {
+            continue;
+        };
         let sum: &mut Used = used.entry(uid.to_owned()).or_default();
         for c in pod["containers"].as_array().into_iter().flatten() {
             let n = |key: &str| c[key].as_u64().unwrap_or(0);
@@ -136,7 +155,13 @@ fn read_used(stats: &Value, used: &mut HashMap<String, Used>) {
 pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
     let now = jiff::Timestamp::now().as_second();
     let table = api::find("", "v1", "pods");
-    let column = |name: &str| table.and_then(|t| t.columns.iter().position(|c| c.name.eq_ignore_ascii_case(name)));
+    let column = |name: &str| {
+        table.and_then(|t| {
+            t.columns
+                .iter()
+                .position(|c| c.name.eq_ignore_ascii_case(name))
+        })
+    };
     let (ready_at, status_at) = (column("Ready"), column("Status"));
     later
         .pods
@@ -144,11 +169,15 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
         .map(|pod| {
             let cells = table.map(|t| (t.row)(pod, now)).unwrap_or_default();
             let cell = |at: Option<usize>| {
-                at.and_then(|i| cells.get(i)).and_then(Value::as_str).unwrap_or_default().to_owned()
+                at.and_then(|i| cells.get(i))
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
             };
             let uid = text(pod, "/metadata/uid");
             let used = later.used.get(uid);
-            let before = earlier.and_then(|e| Some((e.used.get(uid)?, (later.taken - e.taken).as_secs_f64())));
+            let before = earlier
+                .and_then(|e| Some((e.used.get(uid)?, (later.taken - e.taken).as_secs_f64())));
             let rate = |get: fn(&Used) -> u64| {
                 let (now, (before, seconds)) = (used?, before?);
                 (seconds > 0.0).then(|| get(now).saturating_sub(get(before)) as f64 / seconds)
@@ -193,9 +222,13 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn quantity(text: &str) -> f64 {
-    text.parse::<apimachinery::quantity::Quantity>().map_or(0.0, |q| q.nano as f64 / 1e9)
+    text.parse::<apimachinery::quantity::Quantity>()
+        .map_or(0.0, |q| q.nano as f64 / 1e9)
 }

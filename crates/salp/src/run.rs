@@ -45,17 +45,25 @@ pub struct RunArgs {
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     block_on(async move {
         let access = connect(&args.target).await?;
-        let namespace = args.namespace.clone().unwrap_or_else(|| access.namespace.clone());
+        let namespace = args
+            .namespace
+            .clone()
+            .unwrap_or_else(|| access.namespace.clone());
         let pod = pod(&args)?;
         let collection = format!("/api/v1/namespaces/{namespace}/pods");
         let made = access.post(&collection, &pod).await?;
-        let name = made.pointer("/metadata/name").and_then(Value::as_str).context("read pod name")?.to_owned();
+        let name = made
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .context("read pod name")?
+            .to_owned();
         let path = format!("{collection}/{name}");
         let code = tokio::select! {
             code = settle(&access, &namespace, &name, &path, args.timeout) => code,
             stop = tokio::signal::ctrl_c() => stop.context("wait for Ctrl-C").map(|()| ExitCode::from(130)),
         };
-        let serves = matches!(&code, Ok(c) if *c == ExitCode::SUCCESS) && still_runs(&access, &path).await;
+        let serves =
+            matches!(&code, Ok(c) if *c == ExitCode::SUCCESS) && still_runs(&access, &path).await;
         if args.rm && !serves {
             access.delete(&path).await?;
         }
@@ -66,7 +74,9 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
 fn pod(args: &RunArgs) -> Result<Value> {
     let mut env = Vec::new();
     for pair in &args.env {
-        let Some((name, value)) = pair.split_once('=') else { bail!("read --env {pair:?}: want NAME=VALUE") };
+        let Some((name, value)) = pair.split_once('=') else {
+            bail!("read --env {pair:?}: want NAME=VALUE")
+        };
         env.push(json!({"name": name, "value": value}));
     }
     let mut container = json!({
@@ -92,28 +102,54 @@ fn base_name(image: &str) -> String {
     let repository = image.split('@').next().unwrap_or(image);
     let last = repository.rsplit('/').next().unwrap_or(repository);
     let last = last.split(':').next().unwrap_or(last);
-    let name: String =
-        last.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(50).collect();
+    let name: String = last
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(50)
+        .collect();
     let name = name.trim_matches('-').to_owned();
-    if name.is_empty() { "pod".to_owned() } else { name }
+    if name.is_empty() {
+        "pod".to_owned()
+    } else {
+        name
+    }
 }
 
 /// Waits until the pod serves (prints its URL) or has ended (prints its output).
-async fn settle(access: &Access, namespace: &str, name: &str, path: &str, timeout: u64) -> Result<ExitCode> {
+async fn settle(
+    access: &Access,
+    namespace: &str,
+    name: &str,
+    path: &str,
+    timeout: u64,
+) -> Result<ExitCode> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout);
     loop {
         let pod = access.get(path).await?;
-        let phase = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default();
+        let phase = pod
+            .pointer("/status/phase")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if let Some(reason) = stuck(&pod) {
             bail!("run pod {namespace}/{name}: {reason}");
         }
         match phase {
             "Succeeded" | "Failed" => {
-                client_commands::print_logs(access, namespace, name, &kube::api::LogParams::default()).await?;
+                client_commands::print_logs(
+                    access,
+                    namespace,
+                    name,
+                    &kube::api::LogParams::default(),
+                )
+                .await?;
                 return Ok(exit_code(&pod));
             }
             "Running" => {
-                let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or_default();
+                let ip = pod
+                    .pointer("/status/podIP")
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
                 if !ip.is_empty() && tokio::net::TcpStream::connect((ip, PORT)).await.is_ok() {
                     output::line(format!("http://{ip}:{PORT}/"));
                     return Ok(ExitCode::SUCCESS);
@@ -124,11 +160,16 @@ async fn settle(access: &Access, namespace: &str, name: &str, path: &str, timeou
         if tokio::time::Instant::now() >= deadline {
             if phase == "Running" {
                 // A program that neither serves nor ends: show what it says.
-                let params = kube::api::LogParams { follow: true, ..Default::default() };
+                let params = kube::api::LogParams {
+                    follow: true,
+                    ..Default::default()
+                };
                 client_commands::print_logs(access, namespace, name, &params).await?;
                 return Ok(exit_code(&access.get(path).await?));
             }
-            bail!("run pod {namespace}/{name}: not started after {timeout} s; see `kubectl describe pod {name}`");
+            bail!(
+                "run pod {namespace}/{name}: not started after {timeout} s; see `kubectl describe pod {name}`"
+            );
         }
         tokio::time::sleep(POLL).await;
     }
@@ -138,18 +179,33 @@ async fn settle(access: &Access, namespace: &str, name: &str, path: &str, timeou
 fn stuck(pod: &Value) -> Option<String> {
     let waiting = pod.pointer("/status/containerStatuses/0/state/waiting")?;
     let reason = waiting["reason"].as_str()?;
-    let hopeless = ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"];
+    let hopeless = [
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+    ];
     (hopeless.contains(&reason) || reason.starts_with("Create") || reason == "RunContainerError")
-        .then(|| format!("{reason}: {}", waiting["message"].as_str().unwrap_or_default()))
+        .then(|| {
+            format!(
+                "{reason}: {}",
+                waiting["message"].as_str().unwrap_or_default()
+            )
+        })
 }
 
 fn exit_code(pod: &Value) -> ExitCode {
-    let code = pod.pointer("/status/containerStatuses/0/state/terminated/exitCode").and_then(Value::as_u64);
+    let code = pod
+        .pointer("/status/containerStatuses/0/state/terminated/exitCode")
+        .and_then(Value::as_u64);
     ExitCode::from(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1))
 }
 
 async fn still_runs(access: &Access, path: &str) -> bool {
-    access.get(path).await.is_ok_and(|pod| pod["status"]["phase"] == "Running")
+    access
+        .get(path)
+        .await
+        .is_ok_and(|pod| pod["status"]["phase"] == "Running")
 }
 
 #[cfg(test)]

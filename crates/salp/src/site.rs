@@ -60,16 +60,24 @@ pub fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
     let path = layout.site_file();
     match std::fs::read(&path) {
         Ok(bytes) => {
-            let site: Site = serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+            let site: Site = serde_json::from_slice(&bytes)
+                .with_context(|| format!("read {}", path.display()))?;
             prepare(&site)?;
             let claim = claim(&site).with_context(|| {
-                format!("claim addresses {}/{PREFIX}: another site on this machine uses them", site.service_network)
+                format!(
+                    "claim addresses {}/{PREFIX}: another site on this machine uses them",
+                    site.service_network
+                )
             })?;
             Ok((site, claim))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let (site, claim) = settle()?;
-            write_atomic(&path, &serde_json::to_vec_pretty(&site).context("write site facts")?, 0o600)?;
+            write_atomic(
+                &path,
+                &serde_json::to_vec_pretty(&site).context("write site facts")?,
+                0o600,
+            )?;
             Ok((site, claim))
         }
         Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
@@ -81,7 +89,11 @@ fn settle() -> Result<(Site, Claim)> {
     let mut last = None;
     for pair in 0..PAIRS_MAX {
         let (pods, services) = (42 + 2 * pair, 43 + 2 * pair);
-        for first in if routed { &[10u8, 127][..] } else { &[127u8][..] } {
+        for first in if routed {
+            &[10u8, 127][..]
+        } else {
+            &[127u8][..]
+        } {
             let site = Site {
                 pod_network: Ipv4Addr::new(*first, pods, 0, 0),
                 service_network: Ipv4Addr::new(*first, services, 0, 0),
@@ -108,5 +120,6 @@ fn prepare(site: &Site) -> Result<()> {
 }
 
 fn claim(site: &Site) -> std::io::Result<Claim> {
-    UdpSocket::bind(SocketAddrV4::new(site.api_service(), CLAIM_PORT)).map(|socket| Claim { _socket: socket })
+    UdpSocket::bind(SocketAddrV4::new(site.api_service(), CLAIM_PORT))
+        .map(|socket| Claim { _socket: socket })
 }

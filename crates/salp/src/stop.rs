@@ -31,7 +31,9 @@ pub fn down(data_dir: &Path) -> Result<ExitCode> {
 
 /// Ends the data plane; whether one ran.
 pub fn end_dataplane(layout: &Layout) -> Result<bool> {
-    let Some(pid) = process::running(&layout.dataplane_pid()) else { return Ok(false) };
+    let Some(pid) = process::running(&layout.dataplane_pid()) else {
+        return Ok(false);
+    };
     process::end(pid, Signal::TERM, DRAIN)?;
     Ok(true)
 }

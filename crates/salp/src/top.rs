@@ -57,12 +57,23 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
     if !(args.every.is_finite() && args.every >= 0.1) {
         bail!("read --every {}: want at least 0.1 seconds", args.every);
     }
-    let which = Which { namespace: args.namespace.clone(), label_selector: args.selector.clone(), field_selector: None };
+    let which = Which {
+        namespace: args.namespace.clone(),
+        label_selector: args.selector.clone(),
+        field_selector: None,
+    };
     block_on(async {
         let access = connect(&args.target).await?;
         let first = readings::sample(&access, &which).await?;
         let mut terminal = ratatui::try_init().context("open terminal")?;
-        let result = watch(&mut terminal, &access, &which, first, Duration::from_secs_f64(args.every)).await;
+        let result = watch(
+            &mut terminal,
+            &access,
+            &which,
+            first,
+            Duration::from_secs_f64(args.every),
+        )
+        .await;
         ratatui::restore();
         result
     })?;
@@ -85,7 +96,9 @@ async fn watch(
     };
     loop {
         sort(&mut view);
-        terminal.draw(|frame| draw(frame, &mut view)).context("draw")?;
+        terminal
+            .draw(|frame| draw(frame, &mut view))
+            .context("draw")?;
         let until = Instant::now() + every;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if !event::poll(left).context("read keys")? {
@@ -96,7 +109,9 @@ async fn watch(
             {
                 match key.code {
                     KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
-                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(()),
+                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+                        return Ok(());
+                    }
                     KeyCode::Char('c') => view.sort = Sort::Cpu,
                     KeyCode::Char('m') => view.sort = Sort::Memory,
                     KeyCode::Char('r') => view.sort = Sort::Requests,
@@ -106,7 +121,9 @@ async fn watch(
                     _ => {}
                 }
                 sort(&mut view);
-                terminal.draw(|frame| draw(frame, &mut view)).context("draw")?;
+                terminal
+                    .draw(|frame| draw(frame, &mut view))
+                    .context("draw")?;
             }
         }
         match readings::sample(access, which).await {
@@ -126,25 +143,40 @@ fn sort(view: &mut View) {
         Sort::Name => view.processes.sort_by_key(name),
         Sort::Cpu => sort_down(&mut view.processes, |p| p.cpu_cores.unwrap_or(0.0)),
         Sort::Memory => sort_down(&mut view.processes, |p| p.memory_bytes.unwrap_or(0) as f64),
-        Sort::Requests => sort_down(&mut view.processes, |p| p.requests_per_second.unwrap_or(0.0)),
+        Sort::Requests => sort_down(&mut view.processes, |p| {
+            p.requests_per_second.unwrap_or(0.0)
+        }),
     }
 }
 
 fn sort_down(list: &mut [Process], key: impl Fn(&Process) -> f64) {
     list.sort_by(|a, b| {
-        key(b).total_cmp(&key(a)).then_with(|| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)))
+        key(b)
+            .total_cmp(&key(a))
+            .then_with(|| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)))
     });
 }
 
 fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
     let nodes = view.sample.as_ref().map_or(&[][..], |s| &s.nodes);
-    let heading = u16::try_from(nodes.len()).unwrap_or(u16::MAX).saturating_add(2).min(8);
-    let [top, middle, bottom] =
-        Layout::vertical([Constraint::Length(heading), Constraint::Min(3), Constraint::Length(1)]).areas(frame.area());
+    let heading = u16::try_from(nodes.len())
+        .unwrap_or(u16::MAX)
+        .saturating_add(2)
+        .min(8);
+    let [top, middle, bottom] = Layout::vertical([
+        Constraint::Length(heading),
+        Constraint::Min(3),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
 
     let cpu: f64 = view.processes.iter().filter_map(|p| p.cpu_cores).sum();
     let memory: u64 = view.processes.iter().filter_map(|p| p.memory_bytes).sum();
-    let requests: f64 = view.processes.iter().filter_map(|p| p.requests_per_second).sum();
+    let requests: f64 = view
+        .processes
+        .iter()
+        .filter_map(|p| p.requests_per_second)
+        .sum();
     let mut lines = vec![Line::from(format!(
         "{} pods   {:.0}m cpu   {} memory   {requests:.0} requests/s",
         view.processes.len(),
@@ -152,7 +184,11 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
         crate::output::bytes(memory),
     ))];
     for node in nodes {
-        let pods = view.processes.iter().filter(|p| p.node == node.name).count();
+        let pods = view
+            .processes
+            .iter()
+            .filter(|p| p.node == node.name)
+            .count();
         let state = match (node.ready, node.reached) {
             (true, true) => "Ready",
             (true, false) => "Ready, its kubelet is silent",
@@ -167,11 +203,28 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
     }
     frame.render_widget(ratatui::widgets::Paragraph::new(lines), top);
 
-    let head = ["NAMESPACE", "POD", "IMAGE", "READY", "STATE", "RESTARTS", "AGE", "CPU", "MEMORY", "REQ/S"];
+    let head = [
+        "NAMESPACE",
+        "POD",
+        "IMAGE",
+        "READY",
+        "STATE",
+        "RESTARTS",
+        "AGE",
+        "CPU",
+        "MEMORY",
+        "REQ/S",
+    ];
     let rows: Vec<Row<'_>> = view
         .processes
         .iter()
-        .map(|p| Row::new(client_commands::row(p, true, false).into_iter().map(Cell::from)))
+        .map(|p| {
+            Row::new(
+                client_commands::row(p, true, false)
+                    .into_iter()
+                    .map(Cell::from),
+            )
+        })
         .collect();
     let widths = [
         Constraint::Max(16),
