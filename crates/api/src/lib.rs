@@ -3,13 +3,19 @@
 //!
 //! Pure data and functions over `serde_json::Value`. Start with [`resources`].
 
+mod access;
+mod catalog;
+mod columns;
 pub mod constants;
+mod names;
+
+pub use columns::human_duration;
 
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
 /// One row of the resource table.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Resource {
     /// API group, empty for core.
     pub group: &'static str,
@@ -37,12 +43,13 @@ pub struct Resource {
     pub scale: Option<Scale>,
     /// Other subresources: (name, kind's group, version, kind, verbs).
     pub subresources: &'static [Subresource],
-    /// `metadata.generation` is kept (it has a spec whose changes count).
+    /// `metadata.generation` is kept: it rises with any change outside `metadata` and `status`.
     pub generation: bool,
     /// OpenAPI name of the type, key into `Schema::builtin()`.
     pub type_name: &'static str,
     /// Two rows with the same stored key hold the same objects in other versions
-    /// (`events` in core and events.k8s.io): the row that is stored.
+    /// (`events` in core and events.k8s.io): (group, version) of the row that is stored,
+    /// which has the same plural.
     pub stored_as: Option<(&'static str, &'static str)>,
     /// Fills defaults in.
     pub default: fn(&mut Value),
@@ -97,7 +104,7 @@ pub struct Column {
 
 /// All rows. The order is that of discovery.
 pub fn resources() -> &'static [Resource] {
-    &[]
+    catalog::rows()
 }
 
 /// The row of a resource by group, version and plural.
@@ -112,4 +119,43 @@ pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Reso
     resources()
         .iter()
         .find(|r| r.group == group && r.version == version && r.kind == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_are_consistent() {
+        let mut seen = HashSet::new();
+        for r in resources() {
+            assert!(
+                seen.insert((r.group, r.version, r.plural)),
+                "{} twice",
+                r.plural
+            );
+            assert_eq!(r.singular, r.kind.to_lowercase());
+            assert!(r.type_name.ends_with(r.kind), "{}", r.type_name);
+            let mut verbs = r.verbs.to_vec();
+            verbs.sort_unstable();
+            assert_eq!(verbs, r.verbs, "{}", r.plural);
+            if let Some((group, version)) = r.stored_as {
+                assert!(find(group, version, r.plural).is_some_and(|s| s.stored_as.is_none()));
+            }
+        }
+        assert!(resources().len() >= 65);
+        assert!(find("apps", "v1", "deployments").is_some());
+        assert!(find_kind("", "v1", "Pod").is_some());
+    }
+
+    #[test]
+    fn short_names_are_unique() {
+        let mut seen = HashSet::new();
+        for r in resources().iter().filter(|r| r.stored_as.is_none()) {
+            for s in r.short_names {
+                assert!(seen.insert(*s), "{s} twice");
+            }
+        }
+    }
 }
