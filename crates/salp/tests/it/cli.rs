@@ -1,0 +1,67 @@
+//! What the command line says, and how it fails.
+
+use crate::harness::{Site, repo_file, salp, text, get, eventually};
+
+fn fails(args: &[&str]) -> String {
+    let output = salp(args);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    let said = text(&output);
+    assert_eq!(said.trim().lines().count(), 1, "one line: {said}");
+    assert!(said.starts_with("error: "), "{said}");
+    said
+}
+
+#[test]
+fn errors_are_one_line_with_the_cure() {
+    let dir = tempfile::tempdir().expect("directory");
+    let nowhere = dir.path().join("none").display().to_string();
+    assert!(fails(&["kubeconfig", "--data-dir", &nowhere]).contains("salp up"));
+    assert!(fails(&["ps", "--data-dir", &nowhere]).contains("salp up"));
+    let broken = dir.path().join("broken.yaml");
+    std::fs::write(&broken, "a: [").expect("write");
+    let broken = broken.display().to_string();
+    assert!(fails(&["ps", "--kubeconfig", &broken]).contains("--kubeconfig"));
+    assert!(fails(&["up", "--config", &broken, "--data-dir", &nowhere]).contains("broken.yaml"));
+    assert!(fails(&["image", "push", &nowhere, "localhost:1/a:1"]).contains("none"));
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let held = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = held.local_addr().expect("address").port().to_string();
+    let dir = tempfile::tempdir().expect("directory");
+    let said = text(&salp(&["up", "--data-dir", &dir.path().display().to_string(), "--api-port", &port]));
+    assert!(said.contains(&port) && said.contains("--api-port"), "{said}");
+}
+
+#[test]
+fn a_second_up_in_the_same_directory_is_refused() {
+    let site = Site::start();
+    let said = text(&salp(&["up", "--data-dir", &site.dir.display().to_string(), "--api-port", "0"]));
+    assert!(said.contains(&site.pid().to_string()) && said.contains("salp down"), "{said}");
+}
+
+#[test]
+fn up_with_manifests_prints_a_url_that_answers() {
+    let mut site = Site::start();
+    site.signal("-INT");
+    let printed = site.up(&["-f", &repo_file("examples/hello").display().to_string()]);
+    let url = printed.split_whitespace().find(|w| w.starts_with("http://")).expect("URL").to_owned();
+    let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let body = eventually("the URL answers", || {
+        get(&address, "/").map_err(|e| e.to_string()).and_then(|a| a.expect_code(200))
+    });
+    assert!(body.starts_with("Hello from hello-"), "{body}");
+}
+
+#[test]
+fn completion_and_version() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = salp(&["completion", shell]);
+        assert!(output.status.success() && text(&output).contains("kubeconfig"), "{shell}");
+    }
+    assert!(text(&salp(&["version"])).contains("v1.37.1"));
+    let json = salp(&["version", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json["kubernetes"], "v1.37.1");
+}

@@ -1,0 +1,320 @@
+//! A site of its own for each test, a registry, and the clients.
+
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// No wait of a test is longer; a wait that ends here has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Path of a tool that `cargo xtask tools` fetched.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("workspace");
+    let dir = std::env::var_os("SALP_TOOLS").map_or_else(|| workspace.join("target/tools"), PathBuf::from);
+    let path = dir.join("bin").join(name);
+    assert!(path.exists(), "no {}: run `cargo xtask tools`", path.display());
+    path
+}
+
+/// A file of the repository.
+pub(crate) fn repo_file(relative: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("workspace");
+    let path = workspace.join(relative);
+    assert!(path.exists(), "no {}", path.display());
+    path
+}
+
+/// A port that is free now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port").port()
+}
+
+/// Runs `check` until it gives a value; fails with what it last said.
+pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(why) if Instant::now() > until => panic!("{what}: {why}"),
+            // Polling another program's state: there is no event to await.
+            Err(_) => std::thread::park_timeout(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// A process that is killed when the test ends, however it ends.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _already_dead = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// The real registry (docker-registry 2.8) on loopback, no authentication.
+pub(crate) struct Registry {
+    pub(crate) address: String,
+    _process: Running,
+    _dir: tempfile::TempDir,
+}
+
+impl Registry {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let port = free_port();
+        let config = dir.path().join("config.yml");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n",
+                dir.path().join("data").display()
+            ),
+        )
+        .expect("write registry configuration");
+        let process = Command::new(tool("registry"))
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start registry");
+        let registry = Self { address: format!("localhost:{port}"), _process: Running(process), _dir: dir };
+        eventually("registry starts", || {
+            get(&format!("127.0.0.1:{port}"), "/v2/").map_err(|e| e.to_string()).and_then(|r| r.expect_code(200))
+        });
+        registry
+    }
+
+    /// Pushes a Wasm file with `salp image push`; the reference.
+    pub(crate) fn push(&self, file: &Path, name: &str) -> String {
+        let reference = format!("{}/{name}", self.address);
+        let output = salp(&["image", "push", &file.display().to_string(), &reference]);
+        assert!(output.status.success(), "push: {}", text(&output));
+        reference
+    }
+}
+
+/// Runs the binary under test.
+pub(crate) fn salp(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_salp")).args(args).env_remove("KUBECONFIG").output().expect("run salp")
+}
+
+/// Standard output and error of a finished command.
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A running site with a data directory of its own.
+pub(crate) struct Site {
+    pub(crate) port: u16,
+    pub(crate) dir: PathBuf,
+    process: Option<Child>,
+    home: tempfile::TempDir,
+}
+
+impl Site {
+    /// Starts a site in a fresh directory and waits until it is ready.
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(args: &[&str]) -> Self {
+        let home = tempfile::tempdir().expect("directory");
+        let mut site = Self { port: free_port(), dir: home.path().join("site"), process: None, home };
+        site.up(args);
+        site
+    }
+
+    /// Starts the control plane (again) and waits until it says that it is ready.
+    pub(crate) fn up(&mut self, args: &[&str]) -> String {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_salp"))
+            .args(["up", "--data-dir"])
+            .arg(&self.dir)
+            .args(["--api-port", &self.port.to_string()])
+            .args(args)
+            .env_remove("KUBECONFIG")
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(self.home.path().join("up.log")).expect("log"))
+            .spawn()
+            .expect("start salp");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let mut printed = String::new();
+        loop {
+            match lines.next() {
+                Some(Ok(line)) => {
+                    printed.push_str(&line);
+                    printed.push('\n');
+                    if line.starts_with("Ready") {
+                        break;
+                    }
+                }
+                _ => {
+                    let _reaped = child.wait();
+                    panic!("salp up ended: {printed}{}", self.up_log());
+                }
+            }
+        }
+        // Whatever follows is read and dropped, or the pipe would fill.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.process = Some(child);
+        printed
+    }
+
+    pub(crate) fn up_log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("up.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig.yaml")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("running").id()
+    }
+
+    /// Sends a signal to the control plane and waits for its end.
+    pub(crate) fn signal(&mut self, signal: &str) {
+        let mut child = self.process.take().expect("running");
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+        assert!(sent.success());
+        child.wait().expect("wait for salp");
+    }
+
+    /// kubectl against this site.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
+        self.kubectl_command(args).output().expect("run kubectl")
+    }
+
+    pub(crate) fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(tool("kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig()).args(args).env("HOME", self.home.path());
+        command
+    }
+
+    /// kubectl that must succeed; its standard output.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let output = self.kubectl(args);
+        assert!(output.status.success(), "kubectl {}: {}\n{}", args.join(" "), text(&output), self.state());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// kubectl that must fail; what it says.
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
+        let output = self.kubectl(args);
+        assert!(!output.status.success(), "kubectl {} succeeded: {}", args.join(" "), text(&output));
+        text(&output)
+    }
+
+    /// `kubectl apply -f -`.
+    pub(crate) fn apply(&self, manifest: &str) -> String {
+        let output = self.apply_output(manifest, &[]);
+        assert!(output.status.success(), "apply: {}", text(&output));
+        text(&output)
+    }
+
+    pub(crate) fn apply_output(&self, manifest: &str, args: &[&str]) -> Output {
+        let mut child = self
+            .kubectl_command(&["apply", "-f", "-"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run kubectl");
+        child.stdin.take().expect("stdin").write_all(manifest.as_bytes()).expect("write manifest");
+        child.wait_with_output().expect("kubectl")
+    }
+
+    /// An object as JSON.
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let out = self.ok(&[args, &["-o", "json"]].concat());
+        serde_json::from_str(&out).expect("JSON")
+    }
+
+    /// What a person would look at after a failure.
+    fn state(&self) -> String {
+        let pods = text(&self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]));
+        let log = std::fs::read_to_string(self.dir.join("dataplane.log")).unwrap_or_default();
+        format!("{pods}\n--- up\n{}\n--- data plane\n{log}", self.up_log())
+    }
+
+    /// Waits for a value inside an object, by JSON pointer.
+    pub(crate) fn wait_for(&self, args: &[&str], pointer: &str, accept: impl Fn(&Value) -> bool) -> Value {
+        let mut last = String::new();
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let output = self.kubectl(&[args, &["-o", "json"]].concat());
+            match serde_json::from_slice::<Value>(&output.stdout) {
+                Ok(object) => {
+                    let found = object.pointer(pointer).unwrap_or(&Value::Null);
+                    if accept(found) {
+                        return object;
+                    }
+                    last = found.to_string();
+                }
+                Err(_) => last = text(&output),
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        panic!("{}: {pointer} is {last}\n{}", args.join(" "), self.state());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- salp up\n{}", self.up_log());
+        }
+        if let Some(mut child) = self.process.take() {
+            let _sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            let _reaped = child.wait();
+        }
+        let _stopped = salp(&["down", "--data-dir", &self.dir.display().to_string()]);
+    }
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn expect_code(self, code: u16) -> Result<String, String> {
+        if self.code == code { Ok(self.body) } else { Err(format!("{} {}", self.code, self.body)) }
+    }
+}
+
+/// One GET on a connection of its own.
+pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
+    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw)?;
+    let raw = String::from_utf8_lossy(&raw);
+    let (head, body) = raw.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no HTTP answer"))?;
+    let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).ok_or_else(|| std::io::Error::other("no code"))?;
+    let body =
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+    Ok(Answer { code, body })
+}
+
+fn unchunk(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 || after.len() < size {
+            break;
+        }
+        body.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    body
+}

@@ -1,0 +1,10 @@
+//! The real binary with real clients: kubectl, helm, an OCI registry, plain HTTP.
+//!
+//! Tools are found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches them.
+
+mod cli;
+mod faults;
+mod harness;
+mod packages;
+mod pods;
+mod serve;

@@ -1,0 +1,1 @@
+//! Every packaging of a Wasm image.

@@ -1,0 +1,1 @@
+//! What a pod may say and what becomes of it.
