@@ -1,6 +1,6 @@
 //! What the command line says, and how it fails.
 
-use crate::harness::{Site, repo_file, salp, text, get, eventually};
+use crate::harness::{Site, eventually, get, repo_file, salp, text};
 
 fn fails(args: &[&str]) -> String {
     let output = salp(args);
@@ -30,15 +30,33 @@ fn a_port_in_use_is_named() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
     let port = held.local_addr().expect("address").port().to_string();
     let dir = tempfile::tempdir().expect("directory");
-    let said = text(&salp(&["up", "--data-dir", &dir.path().display().to_string(), "--api-port", &port]));
-    assert!(said.contains(&port) && said.contains("--api-port"), "{said}");
+    let said = text(&salp(&[
+        "up",
+        "--data-dir",
+        &dir.path().display().to_string(),
+        "--api-port",
+        &port,
+    ]));
+    assert!(
+        said.contains(&port) && said.contains("--api-port"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_second_up_in_the_same_directory_is_refused() {
     let site = Site::start();
-    let said = text(&salp(&["up", "--data-dir", &site.dir.display().to_string(), "--api-port", "0"]));
-    assert!(said.contains(&site.pid().to_string()) && said.contains("salp down"), "{said}");
+    let said = text(&salp(&[
+        "up",
+        "--data-dir",
+        &site.dir.display().to_string(),
+        "--api-port",
+        "0",
+    ]));
+    assert!(
+        said.contains(&site.pid().to_string()) && said.contains("salp down"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -46,10 +64,19 @@ fn up_with_manifests_prints_a_url_that_answers() {
     let mut site = Site::start();
     site.signal("-INT");
     let printed = site.up(&["-f", &repo_file("examples/hello").display().to_string()]);
-    let url = printed.split_whitespace().find(|w| w.starts_with("http://")).expect("URL").to_owned();
-    let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let url = printed
+        .split_whitespace()
+        .find(|w| w.starts_with("http://"))
+        .expect("URL")
+        .to_owned();
+    let address = url
+        .trim_start_matches("http://")
+        .trim_end_matches('/')
+        .to_owned();
     let body = eventually("the URL answers", || {
-        get(&address, "/").map_err(|e| e.to_string()).and_then(|a| a.expect_code(200))
+        get(&address, "/")
+            .map_err(|e| e.to_string())
+            .and_then(|a| a.expect_code(200))
     });
     assert!(body.starts_with("Hello from hello-"), "{body}");
 }
@@ -58,7 +85,10 @@ fn up_with_manifests_prints_a_url_that_answers() {
 fn completion_and_version() {
     for shell in ["bash", "zsh", "fish"] {
         let output = salp(&["completion", shell]);
-        assert!(output.status.success() && text(&output).contains("kubeconfig"), "{shell}");
+        assert!(
+            output.status.success() && text(&output).contains("kubeconfig"),
+            "{shell}"
+        );
     }
     assert!(text(&salp(&["version"])).contains("v1.37.1"));
     let json = salp(&["version", "-o", "json"]);

@@ -16,7 +16,10 @@ fn no_acknowledged_write_is_lost_by_kill() {
         site.up(&[]);
         let list = site.ok(&["get", "configmaps", "-o", "name"]);
         for name in &acknowledged {
-            assert!(list.contains(&format!("configmap/{name}\n")), "{name} is lost:\n{list}");
+            assert!(
+                list.contains(&format!("configmap/{name}\n")),
+                "{name} is lost:\n{list}"
+            );
         }
     }
     let pods = site.kubectl(&["get", "nodes"]);

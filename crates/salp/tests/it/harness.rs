@@ -12,16 +12,27 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Path of a tool that `cargo xtask tools` fetched.
 pub(crate) fn tool(name: &str) -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("workspace");
-    let dir = std::env::var_os("SALP_TOOLS").map_or_else(|| workspace.join("target/tools"), PathBuf::from);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("workspace");
+    let dir = std::env::var_os("SALP_TOOLS")
+        .map_or_else(|| workspace.join("target/tools"), PathBuf::from);
     let path = dir.join("bin").join(name);
-    assert!(path.exists(), "no {}: run `cargo xtask tools`", path.display());
+    assert!(
+        path.exists(),
+        "no {}: run `cargo xtask tools`",
+        path.display()
+    );
     path
 }
 
 /// A file of the repository.
 pub(crate) fn repo_file(relative: &str) -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("workspace");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("workspace");
     let path = workspace.join(relative);
     assert!(path.exists(), "no {}", path.display());
     path
@@ -29,7 +40,10 @@ pub(crate) fn repo_file(relative: &str) -> PathBuf {
 
 /// A port that is free now.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("free port")
+        .port()
 }
 
 /// Runs `check` until it gives a value; fails with what it last said.
@@ -82,9 +96,15 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("start registry");
-        let registry = Self { address: format!("localhost:{port}"), _process: Running(process), _dir: dir };
+        let registry = Self {
+            address: format!("localhost:{port}"),
+            _process: Running(process),
+            _dir: dir,
+        };
         eventually("registry starts", || {
-            get(&format!("127.0.0.1:{port}"), "/v2/").map_err(|e| e.to_string()).and_then(|r| r.expect_code(200))
+            get(&format!("127.0.0.1:{port}"), "/v2/")
+                .map_err(|e| e.to_string())
+                .and_then(|r| r.expect_code(200))
         });
         registry
     }
@@ -100,12 +120,20 @@ impl Registry {
 
 /// Runs the binary under test.
 pub(crate) fn salp(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_salp")).args(args).env_remove("KUBECONFIG").output().expect("run salp")
+    Command::new(env!("CARGO_BIN_EXE_salp"))
+        .args(args)
+        .env_remove("KUBECONFIG")
+        .output()
+        .expect("run salp")
 }
 
 /// Standard output and error of a finished command.
 pub(crate) fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// A running site with a data directory of its own.
@@ -124,7 +152,12 @@ impl Site {
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
         let home = tempfile::tempdir().expect("directory");
-        let mut site = Self { port: free_port(), dir: home.path().join("site"), process: None, home };
+        let mut site = Self {
+            port: free_port(),
+            dir: home.path().join("site"),
+            process: None,
+            home,
+        };
         site.up(args);
         site
     }
@@ -179,7 +212,10 @@ impl Site {
     /// Sends a signal to the control plane and waits for its end.
     pub(crate) fn signal(&mut self, signal: &str) {
         let mut child = self.process.take().expect("running");
-        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status()
+            .expect("kill");
         assert!(sent.success());
         child.wait().expect("wait for salp");
     }
@@ -191,21 +227,36 @@ impl Site {
 
     pub(crate) fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(tool("kubectl"));
-        command.arg("--kubeconfig").arg(self.kubeconfig()).args(args).env("HOME", self.home.path());
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(args)
+            .env("HOME", self.home.path());
         command
     }
 
     /// kubectl that must succeed; its standard output.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.kubectl(args);
-        assert!(output.status.success(), "kubectl {}: {}\n{}", args.join(" "), text(&output), self.state());
+        assert!(
+            output.status.success(),
+            "kubectl {}: {}\n{}",
+            args.join(" "),
+            text(&output),
+            self.state()
+        );
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     /// kubectl that must fail; what it says.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
         let output = self.kubectl(args);
-        assert!(!output.status.success(), "kubectl {} succeeded: {}", args.join(" "), text(&output));
+        assert!(
+            !output.status.success(),
+            "kubectl {} succeeded: {}",
+            args.join(" "),
+            text(&output)
+        );
         text(&output)
     }
 
@@ -225,7 +276,12 @@ impl Site {
             .stderr(Stdio::piped())
             .spawn()
             .expect("run kubectl");
-        child.stdin.take().expect("stdin").write_all(manifest.as_bytes()).expect("write manifest");
+        child
+            .stdin
+            .take()
+            .expect("stdin")
+            .write_all(manifest.as_bytes())
+            .expect("write manifest");
         child.wait_with_output().expect("kubectl")
     }
 
@@ -243,7 +299,12 @@ impl Site {
     }
 
     /// Waits for a value inside an object, by JSON pointer.
-    pub(crate) fn wait_for(&self, args: &[&str], pointer: &str, accept: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for(
+        &self,
+        args: &[&str],
+        pointer: &str,
+        accept: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut last = String::new();
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
@@ -270,7 +331,9 @@ impl Drop for Site {
             eprintln!("--- salp up\n{}", self.up_log());
         }
         if let Some(mut child) = self.process.take() {
-            let _sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            let _sent = Command::new("kill")
+                .args(["-INT", &child.id().to_string()])
+                .status();
             let _reaped = child.wait();
         }
         let _stopped = salp(&["down", "--data-dir", &self.dir.display().to_string()]);
@@ -286,7 +349,11 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn expect_code(self, code: u16) -> Result<String, String> {
-        if self.code == code { Ok(self.body) } else { Err(format!("{} {}", self.code, self.body)) }
+        if self.code == code {
+            Ok(self.body)
+        } else {
+            Err(format!("{} {}", self.code, self.body))
+        }
     }
 }
 
@@ -295,14 +362,29 @@ pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
     let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw)?;
     let raw = String::from_utf8_lossy(&raw);
-    let (head, body) = raw.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no HTTP answer"))?;
-    let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).ok_or_else(|| std::io::Error::other("no code"))?;
-    let body =
-        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+    let (head, body) = raw
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| std::io::Error::other("no HTTP answer"))?;
+    let code = head
+        .split(' ')
+        .nth(1)
+        .and_then(|c| c.parse().ok())
+        .ok_or_else(|| std::io::Error::other("no code"))?;
+    let body = if head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        unchunk(body)
+    } else {
+        body.to_owned()
+    };
     Ok(Answer { code, body })
 }
 

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The hello example with its image in `registry` and so many replicas.
 pub(crate) fn hello(image: &str, replicas: u32) -> String {
-    let manifest = std::fs::read_to_string(repo_file("examples/hello/deployment.yaml")).expect("manifest");
+    let manifest =
+        std::fs::read_to_string(repo_file("examples/hello/deployment.yaml")).expect("manifest");
     manifest
         .replace("localhost:5000/hello:1", image)
         .replace("replicas: 2", &format!("replicas: {replicas}"))
@@ -17,7 +18,9 @@ pub(crate) fn hello(image: &str, replicas: u32) -> String {
 pub(crate) fn addresses(site: &Site) -> (String, String) {
     let service = site.json(&["get", "service", "hello"]);
     let ip = service["spec"]["clusterIP"].as_str().expect("cluster IP");
-    let node_port = service["spec"]["ports"][0]["nodePort"].as_u64().expect("node port");
+    let node_port = service["spec"]["ports"][0]["nodePort"]
+        .as_u64()
+        .expect("node port");
     (format!("{ip}:8080"), format!("127.0.0.1:{node_port}"))
 }
 
@@ -25,7 +28,10 @@ pub(crate) fn addresses(site: &Site) -> (String, String) {
 fn spread(address: &str, requests: u32) -> BTreeMap<String, u32> {
     let mut by_pod = BTreeMap::new();
     for _ in 0..requests {
-        let body = get(address, "/").expect("answer").expect_code(200).expect("200");
+        let body = get(address, "/")
+            .expect("answer")
+            .expect_code(200)
+            .expect("200");
         *by_pod.entry(body.trim().to_owned()).or_default() += 1;
     }
     by_pod
@@ -46,7 +52,10 @@ impl Load {
                 std::thread::spawn(move || {
                     let (mut good, mut bad) = (0, Vec::new());
                     while !stop.load(Ordering::Relaxed) {
-                        match get(&address, "/").map_err(|e| e.to_string()).and_then(|a| a.expect_code(200)) {
+                        match get(&address, "/")
+                            .map_err(|e| e.to_string())
+                            .and_then(|a| a.expect_code(200))
+                        {
                             Ok(_) => good += 1,
                             Err(why) => bad.push(why),
                         }
@@ -64,7 +73,12 @@ impl Load {
         let mut total = 0;
         for client in self.clients {
             let (good, bad) = client.join().expect("client");
-            assert!(bad.is_empty(), "{} failed requests, such as {:?}", bad.len(), bad.first());
+            assert!(
+                bad.is_empty(),
+                "{} failed requests, such as {:?}",
+                bad.len(),
+                bad.first()
+            );
             total += good;
         }
         assert!(total > 0, "no request was made");
@@ -85,7 +99,10 @@ fn deployment_and_service_from_a_registry() {
 
     let wide = site.ok(&["get", "pods", "-l", "app=hello", "-o", "wide"]);
     for heading in ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE"] {
-        assert!(wide.lines().next().expect("heading").contains(heading), "{wide}");
+        assert!(
+            wide.lines().next().expect("heading").contains(heading),
+            "{wide}"
+        );
     }
     assert_eq!(wide.matches("1/1").count(), 3, "{wide}");
     assert_eq!(wide.matches("Running").count(), 3, "{wide}");
@@ -93,37 +110,62 @@ fn deployment_and_service_from_a_registry() {
     let (cluster, node_port) = addresses(&site);
     eventually("the proxy knows all three pods", || {
         let by_pod = spread(&cluster, 30);
-        if by_pod.len() == 3 { Ok(()) } else { Err(format!("{by_pod:?}")) }
+        if by_pod.len() == 3 {
+            Ok(())
+        } else {
+            Err(format!("{by_pod:?}"))
+        }
     });
     assert_eq!(spread(&node_port, 30).len(), 3);
 
     // No request fails while pods are killed, replaced by another image, or made fewer.
     let load = Load::on(&cluster);
     let victim = site.ok(&["get", "pods", "-l", "app=hello", "-o", "name"]);
-    site.ok(&["delete", "--wait=true", victim.lines().next().expect("a pod")]);
+    site.ok(&[
+        "delete",
+        "--wait=true",
+        victim.lines().next().expect("a pod"),
+    ]);
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
-    site.ok(&["set", "image", "deployment/hello", &format!("hello={second}")]);
+    site.ok(&[
+        "set",
+        "image",
+        "deployment/hello",
+        &format!("hello={second}"),
+    ]);
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     site.ok(&["scale", "deployment/hello", "--replicas=1"]);
-    site.wait_for(&["get", "deployment", "hello"], "/status/replicas", |n| n == 1);
+    site.wait_for(&["get", "deployment", "hello"], "/status/replicas", |n| {
+        n == 1
+    });
     load.expect_no_failure();
 
     let history = site.ok(&["rollout", "history", "deployment/hello"]);
     assert!(history.lines().count() >= 4, "{history}");
     let described = site.ok(&["describe", "pods", "-l", "app=hello"]);
     for reason in ["Scheduled", "Pulling", "Pulled", "Created", "Started"] {
-        assert!(described.contains(reason), "{reason} is missing:\n{described}");
+        assert!(
+            described.contains(reason),
+            "{reason} is missing:\n{described}"
+        );
     }
 
     let ps = salp(&["ps", "--data-dir", &site.dir.display().to_string()]);
-    assert!(ps.status.success() && text(&ps).contains("hello-"), "{}", text(&ps));
+    assert!(
+        ps.status.success() && text(&ps).contains("hello-"),
+        "{}",
+        text(&ps)
+    );
 
     site.ok(&["delete", "deployment,service", "hello", "--wait=true"]);
     eventually("pods are gone", || {
         let left = site.ok(&["get", "pods", "-o", "name"]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
-    assert!(get(&cluster, "/").is_err(), "the deleted service still answers");
+    assert!(
+        get(&cluster, "/").is_err(),
+        "the deleted service still answers"
+    );
 }
 
 #[test]
@@ -135,7 +177,9 @@ fn a_restart_of_the_control_plane_interrupts_nothing() {
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     let before = site.json(&["get", "pods", "-l", "app=hello"]);
     let (cluster, _) = addresses(&site);
-    eventually("the service answers", || get(&cluster, "/").map_err(|e| e.to_string()));
+    eventually("the service answers", || {
+        get(&cluster, "/").map_err(|e| e.to_string())
+    });
 
     let load = Load::on(&cluster);
     site.signal("-TERM");
@@ -154,7 +198,12 @@ fn a_restart_of_the_control_plane_interrupts_nothing() {
             .iter()
             .map(|p| {
                 let uid = p["metadata"]["uid"].as_str().expect("uid").to_owned();
-                (uid, p["status"]["containerStatuses"][0]["restartCount"].as_u64().expect("restarts"))
+                (
+                    uid,
+                    p["status"]["containerStatuses"][0]["restartCount"]
+                        .as_u64()
+                        .expect("restarts"),
+                )
             })
             .collect()
     };
@@ -168,18 +217,40 @@ fn ctrl_c_stops_all_and_a_second_up_finds_it_as_it_was() {
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
     site.apply(&hello(&image, 1));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
-    let uid = site.ok(&["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    let uid = site.ok(&[
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[*].metadata.uid}",
+    ]);
     let (cluster, _) = addresses(&site);
     site.signal("-INT");
-    assert!(get(&cluster, "/").is_err(), "the data plane still runs after Ctrl-C");
+    assert!(
+        get(&cluster, "/").is_err(),
+        "the data plane still runs after Ctrl-C"
+    );
     // The registry is not needed a second time.
     drop(registry);
     site.up(&[]);
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     eventually("the service answers", || {
-        get(&cluster, "/").map_err(|e| e.to_string()).and_then(|a| a.expect_code(200))
+        get(&cluster, "/")
+            .map_err(|e| e.to_string())
+            .and_then(|a| a.expect_code(200))
     });
-    assert_eq!(site.ok(&["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].metadata.uid}"]), uid);
+    assert_eq!(
+        site.ok(&[
+            "get",
+            "pods",
+            "-l",
+            "app=hello",
+            "-o",
+            "jsonpath={.items[*].metadata.uid}"
+        ]),
+        uid
+    );
 }
 
 #[test]
