@@ -98,6 +98,7 @@ const fn base(
         verbs: STANDARD_VERBS,
         stored: true,
         status: false,
+        status_on_create: false,
         scale: None,
         subresources: &[],
         generation: false,
@@ -133,6 +134,11 @@ impl Resource {
 
     const fn with_status(mut self) -> Self {
         self.status = true;
+        self
+    }
+
+    const fn keeps_status_on_create(mut self) -> Self {
+        self.status_on_create = true;
         self
     }
 

@@ -7,7 +7,9 @@ mod access;
 mod catalog;
 mod columns;
 pub mod constants;
+mod defaults;
 mod names;
+mod strategy;
 
 pub use columns::human_duration;
 
@@ -39,6 +41,8 @@ pub struct Resource {
     pub stored: bool,
     /// Has `/status`.
     pub status: bool,
+    /// A create keeps the status that the client sent (nodes: a kubelet registers with one).
+    pub status_on_create: bool,
     /// Where `/scale` finds replicas, if it has it.
     pub scale: Option<Scale>,
     /// Other subresources: (name, kind's group, version, kind, verbs).

@@ -2,6 +2,8 @@
 //! extension, scheduling, nodes, devices, flow control.
 
 use super::*;
+use crate::defaults::cluster as config;
+use crate::strategy;
 
 pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
     type_name: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
@@ -14,6 +16,8 @@ pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
         "apiservice",
         "apiservices"
     )
+    .defaults(config::api_service)
+    .prepares(strategy::empty_status, unchanged_update)
 }
 .cluster()
 .with_status()];
@@ -29,6 +33,8 @@ pub(super) const API_EXTENSIONS: &[Resource] = &[Resource {
         "customresourcedefinition",
         "customresourcedefinitions"
     )
+    .defaults(config::custom_resource_definition)
+    .prepares(strategy::crd_create, strategy::crd_update)
 }
 .cluster()
 .short(&["crd", "crds"])
@@ -109,6 +115,7 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "certificatesigningrequest",
         "certificatesigningrequests"
     )
+    .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .short(&["csr"])
     .with_status()
@@ -150,6 +157,7 @@ pub(super) const RBAC: &[Resource] = &[
         "clusterrolebinding",
         "clusterrolebindings"
     )
+    .defaults(config::role_binding)
     .cluster()
     .named(names::path_segment),
     row!(
@@ -170,6 +178,7 @@ pub(super) const RBAC: &[Resource] = &[
         "rolebinding",
         "rolebindings"
     )
+    .defaults(config::role_binding)
     .named(names::path_segment),
     row!(
         "rbac",
@@ -191,6 +200,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "csidriver",
         "csidrivers"
     )
+    .defaults(config::csi_driver)
     .cluster()
     .with_generation(),
     row!(
@@ -218,6 +228,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "storageclass",
         "storageclasses"
     )
+    .defaults(config::storage_class)
     .cluster()
     .short(&["sc"]),
     row!(
@@ -243,55 +254,73 @@ pub(super) const STORAGE: &[Resource] = &[
 ];
 
 pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "MutatingAdmissionPolicy",
-        "mutatingadmissionpolicy",
-        "mutatingadmissionpolicies"
-    )),
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "MutatingAdmissionPolicyBinding",
-        "mutatingadmissionpolicybinding",
-        "mutatingadmissionpolicybindings"
-    )),
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "MutatingWebhookConfiguration",
-        "mutatingwebhookconfiguration",
-        "mutatingwebhookconfigurations"
-    )),
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingAdmissionPolicy",
-        "validatingadmissionpolicy",
-        "validatingadmissionpolicies"
-    ))
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "MutatingAdmissionPolicy",
+            "mutatingadmissionpolicy",
+            "mutatingadmissionpolicies"
+        )
+        .defaults(config::admission_policy),
+    ),
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "MutatingAdmissionPolicyBinding",
+            "mutatingadmissionpolicybinding",
+            "mutatingadmissionpolicybindings"
+        )
+        .defaults(config::admission_policy_binding),
+    ),
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "MutatingWebhookConfiguration",
+            "mutatingwebhookconfiguration",
+            "mutatingwebhookconfigurations"
+        )
+        .defaults(config::webhooks),
+    ),
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingAdmissionPolicy",
+            "validatingadmissionpolicy",
+            "validatingadmissionpolicies"
+        )
+        .defaults(config::admission_policy),
+    )
     .with_status(),
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingAdmissionPolicyBinding",
-        "validatingadmissionpolicybinding",
-        "validatingadmissionpolicybindings"
-    )),
-    extension(row!(
-        "admissionregistration",
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingWebhookConfiguration",
-        "validatingwebhookconfiguration",
-        "validatingwebhookconfigurations"
-    )),
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybinding",
+            "validatingadmissionpolicybindings"
+        )
+        .defaults(config::admission_policy_binding),
+    ),
+    extension(
+        row!(
+            "admissionregistration",
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingWebhookConfiguration",
+            "validatingwebhookconfiguration",
+            "validatingwebhookconfigurations"
+        )
+        .defaults(config::webhooks),
+    ),
 ];
 
 const fn extension(mut row: Resource) -> Resource {
@@ -307,6 +336,7 @@ pub(super) const SCHEDULING: &[Resource] = &[row!(
     "priorityclass",
     "priorityclasses"
 )
+.defaults(config::priority_class)
 .cluster()
 .short(&["pc"])];
 
@@ -359,6 +389,8 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaim",
         "resourceclaims"
     )
+    .defaults(config::resource_claim)
+    .prepares(strategy::empty_status, unchanged_update)
     .with_status(),
     row!(
         "resource",
@@ -367,7 +399,8 @@ pub(super) const RESOURCE: &[Resource] = &[
         "ResourceClaimTemplate",
         "resourceclaimtemplate",
         "resourceclaimtemplates"
-    ),
+    )
+    .defaults(config::resource_claim),
     row!(
         "resource",
         "resource.k8s.io",
@@ -390,6 +423,8 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "flowschema",
         "flowschemas"
     )
+    .defaults(config::flow_schema)
+    .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .with_status()
     .with_generation(),
@@ -401,6 +436,8 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "prioritylevelconfiguration",
         "prioritylevelconfigurations"
     )
+    .defaults(config::priority_level)
+    .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .with_status()
     .with_generation(),

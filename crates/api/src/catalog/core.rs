@@ -1,6 +1,8 @@
 //! Rows of the core group and of events.k8s.io.
 
 use super::*;
+use crate::defaults::{cluster as config, network, pod, workloads};
+use crate::strategy;
 
 pub(super) const CORE: &[Resource] = &[
     Resource {
@@ -24,17 +26,23 @@ pub(super) const CORE: &[Resource] = &[
     .cluster()
     .short(&["cs"]),
     row!("core", "", "v1", "ConfigMap", "configmap", "configmaps").short(&["cm"]),
-    row!("core", "", "v1", "Endpoints", "endpoints", "endpoints").short(&["ep"]),
+    row!("core", "", "v1", "Endpoints", "endpoints", "endpoints")
+        .defaults(network::endpoints)
+        .short(&["ep"]),
     row!("core", "", "v1", "Event", "event", "events")
         .short(&["ev"])
         .selectable(EVENT_FIELDS),
-    row!("core", "", "v1", "LimitRange", "limitrange", "limitranges").short(&["limits"]),
+    row!("core", "", "v1", "LimitRange", "limitrange", "limitranges")
+        .defaults(config::limit_range)
+        .short(&["limits"]),
     Resource {
         // A collection of namespaces can't be deleted at once.
         verbs: &[
             "create", "delete", "get", "list", "patch", "update", "watch",
         ],
         ..row!("core", "", "v1", "Namespace", "namespace", "namespaces")
+            .defaults(config::namespace)
+            .prepares(strategy::namespace_create, strategy::namespace_update)
     }
     .cluster()
     .short(&["ns"])
@@ -43,6 +51,8 @@ pub(super) const CORE: &[Resource] = &[
     .selectable(&["status.phase", "name"])
     .named(names::label),
     row!("core", "", "v1", "Node", "node", "nodes")
+        .defaults(config::node)
+        .keeps_status_on_create()
         .cluster()
         .short(&["no"])
         .with_status()
@@ -56,6 +66,8 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolumeclaim",
         "persistentvolumeclaims"
     )
+    .defaults(config::persistent_volume_claim)
+    .prepares(strategy::pending_create, unchanged_update)
     .short(&["pvc"])
     .with_status(),
     row!(
@@ -66,10 +78,14 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolume",
         "persistentvolumes"
     )
+    .defaults(config::persistent_volume)
+    .prepares(strategy::pending_create, unchanged_update)
     .cluster()
     .short(&["pv"])
     .with_status(),
     row!("core", "", "v1", "Pod", "pod", "pods")
+        .defaults(pod::pod)
+        .prepares(strategy::pod_create, unchanged_update)
         .short(&["po"])
         .in_all()
         .with_status()
@@ -108,6 +124,7 @@ pub(super) const CORE: &[Resource] = &[
         "podtemplate",
         "podtemplates"
     )
+    .defaults(pod::pod_template)
     .with_generation(),
     row!(
         "core",
@@ -117,6 +134,8 @@ pub(super) const CORE: &[Resource] = &[
         "replicationcontroller",
         "replicationcontrollers"
     )
+    .defaults(workloads::replication_controller)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["rc"])
     .in_all()
     .with_status()
@@ -131,9 +150,13 @@ pub(super) const CORE: &[Resource] = &[
         "resourcequota",
         "resourcequotas"
     )
+    .defaults(config::resource_quota)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["quota"])
     .with_status(),
-    row!("core", "", "v1", "Secret", "secret", "secrets").selectable(&["type"]),
+    row!("core", "", "v1", "Secret", "secret", "secrets")
+        .defaults(config::secret)
+        .selectable(&["type"]),
     row!(
         "core",
         "",
@@ -149,6 +172,8 @@ pub(super) const CORE: &[Resource] = &[
         CREATE,
     )]),
     row!("core", "", "v1", "Service", "service", "services")
+        .defaults(network::service)
+        .prepares(strategy::service_create, strategy::service_update)
         .short(&["svc"])
         .in_all()
         .with_status()

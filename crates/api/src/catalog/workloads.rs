@@ -1,6 +1,8 @@
 //! Rows of apps, batch, autoscaling, policy, networking and discovery.
 
 use super::*;
+use crate::defaults::{network, workloads};
+use crate::strategy;
 
 pub(super) const APPS: &[Resource] = &[
     row!(
@@ -12,6 +14,8 @@ pub(super) const APPS: &[Resource] = &[
         "controllerrevisions"
     ),
     row!("apps", "apps", "v1", "DaemonSet", "daemonset", "daemonsets")
+        .defaults(workloads::daemon_set)
+        .prepares(strategy::empty_status, unchanged_update)
         .short(&["ds"])
         .in_all()
         .with_status()
@@ -24,6 +28,8 @@ pub(super) const APPS: &[Resource] = &[
         "deployment",
         "deployments"
     )
+    .defaults(workloads::deployment)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["deploy"])
     .in_all()
     .with_status()
@@ -37,6 +43,8 @@ pub(super) const APPS: &[Resource] = &[
         "replicaset",
         "replicasets"
     )
+    .defaults(workloads::replica_set)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["rs"])
     .in_all()
     .with_status()
@@ -51,6 +59,8 @@ pub(super) const APPS: &[Resource] = &[
         "statefulset",
         "statefulsets"
     )
+    .defaults(workloads::stateful_set)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["sts"])
     .in_all()
     .with_status()
@@ -68,6 +78,8 @@ pub(super) const AUTOSCALING: &[Resource] = &[
         "horizontalpodautoscaler",
         "horizontalpodautoscalers"
     )
+    .defaults(workloads::autoscaler_v2)
+    .prepares(strategy::empty_status, unchanged_update)
     .short(&["hpa"])
     .in_all()
     .with_status(),
@@ -81,6 +93,8 @@ pub(super) const AUTOSCALING: &[Resource] = &[
             "horizontalpodautoscaler",
             "horizontalpodautoscalers"
         )
+        .defaults(workloads::autoscaler_v1)
+        .prepares(strategy::empty_status, unchanged_update)
     }
     .short(&["hpa"])
     .in_all()
@@ -89,11 +103,15 @@ pub(super) const AUTOSCALING: &[Resource] = &[
 
 pub(super) const BATCH: &[Resource] = &[
     row!("batch", "batch", "v1", "CronJob", "cronjob", "cronjobs")
+        .defaults(workloads::cron_job)
+        .prepares(strategy::empty_status, unchanged_update)
         .short(&["cj"])
         .in_all()
         .with_status()
         .with_generation(),
     row!("batch", "batch", "v1", "Job", "job", "jobs")
+        .defaults(workloads::job)
+        .prepares(strategy::job_create, unchanged_update)
         .in_all()
         .with_status()
         .with_generation()
@@ -109,6 +127,7 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingressclass",
         "ingressclasses"
     )
+    .defaults(network::ingress_class)
     .cluster()
     .with_generation(),
     row!(
@@ -119,6 +138,7 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingress",
         "ingresses"
     )
+    .prepares(strategy::load_balancer_status, unchanged_update)
     .short(&["ing"])
     .with_status()
     .with_generation(),
@@ -141,6 +161,7 @@ pub(super) const NETWORKING: &[Resource] = &[
         "networkpolicy",
         "networkpolicies"
     )
+    .defaults(network::network_policy)
     .short(&["netpol"])
     .with_generation(),
     row!(
@@ -163,6 +184,7 @@ pub(super) const POLICY: &[Resource] = &[row!(
     "poddisruptionbudget",
     "poddisruptionbudgets"
 )
+.prepares(strategy::empty_status, unchanged_update)
 .short(&["pdb"])
 .with_status()
 .with_generation()];
@@ -175,4 +197,5 @@ pub(super) const DISCOVERY: &[Resource] = &[row!(
     "endpointslice",
     "endpointslices"
 )
+.defaults(network::endpoint_slice)
 .with_generation()];
