@@ -5,9 +5,12 @@
 
 pub mod embedded;
 
+pub use embedded::EmbeddedStore;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Position in the one history of all writes; the first write makes 1... and rises.
@@ -138,6 +141,9 @@ pub enum Error {
     /// The database file is damaged or of another program.
     #[error("open store")]
     Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Another process has the database open.
+    #[error("open store {}: another process has it open; stop that one first", .0.display())]
+    Locked(PathBuf),
     /// The store was closed.
     #[error("use store: it is closed")]
     Closed,
