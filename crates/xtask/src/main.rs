@@ -1,15 +1,33 @@
-//! Development tasks.
+//! The project's development tool: `cargo xtask NAME`. One module a task; nothing here ships.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks on its standard streams"
+)]
 
+mod fetch;
 mod guests;
+mod schema;
 
-fn main() -> anyhow::Result<()> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .expect("crates/xtask is two below the root");
-    let mut args = std::env::args().skip(1);
-    match args.next().as_deref() {
-        Some("guests") => guests::run(root, &args.collect::<Vec<_>>()),
-        other => anyhow::bail!("no task is called {}", other.unwrap_or("\"\"")),
+use anyhow::Result;
+use clap::Parser;
+
+/// Development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+enum Task {
+    /// Build the guest components that tests and examples use.
+    Guests {
+        /// What the task itself takes.
+        args: Vec<String>,
+    },
+    /// Write the schema table of the built-in kinds from published sources.
+    Schema,
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Guests { args } => guests::run(&fetch::root(), &args),
+        Task::Schema => schema::run(),
     }
 }

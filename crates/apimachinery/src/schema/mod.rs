@@ -5,18 +5,40 @@
 //! A [`Schema`] is an arena of [`Type`]s addressed by [`TypeId`]. The built-in
 //! one is inflated once from the committed file that `cargo xtask schema` makes.
 
+mod docs;
+mod table;
+
+pub use docs::Descriptions;
+pub use table::TableError;
+
 use crate::gvk::GroupVersionKind;
+use std::collections::HashMap;
 
 /// Index of a type in its [`Schema`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeId(pub u32);
 
 /// A set of types that refer to each other, and the kinds that start in it.
 #[derive(Debug, Default)]
 pub struct Schema {
     types: Vec<Type>,
-    kinds: std::collections::HashMap<GroupVersionKind, TypeId>,
-    names: std::collections::HashMap<Box<str>, TypeId>,
+    kinds: HashMap<GroupVersionKind, TypeId>,
+    /// Kinds that every group and version has, such as `DeleteOptions`.
+    everywhere: HashMap<Box<str>, TypeId>,
+    names: HashMap<Box<str>, TypeId>,
+    /// Types of [`Type::Any`] that are unions rather than JSON text in protobuf.
+    unions: HashMap<TypeId, Union>,
+}
+
+/// The unions of `JSONSchemaProps`: in JSON told apart by form, in protobuf messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Union {
+    /// `JSONSchemaPropsOrArray`: a schema or an array of schemas.
+    SchemaOrArray,
+    /// `JSONSchemaPropsOrBool`: a schema or a boolean.
+    SchemaOrBool,
+    /// `JSONSchemaPropsOrStringArray`: a schema or an array of strings.
+    SchemaOrStrings,
 }
 
 /// What a value may be.
@@ -74,8 +96,8 @@ pub struct Struct {
     pub preserve_unknown: bool,
 }
 
-/// A field of a [`Struct`].
-#[derive(Clone, Debug, PartialEq)]
+/// A field of a [`Struct`]. Make one with `Field { name, ty, ..Field::default() }`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Field {
     /// JSON name.
     pub name: Box<str>,
@@ -85,6 +107,14 @@ pub struct Field {
     pub required: bool,
     /// Protobuf field number, 0 if it has none.
     pub number: u32,
+    /// Numbers of the messages that hold this field in protobuf where JSON has it inline
+    /// (`Volume.volumeSource`), outermost first, 0 for none.
+    pub inline: [u8; 2],
+    /// The Go field is no pointer and leaves zero values out of JSON: a zero in protobuf,
+    /// where it is always written, means that the field is not set.
+    pub omit_zero: bool,
+    /// This map or struct is owned and replaced as a whole here, whatever its type says.
+    pub atomic: bool,
     /// Default of the schema itself (`protocol: TCP`); takes part in list-map keys.
     pub default: Option<serde_json::Value>,
     /// How strategic merge patch treats it.
@@ -128,9 +158,39 @@ pub enum ListKind {
 impl Schema {
     /// The schema of all built-in kinds, inflated on first use.
     pub fn builtin() -> &'static Schema {
-        static BUILTIN: std::sync::LazyLock<Schema> =
-            std::sync::LazyLock::new(|| todo!("inflate the generated table"));
+        static BUILTIN: std::sync::LazyLock<Schema> = std::sync::LazyLock::new(|| {
+            Schema::from_table(include_bytes!("builtin.bin"))
+                .expect("the committed table is well-formed, as the tests show")
+        });
         &BUILTIN
+    }
+
+    /// Reads a table that `cargo xtask schema` wrote.
+    ///
+    /// # Errors
+    /// When the bytes are no such table.
+    pub fn from_table(bytes: &[u8]) -> Result<Schema, TableError> {
+        table::read(bytes)
+    }
+
+    /// An empty schema to which [`add`](Self::add) adds: what custom resources compile to.
+    pub fn new() -> Schema {
+        Schema::default()
+    }
+
+    /// Adds a type; a struct is then found by its name.
+    pub fn add(&mut self, ty: Type) -> TypeId {
+        let id = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        if let Type::Struct(s) = &ty {
+            self.names.insert(s.name.clone(), id);
+        }
+        self.types.push(ty);
+        id
+    }
+
+    /// States which type a kind's objects have.
+    pub fn add_kind(&mut self, gvk: GroupVersionKind, ty: TypeId) {
+        self.kinds.insert(gvk, ty);
     }
 
     /// The type with this index.
@@ -138,14 +198,40 @@ impl Schema {
         &self.types[id.0 as usize]
     }
 
-    /// The type that a kind's objects have.
+    /// The struct with this index, if it is one.
+    pub fn get_struct(&self, id: TypeId) -> Option<&Struct> {
+        match self.get(id) {
+            Type::Struct(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The type that a kind's objects have. `DeleteOptions` and its like are in every group.
     pub fn kind(&self, gvk: &GroupVersionKind) -> Option<TypeId> {
-        self.kinds.get(gvk).copied()
+        self.kinds
+            .get(gvk)
+            .or_else(|| self.everywhere.get(gvk.kind.as_str()))
+            .copied()
+    }
+
+    /// All kinds with their types, except those that every group has; in no order.
+    pub fn kinds(&self) -> impl Iterator<Item = (&GroupVersionKind, TypeId)> {
+        self.kinds.iter().map(|(gvk, id)| (gvk, *id))
     }
 
     /// A struct type by its OpenAPI name.
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
         self.names.get(name).copied()
+    }
+
+    /// Which union a [`Type::Any`] is, if one.
+    pub fn union(&self, id: TypeId) -> Option<Union> {
+        self.unions.get(&id).copied()
+    }
+
+    /// Descriptions of the built-in types, inflated anew at each call: for `kubectl explain`.
+    pub fn descriptions() -> Descriptions {
+        Descriptions::builtin()
     }
 }
 
@@ -157,4 +243,12 @@ impl Struct {
             .ok()
             .map(|i| &self.fields[i])
     }
+
+    /// The kind's or type's own name, without the package.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
+    }
 }
+
+#[cfg(test)]
+mod tests;
