@@ -9,6 +9,7 @@ pub mod clock;
 pub mod connect;
 pub mod events;
 pub mod informer;
+pub mod labels;
 pub mod queue;
 mod store;
 
