@@ -134,9 +134,9 @@ fn malformed_bodies_are_refused() {
         ],
     );
     check(
-        "kind: Pod\nspec: [",
+        "kind: Pod\nspec: {",
         expect![
-            "400 BadRequest: the object provided is unrecognized (must be of type Pod): unclosed bracket '[' at line 2, column 7"
+            "400 BadRequest: the object provided is unrecognized (must be of type Pod): unclosed bracket '{' at line 2, column 7"
         ],
     );
     let secret = kind("v1", "Secret");
