@@ -11,7 +11,6 @@ pub mod gvk;
 pub mod names;
 pub mod openapi;
 pub mod patch;
-pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

@@ -1,1 +1,39 @@
-//! node
+//! The node agent, Kubernetes' kubelet: it runs the pods that are bound to its node.
+//!
+//! It speaks to the control plane only through the Kubernetes API and to runtimes only
+//! through [`runtime::PodRuntime`]; it knows none of either by name. Stopping it stops no
+//! pod: the next agent adopts what runs.
+//!
+//! Start with [`Node::start`]; then `agent` (the loop), `plan` (what it decides), `jobs`
+//! (what it does), `status` (what it tells).
+
+mod addresses;
+mod admit;
+mod agent;
+mod backoff;
+mod checkpoint;
+mod config;
+mod container;
+mod env;
+mod feed;
+mod hooks;
+mod http_get;
+mod image;
+mod jobs;
+mod logs;
+mod machine;
+mod node;
+mod objects;
+mod plan;
+mod pod;
+mod probes;
+mod publish;
+mod register;
+mod state;
+mod status;
+mod tokens;
+mod volumes;
+
+pub use config::{Config, Error};
+pub use image::{ImageSource, PullFailure, PulledImage};
+pub use node::Node;

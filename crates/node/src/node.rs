@@ -1,0 +1,157 @@
+//! A running node agent: started, stopped, drained.
+
+use crate::addresses::Addresses;
+use crate::agent::{Agent, Fixed, Parts};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, Error};
+use crate::feed;
+use crate::machine::Capacity;
+use crate::register::Registration;
+use client::{EventRecorder, Informer, Selected};
+use k8s_openapi::api::core::v1::Pod;
+use lifecycle::Scope;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A started node agent.
+pub struct Node {
+    agent: Arc<Agent>,
+    scope: Scope,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.agent.fixed.name)
+            .field("pods", &self.agent.slots().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts the agent: adopts what runs, registers the Node, follows its pods. Returns
+    /// as soon as all is under way; nothing here needs an answer of the API server.
+    ///
+    /// # Errors
+    /// When its configuration can't be used.
+    pub async fn start(config: Config, scope: &Scope) -> Result<Self, Error> {
+        if config.runtimes.is_empty() {
+            return Err(Error::NoRuntime);
+        }
+        let scope = scope.child();
+        for dir in [
+            &config.dir,
+            &config.dir.join("pods"),
+            &config.dir.join("logs/pods"),
+        ] {
+            make_private(dir)?;
+        }
+        let capacity = Capacity::read(&config.dir, config.max_pods);
+        let events = EventRecorder::new(
+            config.client.clone(),
+            "kubelet",
+            &config.name,
+            config.clock.clone(),
+            &scope,
+        );
+        let agent = Agent::new(Parts {
+            fixed: Fixed {
+                name: config.name.clone(),
+                node_ip: config.node_ip,
+                dir: config.dir.clone(),
+                cluster_dns: config.cluster_dns.clone(),
+                cluster_domain: config.cluster_domain.clone(),
+                pods_max: config.max_pods,
+                allocatable: capacity.quantities(),
+            },
+            client: config.client.clone(),
+            clock: config.clock.clone(),
+            events,
+            images: config.images.clone(),
+            runtimes: config.runtimes.clone(),
+            services: config.informers.get(),
+            addresses: Addresses::new(config.pod_cidr).map_err(Error::Addresses)?,
+            checkpoint: Checkpoint {},
+            scope: scope.clone(),
+        });
+        let port = config
+            .kubelet
+            .listener
+            .local_addr()
+            .map_err(Error::Listen)?
+            .port();
+        register(&config, capacity, port).start(&scope);
+        let pods = if config.share_pod_informer {
+            config.informers.get()
+        } else {
+            let mine = format!("spec.nodeName={}", config.name);
+            config.informers.get_selected(Selected::fields(mine))
+        };
+        run(&agent, pods, &scope);
+        Ok(Self { agent, scope })
+    }
+
+    /// Ends all containers with their grace, as at a machine's shutdown. Pods stay in the
+    /// API and run again at the next start.
+    pub async fn drain_all(&self) {
+        self.agent.drain_all().await;
+    }
+
+    /// Stops the agent; pods run on.
+    pub async fn stop(self) {
+        self.scope.close().await;
+    }
+}
+
+/// The loop, the status writers, and what wakes them.
+pub(crate) fn run(agent: &Arc<Agent>, pods: Informer<Pod>, scope: &Scope) {
+    agent.start_publishing();
+    for index in 0..agent.runtimes.len() {
+        scope.spawn_cancellable(feed::follow_runtime(agent.clone(), index));
+    }
+    let fed = agent.clone();
+    scope.spawn_cancellable(async move {
+        feed::list_runtimes(&fed).await;
+        feed::follow_pods(fed, pods).await;
+    });
+    let loop_agent = agent.clone();
+    scope.spawn_cancellable(async move {
+        while let Some(uid) = loop_agent.queue.next().await {
+            loop_agent.reconcile(&uid);
+            loop_agent.queue.done(&uid);
+            // One loop for thousands of pods must let others run.
+            tokio::task::consume_budget().await;
+        }
+    });
+}
+
+fn register(config: &Config, capacity: Capacity, port: u16) -> Registration {
+    Registration {
+        name: config.name.clone(),
+        client: config.client.clone(),
+        clock: config.clock.clone(),
+        labels: config.labels.clone(),
+        taints: config.taints.clone(),
+        node_ip: config.node_ip,
+        pod_cidr: config.pod_cidr.to_string(),
+        kubelet_port: port,
+        capacity,
+        dir: config.dir.clone(),
+        runtime_version: config.runtimes[0].1.version(),
+        handlers: config.runtimes.iter().map(|(h, _)| h.clone()).collect(),
+        images: config.images.clone(),
+        version: config.version.clone(),
+    }
+}
+
+fn make_private(dir: &Path) -> Result<(), Error> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| Error::Directory {
+            path: dir.into(),
+            source,
+        })
+}

@@ -1,0 +1,279 @@
+//! A pod as the agent reads it: the API object parsed once a change into what the plan
+//! asks about. No decision is made here.
+
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use std::fmt;
+use std::sync::Arc;
+
+/// A pod's UID, the identity of everything the agent keeps about it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Uid(pub(crate) Arc<str>);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for Uid {
+    fn from(uid: &str) -> Self {
+        Self(uid.into())
+    }
+}
+
+/// When an ended container is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// What a container is to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs to its end before the next starts.
+    Init,
+    /// An init container with `restartPolicy: Always`: runs beside the pod's containers.
+    Sidecar,
+    /// One of `spec.containers`.
+    App,
+}
+
+/// `imagePullPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// What the plan must know of a container; the rest is read from [`Desired::container`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DesiredContainer {
+    pub(crate) name: Arc<str>,
+    pub(crate) role: Role,
+    pub(crate) image: Arc<str>,
+    pub(crate) pull: PullPolicy,
+    pub(crate) restart: RestartPolicy,
+    pub(crate) has_startup: bool,
+    pub(crate) has_readiness: bool,
+    pub(crate) has_liveness: bool,
+}
+
+/// A pod that this node must run, or must end.
+#[derive(Clone, Debug)]
+pub(crate) struct Desired {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) uid: Uid,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    /// Init containers in order, then the others.
+    pub(crate) containers: Vec<DesiredContainer>,
+    pub(crate) restart: RestartPolicy,
+    /// `deletionTimestamp` is set.
+    pub(crate) deleting: bool,
+    /// Seconds that containers have to end in.
+    pub(crate) grace_s: u64,
+    /// `activeDeadlineSeconds`.
+    pub(crate) deadline_s: Option<u64>,
+}
+
+/// Why an object is no pod that can be run; an API server gives none such.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("read pod: {0} is missing")]
+pub(crate) struct ParsePodError(&'static str);
+
+impl Desired {
+    pub(crate) fn parse(pod: Arc<Pod>) -> Result<Self, ParsePodError> {
+        let meta = &pod.metadata;
+        let spec = pod.spec.as_ref().ok_or(ParsePodError("spec"))?;
+        let restart = match spec.restart_policy.as_deref() {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        };
+        let init = spec.init_containers.as_deref().unwrap_or_default();
+        let containers = init
+            .iter()
+            .map(|c| DesiredContainer::parse(c, init_role(c), restart))
+            .chain(
+                spec.containers
+                    .iter()
+                    .map(|c| DesiredContainer::parse(c, Role::App, restart)),
+            )
+            .collect();
+        let deleting = meta.deletion_timestamp.is_some();
+        let grace = meta
+            .deletion_grace_period_seconds
+            .filter(|_| deleting)
+            .or(spec.termination_grace_period_seconds)
+            .unwrap_or(30);
+        Ok(Self {
+            uid: Uid::from(meta.uid.as_deref().ok_or(ParsePodError("metadata.uid"))?),
+            namespace: meta
+                .namespace
+                .as_deref()
+                .ok_or(ParsePodError("metadata.namespace"))?
+                .into(),
+            name: meta
+                .name
+                .as_deref()
+                .ok_or(ParsePodError("metadata.name"))?
+                .into(),
+            containers,
+            restart,
+            deleting,
+            grace_s: u64::try_from(grace).unwrap_or(0),
+            deadline_s: spec
+                .active_deadline_seconds
+                .and_then(|s| u64::try_from(s).ok()),
+            pod,
+        })
+    }
+
+    /// The container's own words, by its place in [`Desired::containers`].
+    pub(crate) fn container(&self, index: usize) -> Option<&Container> {
+        let spec = self.pod.spec.as_ref()?;
+        let init = spec.init_containers.as_deref().unwrap_or_default();
+        init.get(index)
+            .or_else(|| spec.containers.get(index.checked_sub(init.len())?))
+    }
+
+    /// The place of a container.
+    pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
+        self.containers.iter().position(|c| &*c.name == name)
+    }
+
+    /// `metadata.generation`.
+    pub(crate) fn generation(&self) -> Option<i64> {
+        self.pod.metadata.generation
+    }
+
+    /// The phase in the API, as it was when the pod was read.
+    pub(crate) fn api_phase(&self) -> Option<&str> {
+        self.pod.status.as_ref()?.phase.as_deref()
+    }
+}
+
+impl DesiredContainer {
+    fn parse(c: &Container, role: Role, pod: RestartPolicy) -> Self {
+        let image = c.image.as_deref().unwrap_or_default();
+        let restart = match (role, c.restart_policy.as_deref()) {
+            (Role::Sidecar, _) | (_, Some("Always")) => RestartPolicy::Always,
+            (_, Some("OnFailure")) => RestartPolicy::OnFailure,
+            (_, Some("Never")) => RestartPolicy::Never,
+            // An init container that succeeded is never run again.
+            (Role::Init, _) if pod == RestartPolicy::Always => RestartPolicy::OnFailure,
+            _ => pod,
+        };
+        Self {
+            name: c.name.as_str().into(),
+            role,
+            image: image.into(),
+            pull: pull_policy(c.image_pull_policy.as_deref(), image),
+            restart,
+            has_startup: has_action(c.startup_probe.as_ref()),
+            has_readiness: has_action(c.readiness_probe.as_ref()),
+            has_liveness: has_action(c.liveness_probe.as_ref()),
+        }
+    }
+}
+
+fn init_role(c: &Container) -> Role {
+    if c.restart_policy.as_deref() == Some("Always") {
+        Role::Sidecar
+    } else {
+        Role::Init
+    }
+}
+
+fn has_action(probe: Option<&Probe>) -> bool {
+    probe.is_some()
+}
+
+/// The default is `Always` for `:latest` and for no tag, as upstream has it.
+fn pull_policy(stated: Option<&str>, image: &str) -> PullPolicy {
+    match stated {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some("IfNotPresent") => PullPolicy::IfNotPresent,
+        _ => {
+            let last = image.rsplit('/').next().unwrap_or_default();
+            let latest = !last.contains('@') && (!last.contains(':') || last.ends_with(":latest"));
+            if latest {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A pod of the default namespace with `spec` as given.
+    pub(crate) fn pod(spec: serde_json::Value) -> Desired {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u1", "generation": 1},
+            "spec": spec,
+        }))
+        .unwrap();
+        Desired::parse(Arc::new(pod)).unwrap()
+    }
+
+    #[test]
+    fn pull_policy_defaults_by_tag() {
+        for (image, expected) in [
+            ("hello", PullPolicy::Always),
+            ("localhost:5000/hello", PullPolicy::Always),
+            ("localhost:5000/hello:latest", PullPolicy::Always),
+            ("localhost:5000/hello:1", PullPolicy::IfNotPresent),
+            ("hello@sha256:00", PullPolicy::IfNotPresent),
+        ] {
+            assert_eq!(pull_policy(None, image), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn roles_and_restart_policies_of_containers() {
+        let d = pod(json!({
+            "initContainers": [
+                {"name": "a", "image": "i:1"},
+                {"name": "b", "image": "i:1", "restartPolicy": "Always"},
+            ],
+            "containers": [{"name": "c", "image": "i:1"}],
+            "restartPolicy": "Never",
+        }));
+        let seen: Vec<_> = d
+            .containers
+            .iter()
+            .map(|c| (&*c.name, c.role, c.restart))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("a", Role::Init, RestartPolicy::Never),
+                ("b", Role::Sidecar, RestartPolicy::Always),
+                ("c", Role::App, RestartPolicy::Never),
+            ]
+        );
+        assert_eq!(d.container(2).map(|c| c.name.as_str()), Some("c"));
+    }
+
+    #[test]
+    fn the_deletion_grace_wins_once_deleting() {
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u1",
+                "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 1},
+            "spec": {"containers": [], "terminationGracePeriodSeconds": 60},
+        }))
+        .unwrap();
+        assert_eq!(Desired::parse(Arc::new(pod.clone())).unwrap().grace_s, 1);
+        pod.metadata.deletion_timestamp = None;
+        assert_eq!(Desired::parse(Arc::new(pod)).unwrap().grace_s, 60);
+    }
+}

@@ -1,0 +1,357 @@
+//! The Node object and its Lease: registration, status, heartbeat.
+//!
+//! The status is sent when it changes and every five minutes, the Lease every ten
+//! seconds, as upstream's kubelet does. No failure here stops a pod.
+
+use crate::image::ImageSource;
+use crate::machine::{self, Capacity, Pressure};
+use client::Clock;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Namespace of nodes' Leases.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_SECONDS: i32 = 40;
+const LEASE_RENEW: Duration = Duration::from_secs(10);
+/// How often the status is looked at, and sent if it changed.
+const STATUS_LOOK: Duration = Duration::from_secs(10);
+/// It is sent at the latest after this.
+const STATUS_SEND_SECONDS: i64 = 300;
+/// Delay between tries while the API server does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// Images listed in the status, as upstream's default.
+const IMAGES_MAX: usize = 50;
+
+/// What the Node object says of this node.
+pub(crate) struct Registration {
+    pub(crate) name: String,
+    pub(crate) client: kube::Client,
+    pub(crate) clock: Clock,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) taints: Vec<core::Taint>,
+    pub(crate) node_ip: IpAddr,
+    pub(crate) pod_cidr: String,
+    pub(crate) kubelet_port: u16,
+    pub(crate) capacity: Capacity,
+    pub(crate) dir: PathBuf,
+    pub(crate) runtime_version: String,
+    pub(crate) handlers: Vec<String>,
+    pub(crate) images: Arc<dyn ImageSource>,
+    pub(crate) version: String,
+}
+
+impl Registration {
+    /// Registers and goes on telling until the scope is cancelled.
+    pub(crate) fn start(self, scope: &lifecycle::Scope) {
+        let this = Arc::new(self);
+        let status = this.clone();
+        scope.spawn_cancellable(async move { status.keep_status().await });
+        scope.spawn_cancellable(async move { this.keep_lease().await });
+    }
+
+    fn nodes(&self) -> Api<core::Node> {
+        Api::all(self.client.clone())
+    }
+
+    async fn keep_status(&self) {
+        let mut conditions = loop {
+            match self.register().await {
+                Ok(conditions) => break conditions,
+                Err(error) => {
+                    tracing::warn!(node = self.name, %error, "node not registered, trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        tracing::info!(node = self.name, "node registered");
+        let mut sent = self.clock.now();
+        let mut known = self.comparable(&conditions).await;
+        loop {
+            tokio::time::sleep(STATUS_LOOK).await;
+            let now = self.clock.now();
+            let next = self.conditions(&conditions, now);
+            let comparable = self.comparable(&next).await;
+            if comparable == known && now.as_second() - sent.as_second() < STATUS_SEND_SECONDS {
+                continue;
+            }
+            let status = self.status(next.clone()).await;
+            let patch = Patch::Strategic(json!({"status": status}));
+            let done = self
+                .nodes()
+                .patch_status(&self.name, &PatchParams::default(), &patch)
+                .await;
+            match done {
+                Ok(_) => {
+                    (sent, known, conditions) = (now, comparable, next);
+                }
+                // Somebody deleted the Node: it comes back, as upstream's does.
+                Err(e) if client::is_not_found(&e) => {
+                    if let Ok(fresh) = self.register().await {
+                        conditions = fresh;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "node status not sent, trying again"),
+            }
+        }
+    }
+
+    /// What of a status is worth sending at once: all but heartbeats.
+    async fn comparable(&self, conditions: &[core::NodeCondition]) -> String {
+        let mut status = self.status(conditions.to_vec()).await;
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        serde_json::to_string(&status).unwrap_or_default()
+    }
+
+    /// Creates the Node, or brings labels, taints and status of the existing one up to date.
+    async fn register(&self) -> Result<Vec<core::NodeCondition>, kube::Error> {
+        let now = self.clock.now();
+        let conditions = self.conditions(&[], now);
+        let node = core::Node {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                labels: Some(self.all_labels()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(core::NodeSpec {
+                pod_cidr: Some(self.pod_cidr.clone()),
+                pod_cidrs: Some(vec![self.pod_cidr.clone()]),
+                provider_id: Some(format!("salp://{}", self.name)),
+                taints: Some(self.taints.clone()).filter(|t| !t.is_empty()),
+                ..core::NodeSpec::default()
+            }),
+            status: Some(self.status(conditions.clone()).await),
+        };
+        match self.nodes().create(&PostParams::default(), &node).await {
+            Ok(created) => {
+                let kept = created
+                    .status
+                    .is_some_and(|s| s.conditions.is_some_and(|c| !c.is_empty()));
+                if kept {
+                    return Ok(conditions);
+                }
+            }
+            Err(e) if client::is_already_exists(&e) => {
+                let patch = Patch::Strategic(json!({"metadata": {"labels": self.all_labels()}}));
+                self.nodes()
+                    .patch(&self.name, &PatchParams::default(), &patch)
+                    .await?;
+            }
+            Err(e) => return Err(e),
+        }
+        let existing = self.nodes().get(&self.name).await?;
+        let before = existing
+            .status
+            .and_then(|s| s.conditions)
+            .unwrap_or_default();
+        let conditions = self.conditions(&before, now);
+        let patch = Patch::Strategic(json!({"status": self.status(conditions.clone()).await}));
+        self.nodes()
+            .patch_status(&self.name, &PatchParams::default(), &patch)
+            .await?;
+        Ok(conditions)
+    }
+
+    fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([
+            (api::constants::LABEL_HOSTNAME.into(), self.name.clone()),
+            (api::constants::LABEL_OS.into(), "linux".into()),
+            (
+                api::constants::LABEL_ARCH.into(),
+                machine::architecture().into(),
+            ),
+            ("beta.kubernetes.io/os".into(), "linux".into()),
+            (
+                "beta.kubernetes.io/arch".into(),
+                machine::architecture().into(),
+            ),
+            ("salp.dev/wasm".into(), "true".into()),
+        ]);
+        labels.extend(self.labels.clone());
+        labels
+    }
+
+    async fn status(&self, conditions: Vec<core::NodeCondition>) -> core::NodeStatus {
+        let mut images = self.images.list().await;
+        images.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        images.truncate(IMAGES_MAX);
+        let images = images
+            .into_iter()
+            .map(|(names, bytes)| core::ContainerImage {
+                names: Some(names),
+                size_bytes: i64::try_from(bytes).ok(),
+            })
+            .collect();
+        let address = |type_: &str, address: String| core::NodeAddress {
+            type_: type_.into(),
+            address,
+        };
+        core::NodeStatus {
+            addresses: Some(vec![
+                address("InternalIP", self.node_ip.to_string()),
+                address("Hostname", self.name.clone()),
+            ]),
+            allocatable: Some(self.capacity.api()),
+            capacity: Some(self.capacity.api()),
+            conditions: Some(conditions),
+            daemon_endpoints: Some(core::NodeDaemonEndpoints {
+                kubelet_endpoint: Some(core::DaemonEndpoint {
+                    port: self.kubelet_port.into(),
+                }),
+            }),
+            images: Some(images),
+            node_info: Some(machine::system_info(&self.runtime_version, &self.version)),
+            runtime_handlers: Some(
+                self.handlers
+                    .iter()
+                    .map(|name| core::NodeRuntimeHandler {
+                        name: Some(name.clone()),
+                        features: None,
+                    })
+                    .collect(),
+            ),
+            ..core::NodeStatus::default()
+        }
+    }
+
+    fn conditions(
+        &self,
+        before: &[core::NodeCondition],
+        now: Timestamp,
+    ) -> Vec<core::NodeCondition> {
+        let pressure = Pressure::read(&self.dir);
+        let condition = |type_: &str, on: bool, reason: &str, message: &str| {
+            let status = if on { "True" } else { "False" };
+            let since = before
+                .iter()
+                .find(|c| c.type_ == type_ && c.status == status)
+                .and_then(|c| c.last_transition_time.clone());
+            core::NodeCondition {
+                last_heartbeat_time: Some(Time(now)),
+                last_transition_time: Some(since.unwrap_or(Time(now))),
+                message: Some(message.into()),
+                reason: Some(reason.into()),
+                status: status.into(),
+                type_: type_.into(),
+            }
+        };
+        let press = |type_: &str, on: bool, what: &str, has: &str, is_short: &str| {
+            let (reason, message) = if on {
+                (format!("KubeletHasInsufficient{what}"), is_short)
+            } else {
+                (format!("KubeletHas{what}"), has)
+            };
+            condition(type_, on, &reason, message)
+        };
+        vec![
+            press(
+                "MemoryPressure",
+                pressure.memory,
+                if pressure.memory {
+                    "Memory"
+                } else {
+                    "SufficientMemory"
+                },
+                "kubelet has sufficient memory available",
+                "kubelet has insufficient memory available",
+            ),
+            condition(
+                "DiskPressure",
+                pressure.disk,
+                if pressure.disk {
+                    "KubeletHasDiskPressure"
+                } else {
+                    "KubeletHasNoDiskPressure"
+                },
+                if pressure.disk {
+                    "kubelet has disk pressure"
+                } else {
+                    "kubelet has no disk pressure"
+                },
+            ),
+            press(
+                "PIDPressure",
+                pressure.pid,
+                if pressure.pid { "PID" } else { "SufficientPID" },
+                "kubelet has sufficient PID available",
+                "kubelet has insufficient PID available",
+            ),
+            condition(
+                "Ready",
+                true,
+                "KubeletReady",
+                "kubelet is posting ready status",
+            ),
+        ]
+    }
+
+    async fn keep_lease(&self) {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let mut exists = false;
+        loop {
+            let done = if exists {
+                let renew = json!({"spec": {"renewTime": MicroTime(self.clock.now()),
+                    "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
+                leases
+                    .patch(&self.name, &PatchParams::default(), &Patch::Merge(renew))
+                    .await
+                    .map(drop)
+            } else {
+                self.create_lease(&leases).await
+            };
+            let wait = match done {
+                Ok(()) => {
+                    exists = true;
+                    LEASE_RENEW
+                }
+                Err(error) => {
+                    if client::is_not_found(&error) {
+                        exists = false;
+                    }
+                    tracing::debug!(node = self.name, %error, "lease not renewed, trying again");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn create_lease(&self, leases: &Api<Lease>) -> Result<(), kube::Error> {
+        // Owned by the Node, so that it goes with it.
+        let node = self.nodes().get(&self.name).await?;
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                namespace: Some(LEASE_NAMESPACE.into()),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".into(),
+                    kind: "Node".into(),
+                    name: self.name.clone(),
+                    uid: node.metadata.uid.unwrap_or_default(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.name.clone()),
+                lease_duration_seconds: Some(LEASE_SECONDS),
+                renew_time: Some(MicroTime(self.clock.now())),
+                ..LeaseSpec::default()
+            }),
+        };
+        match leases.create(&PostParams::default(), &lease).await {
+            Err(e) if !client::is_already_exists(&e) => Err(e),
+            _ => Ok(()),
+        }
+    }
+}

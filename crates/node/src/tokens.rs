@@ -1,0 +1,111 @@
+//! Service account tokens for pods: requested from the API server, bound to the pod,
+//! fetched again before they expire.
+
+use client::Clock;
+use k8s_openapi::api::authentication::v1 as auth;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, PostParams};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+
+/// Upstream's default lifetime, seconds.
+const LIFETIME_S: i64 = 3600;
+
+/// Why no token was given; Display is its cause's.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error("{0}")]
+    Request(kube::Error),
+    #[error("the API server gave none")]
+    Empty,
+}
+
+/// A token, and when to ask for the next.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) text: String,
+    /// Unix seconds; at 80 % of the lifetime, as upstream.
+    pub(crate) refresh_at_s: i64,
+}
+
+/// By pod UID, audience and lifetime.
+type Key = (String, String, i64);
+
+/// Tokens in use; bounded by the projections of the node's pods.
+pub(crate) struct Tokens {
+    client: kube::Client,
+    clock: Clock,
+    /// Never held across an await.
+    known: Mutex<HashMap<Key, Token>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(client: kube::Client, clock: Clock) -> Self {
+        Self {
+            client,
+            clock,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The token of a projection; the known one while it is fresh.
+    pub(crate) async fn get(
+        &self,
+        pod: &core::Pod,
+        projection: &core::ServiceAccountTokenProjection,
+    ) -> Result<Token, TokenError> {
+        let meta = &pod.metadata;
+        let lifetime = projection.expiration_seconds.unwrap_or(LIFETIME_S);
+        let audience = projection.audience.clone().unwrap_or_default();
+        let key = (
+            meta.uid.clone().unwrap_or_default(),
+            audience.clone(),
+            lifetime,
+        );
+        let now = self.clock.now().as_second();
+        if let Some(token) = self.known.lock().get(&key)
+            && now < token.refresh_at_s
+        {
+            return Ok(token.clone());
+        }
+        let account = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.as_deref())
+            .unwrap_or("default");
+        let request = auth::TokenRequest {
+            spec: Some(auth::TokenRequestSpec {
+                audiences: Some(vec![audience]).filter(|a| !a[0].is_empty()),
+                bound_object_ref: Some(auth::BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: meta.name.clone(),
+                    uid: meta.uid.clone(),
+                }),
+                expiration_seconds: Some(lifetime),
+                ..auth::TokenRequestSpec::default()
+            }),
+            ..auth::TokenRequest::default()
+        };
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let accounts = Api::<core::ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let answer = accounts
+            .create_token_request(account, &PostParams::default(), &request)
+            .await
+            .map_err(TokenError::Request)?;
+        let status = answer.status.ok_or(TokenError::Empty)?;
+        let Time(expires) = status.expiration_timestamp.ok_or(TokenError::Empty)?;
+        let token = Token {
+            text: status.token.ok_or(TokenError::Empty)?,
+            refresh_at_s: now + (expires.as_second() - now).max(10) * 8 / 10,
+        };
+        self.known.lock().insert(key, token.clone());
+        Ok(token)
+    }
+
+    /// The pod is no more.
+    pub(crate) fn release(&self, uid: &str) {
+        self.known.lock().retain(|(of, _, _), _| of != uid);
+    }
+}

@@ -1,6 +1,0 @@
-//! Programs loaded and run as pods do it.
-
-mod command;
-mod host;
-mod http;
-mod load;
