@@ -1,0 +1,213 @@
+//! What clients look for in a document.
+
+use super::*;
+use expect_test::expect;
+
+fn apps() -> Value {
+    let docs = Schema::descriptions();
+    v3_document_described(
+        Schema::builtin(),
+        &docs,
+        "apps",
+        "v1",
+        &[ResourcePaths {
+            plural: "deployments",
+            kind: "Deployment",
+            namespaced: true,
+            verbs: &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
+            subresources: &[
+                ("scale", ("autoscaling", "v1", "Scale")),
+                ("status", ("apps", "v1", "Deployment")),
+            ],
+        }],
+    )
+}
+
+#[test]
+fn paths_and_methods() {
+    let doc = apps();
+    let mut lines = String::new();
+    for (path, item) in doc["paths"].as_object().unwrap() {
+        for (method, op) in item.as_object().unwrap() {
+            if method != "parameters" {
+                lines += &format!(
+                    "{method} {path} {} {} {}\n",
+                    op["x-kubernetes-action"],
+                    op["operationId"],
+                    op["x-kubernetes-group-version-kind"]["kind"]
+                );
+            }
+        }
+    }
+    expect![[r#"
+        get /apis/apps/v1/deployments "list" "listAppsV1DeploymentForAllNamespaces" "Deployment"
+        delete /apis/apps/v1/namespaces/{namespace}/deployments "deletecollection" "deleteCollectionAppsV1NamespacedDeployment" "Deployment"
+        get /apis/apps/v1/namespaces/{namespace}/deployments "list" "listAppsV1NamespacedDeployment" "Deployment"
+        post /apis/apps/v1/namespaces/{namespace}/deployments "post" "createAppsV1NamespacedDeployment" "Deployment"
+        delete /apis/apps/v1/namespaces/{namespace}/deployments/{name} "delete" "deleteAppsV1NamespacedDeployment" "Deployment"
+        get /apis/apps/v1/namespaces/{namespace}/deployments/{name} "get" "readAppsV1NamespacedDeployment" "Deployment"
+        patch /apis/apps/v1/namespaces/{namespace}/deployments/{name} "patch" "patchAppsV1NamespacedDeployment" "Deployment"
+        put /apis/apps/v1/namespaces/{namespace}/deployments/{name} "put" "replaceAppsV1NamespacedDeployment" "Deployment"
+        get /apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale "get" "readAppsV1NamespacedDeploymentScale" "Scale"
+        patch /apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale "patch" "patchAppsV1NamespacedDeploymentScale" "Scale"
+        put /apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale "put" "replaceAppsV1NamespacedDeploymentScale" "Scale"
+        get /apis/apps/v1/namespaces/{namespace}/deployments/{name}/status "get" "readAppsV1NamespacedDeploymentStatus" "Deployment"
+        patch /apis/apps/v1/namespaces/{namespace}/deployments/{name}/status "patch" "patchAppsV1NamespacedDeploymentStatus" "Deployment"
+        put /apis/apps/v1/namespaces/{namespace}/deployments/{name}/status "put" "replaceAppsV1NamespacedDeploymentStatus" "Deployment"
+    "#]].assert_eq(&lines);
+}
+
+#[test]
+fn kubectl_finds_field_validation_in_patch() {
+    let doc = apps();
+    let item = &doc["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"];
+    let names: Vec<&str> = item["patch"]["parameters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|p| p["name"].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "pretty",
+            "dryRun",
+            "fieldManager",
+            "fieldValidation",
+            "force"
+        ]
+    );
+}
+
+#[test]
+fn component_schemas() {
+    let doc = apps();
+    let schemas = &doc["components"]["schemas"];
+    let mut deployment = schemas["io.k8s.api.apps.v1.Deployment"].clone();
+    for property in deployment["properties"]
+        .as_object_mut()
+        .unwrap()
+        .values_mut()
+    {
+        property["description"].take();
+    }
+    expect![[r##"
+        {
+          "description": "Deployment enables declarative updates for Pods and ReplicaSets.",
+          "properties": {
+            "apiVersion": {
+              "description": null,
+              "type": "string"
+            },
+            "kind": {
+              "description": null,
+              "type": "string"
+            },
+            "metadata": {
+              "allOf": [
+                {
+                  "$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+                }
+              ],
+              "description": null
+            },
+            "spec": {
+              "allOf": [
+                {
+                  "$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"
+                }
+              ],
+              "description": null
+            },
+            "status": {
+              "allOf": [
+                {
+                  "$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentStatus"
+                }
+              ],
+              "description": null
+            }
+          },
+          "required": [
+            "spec"
+          ],
+          "type": "object",
+          "x-kubernetes-group-version-kind": [
+            {
+              "group": "apps",
+              "kind": "Deployment",
+              "version": "v1"
+            }
+          ]
+        }
+    "##]]
+    .assert_eq(&format!("{deployment:#}\n"));
+    let mut spec = schemas["io.k8s.api.core.v1.PodSpec"]["properties"].clone();
+    for name in ["containers", "volumes", "nodeSelector"] {
+        spec[name]["description"].take();
+    }
+    expect![[r##"
+        {"description":null,"items":{"$ref":"#/components/schemas/io.k8s.api.core.v1.Container"},"type":"array","x-kubernetes-list-map-keys":["name"],"x-kubernetes-list-type":"map","x-kubernetes-patch-merge-key":"name","x-kubernetes-patch-strategy":"merge"}
+        {"description":null,"items":{"$ref":"#/components/schemas/io.k8s.api.core.v1.Volume"},"type":"array","x-kubernetes-list-map-keys":["name"],"x-kubernetes-list-type":"map","x-kubernetes-patch-merge-key":"name","x-kubernetes-patch-strategy":"merge,retainKeys"}
+        {"additionalProperties":{"type":"string"},"description":null,"type":"object","x-kubernetes-map-type":"atomic"}"##]].assert_eq(&format!(
+        "{}\n{}\n{}",
+        spec["containers"], spec["volumes"], spec["nodeSelector"]
+    ));
+}
+
+/// Every reference leads to a schema, for the largest group too.
+#[test]
+fn references_are_whole() {
+    fn refs<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(o) => {
+                for (k, v) in o {
+                    match v {
+                        Value::String(s) if k == "$ref" => out.push(s),
+                        v => refs(v, out),
+                    }
+                }
+            }
+            Value::Array(a) => a.iter().for_each(|v| refs(v, out)),
+            _ => {}
+        }
+    }
+    let resource = |plural, kind| ResourcePaths {
+        plural,
+        kind,
+        namespaced: true,
+        verbs: &["create", "get", "list", "patch"],
+        subresources: &[
+            ("log", ("", "v1", "Pod")),
+            ("eviction", ("policy", "v1", "Eviction")),
+        ],
+    };
+    let core = [resource("pods", "Pod"), resource("services", "Service")];
+    let extensions = [resource(
+        "customresourcedefinitions",
+        "CustomResourceDefinition",
+    )];
+    for (group, resources) in [("", &core[..]), ("apiextensions.k8s.io", &extensions)] {
+        let doc = v3_document(Schema::builtin(), group, "v1", resources);
+        let mut found = Vec::new();
+        refs(&doc, &mut found);
+        assert!(found.len() > 10);
+        for reference in found {
+            let name = reference.strip_prefix("#/components/schemas/").unwrap();
+            assert!(
+                doc["components"]["schemas"][name].is_object(),
+                "{reference}"
+            );
+        }
+        assert!(!doc.to_string().contains(":null"));
+    }
+}

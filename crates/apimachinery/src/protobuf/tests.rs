@@ -1,0 +1,461 @@
+//! Bodies that kubectl 1.37.1 sent, round trips of generated objects, and broken bytes.
+
+use super::*;
+use crate::schema::{Field, List, Scalar, Type};
+use crate::{GroupVersion, decode};
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn kind(api: &str, kind: &str) -> TypeId {
+    let gvk = GroupVersion::parse(api).unwrap().kind(kind);
+    Schema::builtin().kind(&gvk).unwrap()
+}
+
+fn check(bytes: &[u8], expect: &Expect) {
+    let envelope = Envelope::parse(bytes).unwrap();
+    let ty = kind(envelope.api_version, envelope.kind);
+    let value = super::decode(Schema::builtin(), ty, bytes).unwrap();
+    expect.assert_eq(&format!("{value:#}\n"));
+    // What was decoded is what JSON would have brought.
+    let conformed = decode::conform(
+        Schema::builtin(),
+        ty,
+        value.clone(),
+        decode::FieldValidation::Strict,
+    );
+    assert_eq!(conformed.unwrap().value, value);
+}
+
+#[test]
+fn create_deployment() {
+    check(
+        include_bytes!("fixtures/deployments.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "apps/v1",
+          "kind": "Deployment",
+          "metadata": {
+            "labels": {
+              "app": "web"
+            },
+            "name": "web"
+          },
+          "spec": {
+            "replicas": 0,
+            "selector": {
+              "matchLabels": {
+                "app": "web"
+              }
+            },
+            "strategy": {},
+            "template": {
+              "metadata": {
+                "labels": {
+                  "app": "web"
+                }
+              },
+              "spec": {
+                "containers": [
+                  {
+                    "image": "localhost:5000/hello:1",
+                    "name": "hello",
+                    "ports": [
+                      {
+                        "containerPort": 8080
+                      }
+                    ],
+                    "resources": {}
+                  }
+                ]
+              }
+            }
+          },
+          "status": {}
+        }
+    "#]],
+    );
+}
+
+#[test]
+fn create_job() {
+    check(
+        include_bytes!("fixtures/jobs.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "batch/v1",
+          "kind": "Job",
+          "metadata": {
+            "name": "j"
+          },
+          "spec": {
+            "template": {
+              "metadata": {},
+              "spec": {
+                "containers": [
+                  {
+                    "command": [
+                      "echo",
+                      "hi"
+                    ],
+                    "image": "x",
+                    "name": "j",
+                    "resources": {}
+                  }
+                ],
+                "restartPolicy": "Never"
+              }
+            }
+          },
+          "status": {}
+        }
+    "#]],
+    );
+}
+
+#[test]
+fn create_secret() {
+    check(
+        include_bytes!("fixtures/secrets.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "v1",
+          "data": {
+            "password": "eA=="
+          },
+          "kind": "Secret",
+          "metadata": {
+            "name": "s"
+          }
+        }
+    "#]],
+    );
+}
+
+#[test]
+fn create_service() {
+    check(
+        include_bytes!("fixtures/services.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "v1",
+          "kind": "Service",
+          "metadata": {
+            "labels": {
+              "app": "svc"
+            },
+            "name": "svc"
+          },
+          "spec": {
+            "ports": [
+              {
+                "name": "80-8080",
+                "port": 80,
+                "protocol": "TCP",
+                "targetPort": 8080
+              }
+            ],
+            "selector": {
+              "app": "svc"
+            },
+            "type": "ClusterIP"
+          },
+          "status": {
+            "loadBalancer": {}
+          }
+        }
+    "#]],
+    );
+}
+
+#[test]
+fn create_quota_and_ingress_and_budget() {
+    check(
+        include_bytes!("fixtures/resourcequotas.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "v1",
+          "kind": "ResourceQuota",
+          "metadata": {
+            "name": "q"
+          },
+          "spec": {
+            "hard": {
+              "cpu": "1",
+              "memory": "1Gi"
+            }
+          },
+          "status": {}
+        }
+    "#]],
+    );
+    check(
+        include_bytes!("fixtures/ingresses.pb"),
+        &expect![[r#"
+        {
+          "apiVersion": "networking.k8s.io/v1",
+          "kind": "Ingress",
+          "metadata": {
+            "name": "i"
+          },
+          "spec": {
+            "rules": [
+              {
+                "host": "a.example",
+                "http": {
+                  "paths": [
+                    {
+                      "backend": {
+                        "service": {
+                          "name": "svc",
+                          "port": {
+                            "number": 80
+                          }
+                        }
+                      },
+                      "path": "/",
+                      "pathType": "Prefix"
+                    }
+                  ]
+                }
+              }
+            ]
+          },
+          "status": {
+            "loadBalancer": {}
+          }
+        }
+    "#]],
+    );
+    check(
+        include_bytes!("fixtures/poddisruptionbudgets.pb"),
+        &expect![[r#"
+            {
+              "apiVersion": "policy/v1",
+              "kind": "PodDisruptionBudget",
+              "metadata": {
+                "name": "p"
+              },
+              "spec": {
+                "minAvailable": 1,
+                "selector": {
+                  "matchLabels": {
+                    "a": "b"
+                  }
+                }
+              },
+              "status": {
+                "currentHealthy": 0,
+                "desiredHealthy": 0,
+                "disruptionsAllowed": 0,
+                "expectedPods": 0
+              }
+            }
+        "#]],
+    );
+}
+
+#[test]
+fn pointers_keep_their_zeros_and_values_drop_them() {
+    let ty = kind("apps/v1", "Deployment");
+    let value = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "spec": {"replicas": 0, "paused": false, "minReadySeconds": 0},
+    });
+    let bytes = encode(Schema::builtin(), ty, &value);
+    assert_eq!(
+        super::decode(Schema::builtin(), ty, &bytes).unwrap(),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 0}})
+    );
+}
+
+#[test]
+fn inline_messages_unions_and_wrapped_lists() {
+    let round = |api: &str, name: &str, mut value: Value| {
+        let ty = kind(api, name);
+        value["apiVersion"] = api.into();
+        value["kind"] = name.into();
+        let bytes = encode(Schema::builtin(), ty, &value);
+        let back = super::decode(Schema::builtin(), ty, &bytes).unwrap();
+        assert_eq!(back, value);
+    };
+    round(
+        "v1",
+        "Pod",
+        json!({"spec": {
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}],
+            "containers": [{"name": "c", "livenessProbe": {"httpGet": {"port": "web"}}}],
+            "ephemeralContainers": [{"name": "e", "image": "i", "targetContainerName": "c"}],
+        }}),
+    );
+    round(
+        "admissionregistration.k8s.io/v1",
+        "ValidatingAdmissionPolicyBinding",
+        json!({"spec": {"matchResources": {"resourceRules": [
+            {"resourceNames": ["n"], "operations": ["*"], "apiGroups": ["apps"]}
+        ]}}}),
+    );
+    round(
+        "authorization.k8s.io/v1",
+        "SubjectAccessReview",
+        json!({"spec": {"user": "u", "extra": {"k": ["a", "b"]}}}),
+    );
+    let schema = json!({
+        "type": "object", "maximum": 0.5,
+        "items": [{"type": "string"}, {"type": "integer"}],
+        "properties": {"a": {"items": {"type": "string"}, "additionalProperties": true}},
+        "additionalProperties": {"x-kubernetes-preserve-unknown-fields": true},
+        "dependencies": {"a": ["b"], "c": {"type": "string"}},
+        "default": {"a": [1, null]}, "enum": ["x", 1],
+    });
+    round(
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+        json!({"spec": {
+            "group": "g",
+            "versions": [{"name": "v1", "served": true, "storage": false,
+                "schema": {"openAPIV3Schema": schema}}],
+        }}),
+    );
+    round(
+        "v1",
+        "ConfigMap",
+        json!({
+            "metadata": {"managedFields": [{"manager": "m", "time": "2026-01-02T03:04:05Z",
+                "fieldsV1": {"f:data": {}}}]},
+            "binaryData": {"b": "AAH/"},
+        }),
+    );
+}
+
+#[test]
+fn broken_bytes_name_the_field() {
+    let ty = kind("v1", "Pod");
+    let check = |raw: &[u8], expect: Expect| {
+        let error = decode_message(Schema::builtin(), ty, raw).unwrap_err();
+        expect.assert_eq(&error.to_string());
+    };
+    // metadata.name cut short.
+    check(
+        &[0x0a, 0x03, 0x0a, 0x05, b'x'],
+        expect!["proto: metadata: unexpected EOF"],
+    );
+    // spec.hostNetwork as text.
+    check(
+        &[0x12, 0x03, 0x5a, 0x01, b'x'],
+        expect!["proto: spec.hostNetwork: wrong wireType = 2"],
+    );
+    // metadata.name is not UTF-8.
+    check(
+        &[0x0a, 0x03, 0x0a, 0x01, 0xff],
+        expect!["proto: metadata.name: string field contains invalid UTF-8"],
+    );
+    // A field after the last is skipped, but must be whole.
+    check(
+        &[0xfa, 0x3f, 0x09, 0x00],
+        expect!["proto: object: unexpected EOF"],
+    );
+    assert_eq!(
+        super::decode(Schema::builtin(), ty, b"{}").unwrap_err(),
+        DecodeError::NoMagic
+    );
+    let zipped = [&MAGIC[..], &[0x1a, 0x04], b"gzip"].concat();
+    assert_eq!(
+        super::decode(Schema::builtin(), ty, &zipped).unwrap_err(),
+        DecodeError::Content("gzip".to_owned())
+    );
+}
+
+#[test]
+fn depth_is_limited() {
+    // JSONSchemaProps.not is field 27 of itself: a message of a thousand levels.
+    let mut raw = Vec::new();
+    for _ in 0..1000 {
+        let mut outer = Vec::new();
+        write::bytes(&mut outer, 27, &raw);
+        raw = outer;
+    }
+    let ty = Schema::builtin()
+        .by_name("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+        .unwrap();
+    let error = decode_message(Schema::builtin(), ty, &raw).unwrap_err();
+    assert!(error.to_string().ends_with("exceeded max depth"), "{error}");
+}
+
+/// An object of a type as a sequence of random bytes makes it; never a zero value.
+fn generate(ty: TypeId, seed: &mut std::slice::Iter<'_, u8>, depth: usize) -> Option<Value> {
+    let schema = Schema::builtin();
+    let byte = *seed.next()?;
+    let text = || format!("t{byte}");
+    Some(match schema.get(ty) {
+        Type::Scalar(s) => match s {
+            Scalar::String => text().into(),
+            Scalar::Bool => true.into(),
+            Scalar::Int32 => (i32::from(byte) - 128).clamp(-128, -1).into(),
+            Scalar::Int64 => ((i64::from(byte) + 1) << 40).into(),
+            Scalar::Double => (f64::from(byte) + 0.5).into(),
+            Scalar::Bytes => "aGk=".into(),
+            Scalar::Quantity => format!("{}m", u32::from(byte) * 1000 + 1).into(),
+            Scalar::IntOrString if byte % 2 == 0 => text().into(),
+            Scalar::IntOrString => byte.into(),
+            Scalar::Time => format!("2026-01-02T03:04:{:02}Z", byte % 60).into(),
+            Scalar::MicroTime => format!("2026-01-02T03:04:05.{byte:06}Z").into(),
+            Scalar::Duration => return None,
+        },
+        Type::Any => match schema.union(ty) {
+            Some(_) => return None,
+            None => json!({text(): [byte, null, {"a": 0.5}]}),
+        },
+        Type::Map(value) => json!({text(): generate(*value, seed, depth)?}),
+        Type::List(List { item, .. }) => Value::Array(
+            (0..=byte % 2)
+                .filter_map(|_| generate(*item, seed, depth))
+                .collect(),
+        ),
+        Type::Struct(_) if depth > 8 => return None,
+        Type::Struct(def) => {
+            let count = def.fields.len().max(1);
+            let step = usize::from(byte) % 7 + 1;
+            let object = (usize::from(byte) % count..count)
+                .step_by(step)
+                .filter_map(|i| def.fields.get(i))
+                .filter(|f: &&Field| f.number != 0)
+                .filter_map(|f| Some((f.name.to_string(), generate(f.ty, seed, depth + 1)?)))
+                .filter(|(_, v)| *v != json!([]))
+                .collect();
+            Value::Object(object)
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn round_trip(which in any::<prop::sample::Index>(), seed in prop::collection::vec(any::<u8>(), 0..400)) {
+        let schema = Schema::builtin();
+        let mut kinds: Vec<_> = schema.kinds().collect();
+        kinds.sort();
+        let (_, ty) = *which.get(&kinds);
+        let value = generate(ty, &mut seed.iter(), 0).unwrap_or(json!({}));
+        let bytes = encode_message(schema, ty, &value);
+        let back = decode_message(schema, ty, &bytes).unwrap();
+        prop_assert_eq!(back, value);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(which in any::<prop::sample::Index>(), bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let schema = Schema::builtin();
+        let mut kinds: Vec<_> = schema.kinds().collect();
+        kinds.sort();
+        let (_, ty) = *which.get(&kinds);
+        let _ = decode_message(schema, ty, &bytes);
+        let _ = super::decode(schema, ty, &[&MAGIC[..], &bytes].concat());
+    }
+
+    #[test]
+    fn mutated_bodies_never_panic(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let mut bytes = include_bytes!("fixtures/deployments.pb").to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        let _ = super::decode(Schema::builtin(), kind("apps/v1", "Deployment"), &bytes);
+    }
+}

@@ -1,0 +1,317 @@
+//! A program tied to one container: arguments, environment, directories, limits, log.
+
+use crate::command::CommandGuest;
+use crate::egress::{Egress, EgressRules};
+use crate::http::HttpGuest;
+use crate::limits::{CpuMeter, Limiter, MemoryMeter};
+use crate::program::{Code, Program};
+use crate::state::{ComponentState, Live, ModuleState};
+use crate::stdio::{GuestOutput, LogSink, LogStream};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+use wasmtime::Store;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
+use wasmtime_wasi_http::WasiHttpCtx;
+
+/// What a container gives its guest.
+pub struct GuestSpec {
+    /// Program name and arguments.
+    pub args: Vec<String>,
+    /// Environment; of a name that comes twice the later value holds.
+    pub env: Vec<(String, String)>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// Directories that the guest sees.
+    pub preopens: Vec<Preopen>,
+    /// Memory of the container.
+    pub memory: Arc<MemoryMeter>,
+    /// Processor time of the container.
+    pub cpu: Arc<CpuMeter>,
+    /// Where its output goes.
+    pub log: Arc<dyn LogSink>,
+    /// The only address that it may listen on; `None` forbids listening.
+    pub address: Option<IpAddr>,
+    /// To where it may send HTTP requests.
+    pub egress: EgressRules,
+    /// How requests are served, for HTTP guests.
+    pub http: HttpOptions,
+}
+
+/// A directory of the host as a guest sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preopen {
+    /// On the host.
+    pub host: PathBuf,
+    /// In the guest.
+    pub guest: String,
+    /// Whether all writing is refused.
+    pub read_only: bool,
+}
+
+/// How an HTTP guest serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// Requests that one instance serves before it is replaced; 1 gives each request a fresh one.
+    /// `None` for the engine's convention: 1 for 0.2 guests, 128 for 0.3 guests.
+    pub requests_per_instance: Option<u32>,
+    /// Requests at once; more wait.
+    pub requests_max: u32,
+    /// Until the response begins.
+    pub timeout: Duration,
+    /// How long an instance is kept with nothing to do.
+    pub idle: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            requests_per_instance: None,
+            requests_max: 512,
+            timeout: Duration::from_secs(60),
+            idle: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a guest could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A directory to show the guest can't be opened.
+    #[error("open {} for the guest's {guest}: {reason}", host.display())]
+    Preopen {
+        /// On the host.
+        host: PathBuf,
+        /// In the guest.
+        guest: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A guest by what it does.
+#[derive(Clone, Debug)]
+pub enum Guest {
+    /// Answers requests.
+    Http(HttpGuest),
+    /// Runs to its end.
+    Command(CommandGuest),
+}
+
+impl Program {
+    /// Ties the program to a container. Nothing runs yet.
+    ///
+    /// # Errors
+    /// When a directory can't be opened.
+    pub fn guest(self: &Arc<Self>, spec: GuestSpec) -> Result<Guest, PrepareError> {
+        let options = spec.http.clone();
+        let bound = Bound::new(self.clone(), spec)?;
+        Ok(if self.kind.is_http() {
+            Guest::Http(HttpGuest::new(bound, options))
+        } else {
+            Guest::Command(CommandGuest::new(bound))
+        })
+    }
+}
+
+/// What every new instance of a container is made from.
+pub(crate) struct Bound {
+    pub(crate) program: Arc<Program>,
+    pub(crate) memory: Arc<MemoryMeter>,
+    pub(crate) cpu: Arc<CpuMeter>,
+    pub(crate) log: Arc<dyn LogSink>,
+    pub(crate) live: Arc<AtomicU32>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: Option<String>,
+    egress: Arc<EgressRules>,
+    address: Option<IpAddr>,
+    preopens: Vec<Preopen>,
+    filesystem: WasiFilesystemCtx,
+    sockets: WasiSocketsCtx,
+}
+
+impl Bound {
+    fn new(program: Arc<Program>, spec: GuestSpec) -> Result<Self, PrepareError> {
+        let mut builder = WasiCtxBuilder::new();
+        open_dirs(&mut builder, &spec.preopens)?;
+        permit_sockets(&mut builder, spec.address);
+        let mut template = builder.build();
+        let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
+        for (name, value) in spec.env {
+            match env.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => env.push((name, value)),
+            }
+        }
+        Ok(Self {
+            program,
+            memory: spec.memory,
+            cpu: spec.cpu,
+            log: spec.log,
+            live: Arc::default(),
+            args: spec.args,
+            env,
+            cwd: spec.cwd,
+            egress: Arc::new(spec.egress),
+            address: spec.address,
+            preopens: spec.preopens,
+            filesystem: template.filesystem().clone(),
+            sockets: template.sockets().clone(),
+        })
+    }
+
+    fn builder(&self) -> WasiCtxBuilder {
+        let mut builder = WasiCtxBuilder::new();
+        builder
+            .args(&self.args)
+            .envs(&self.env)
+            .stdout(GuestOutput::new(self.log.clone(), LogStream::Stdout))
+            .stderr(GuestOutput::new(self.log.clone(), LogStream::Stderr));
+        if let Some(cwd) = &self.cwd {
+            builder.initial_cwd(cwd);
+        }
+        builder
+    }
+
+    /// Directories are opened once and shared by all instances.
+    fn wasi(&self) -> WasiCtx {
+        let mut wasi = self.builder().build();
+        *wasi.filesystem() = self.filesystem.clone();
+        *wasi.sockets() = self.sockets.clone();
+        wasi
+    }
+
+    /// A store for an instance of a component.
+    pub(crate) fn component_store(&self, engine: &wasmtime::Engine) -> Store<ComponentState> {
+        let mut store = Store::new(
+            engine,
+            ComponentState {
+                wasi: self.wasi(),
+                table: ResourceTable::new(),
+                http: WasiHttpCtx::new(),
+                egress: Egress(self.egress.clone()),
+                limiter: Limiter::new(self.memory.clone()),
+                _live: Live::new(self.live.clone()),
+            },
+        );
+        store.limiter(|state| &mut state.limiter);
+        yield_each_tick(&mut store);
+        store
+    }
+
+    /// A store for an instance of a preview-1 module.
+    pub(crate) fn module_store(
+        &self,
+        engine: &wasmtime::Engine,
+    ) -> Result<Store<ModuleState>, PrepareError> {
+        let mut builder = self.builder();
+        open_dirs(&mut builder, &self.preopens)?;
+        permit_sockets(&mut builder, self.address);
+        let mut store = Store::new(
+            engine,
+            ModuleState {
+                wasi: builder.build_p1(),
+                limiter: Limiter::new(self.memory.clone()),
+                _live: Live::new(self.live.clone()),
+            },
+        );
+        store.limiter(|state| &mut state.limiter);
+        yield_each_tick(&mut store);
+        Ok(store)
+    }
+
+    /// A line about the guest, from the host, in the guest's own log.
+    pub(crate) fn note(&self, message: &str) {
+        self.log
+            .open(LogStream::Stderr)
+            .write(format!("salp: {message}\n").as_bytes());
+    }
+
+    pub(crate) fn code(&self) -> &Code {
+        &self.program.code
+    }
+}
+
+fn open_dirs(builder: &mut WasiCtxBuilder, preopens: &[Preopen]) -> Result<(), PrepareError> {
+    for preopen in preopens {
+        let perms = if preopen.read_only {
+            FsPerms::ReadOnly
+        } else {
+            FsPerms::ReadWrite
+        };
+        builder
+            .preopened_dir(&preopen.host, &preopen.guest, perms)
+            .map_err(|error| PrepareError::Preopen {
+                host: preopen.host.clone(),
+                guest: preopen.guest.clone(),
+                reason: error.root_cause().to_string(),
+            })?;
+    }
+    Ok(())
+}
+
+fn permit_sockets(builder: &mut WasiCtxBuilder, address: Option<IpAddr>) {
+    builder
+        .allow_tcp(true)
+        .allow_udp(true)
+        .allow_ip_name_lookup(true)
+        .socket_addr_check(move |addr, used_for| {
+            let permitted = socket_permitted(address, addr, used_for);
+            Box::pin(async move { permitted })
+        });
+}
+
+fn yield_each_tick<T>(store: &mut Store<T>) {
+    store.epoch_deadline_async_yield_and_update(1);
+    store.set_epoch_deadline(1);
+}
+
+/// Outgoing as any pod; listening on the pod's own address alone. The machine's loopback is
+/// not the pod's: what listens there trusts local callers.
+fn socket_permitted(own: Option<IpAddr>, addr: SocketAddr, used_for: SocketAddrUse) -> bool {
+    let ip = addr.ip().to_canonical();
+    let machine_only = ip == IpAddr::from([127, 0, 0, 1])
+        || ip == IpAddr::from(std::net::Ipv6Addr::LOCALHOST)
+        || ip.is_unspecified();
+    match used_for {
+        // Asked with the wildcard and port 0 before a connect or send.
+        SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {
+            Some(ip) == own || (ip.is_unspecified() && addr.port() == 0)
+        }
+        SocketAddrUse::TcpListen => Some(ip) == own,
+        SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => !machine_only,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets() {
+        let own = Some(IpAddr::from([10, 42, 0, 7]));
+        let permitted =
+            |addr: &str, used_for| socket_permitted(own, addr.parse().unwrap(), used_for);
+        assert!(permitted("10.42.0.7:8080", SocketAddrUse::TcpBind));
+        assert!(permitted("10.42.0.7:8080", SocketAddrUse::TcpListen));
+        assert!(!permitted("10.42.0.8:8080", SocketAddrUse::TcpBind));
+        assert!(!permitted("0.0.0.0:8080", SocketAddrUse::TcpBind));
+        assert!(permitted("0.0.0.0:0", SocketAddrUse::UdpBind));
+        assert!(!permitted("0.0.0.0:0", SocketAddrUse::TcpListen));
+        assert!(permitted("1.1.1.1:53", SocketAddrUse::UdpSend));
+        assert!(permitted("127.10.0.3:80", SocketAddrUse::TcpConnect));
+        assert!(!permitted("127.0.0.1:6443", SocketAddrUse::TcpConnect));
+        assert!(!permitted(
+            "[::ffff:127.0.0.1]:6443",
+            SocketAddrUse::TcpConnect
+        ));
+        assert!(!permitted("[::1]:6443", SocketAddrUse::TcpConnect));
+    }
+}
