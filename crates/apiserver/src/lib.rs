@@ -1,1 +1,30 @@
-//! apiserver
+//! The Kubernetes API server: HTTP → authentication → authorization → admission →
+//! registry → store, with a watch cache in front of the store.
+//!
+//! One generic registry serves every row of `api::resources()`; there is no handler a kind.
+//! It knows no controller, no scheduler and no node code. Start with [`ApiServer::start`],
+//! then `handler.rs` (what happens to a request) and `registry/` (what happens to an object).
+
+mod admission;
+mod allocate;
+mod authn;
+mod authz;
+mod bootstrap;
+mod cache;
+mod config;
+mod convert;
+mod core;
+mod discovery;
+mod expiry;
+mod handler;
+mod health;
+mod http;
+mod kubelet;
+mod metrics;
+mod registry;
+mod server;
+
+pub use authn::User;
+pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, SystemClock};
+pub use http::respond::Body;
+pub use server::{ApiServer, Error, InProcess};

@@ -1,1 +1,258 @@
-//! testkit
+//! Parts of a site in one process, for tests: an API server on a store of its own, with
+//! clients in the process and over HTTPS.
+//!
+//! Start with [`TestApi::start`]. For tests only: keys are made anew each time.
+
+mod pki;
+
+pub use pki::{Identity, Pki};
+
+use anyhow::{Context as _, Result};
+use apiserver::{ApiServer, Config};
+use bytes::Bytes;
+use client::kube;
+use http_body_util::{BodyExt as _, Full};
+use lifecycle::Scope;
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::Store;
+use store::embedded::EmbeddedStore;
+use tower::ServiceExt as _;
+
+/// An API server with an embedded store in a folder that goes away with it.
+pub struct TestApi {
+    /// The server.
+    pub server: ApiServer,
+    /// Keys and certificates.
+    pub pki: Pki,
+    /// What it keeps its objects in.
+    pub store: Arc<dyn Store>,
+    scope: Scope,
+    dir: tempfile::TempDir,
+}
+
+impl std::fmt::Debug for TestApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TestApi")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer of [`TestApi::call`].
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status code.
+    pub code: u16,
+    /// Headers.
+    pub headers: http::HeaderMap,
+    /// Body, `Null` when it is no JSON.
+    pub json: Value,
+    /// Body as text.
+    pub text: String,
+}
+
+impl TestApi {
+    /// Starts one with HTTPS on a free port of loopback.
+    ///
+    /// # Errors
+    /// When the folder, the port or the server fails.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    /// Starts one with a changed configuration.
+    ///
+    /// # Errors
+    /// When the folder, the port or the server fails.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        Self::open(dir, Pki::new()?, change).await
+    }
+
+    /// Stops it and starts another over the same store, with the same keys.
+    ///
+    /// # Errors
+    /// When the server can't be started again.
+    pub async fn restart(self) -> Result<Self> {
+        self.scope.close().await;
+        let Self {
+            server,
+            pki,
+            store,
+            dir,
+            ..
+        } = self;
+        drop(server);
+        store.close().await?;
+        drop(store);
+        Self::open(dir, pki, |_| {}).await
+    }
+
+    async fn open(
+        dir: tempfile::TempDir,
+        pki: Pki,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        let path = dir.path().join("store.db");
+        let store: Arc<dyn Store> =
+            Arc::new(tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await??);
+        let mut config = Config::new(
+            store.clone(),
+            pki.serving.cert.clone(),
+            pki.serving.key.clone(),
+            pki.ca_cert.clone(),
+            pki.service_account_key.clone(),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").context("bind a port of loopback")?;
+        config.advertise = Some(listener.local_addr()?);
+        config.listeners = vec![listener];
+        change(&mut config);
+        let scope = Scope::new();
+        let server = ApiServer::start(config, &scope).await?;
+        Ok(Self {
+            server,
+            pki,
+            store,
+            scope,
+            dir,
+        })
+    }
+
+    /// A client in this process that may do everything.
+    pub fn client(&self) -> kube::Client {
+        self.client_as("kubernetes-admin", &["system:masters"])
+    }
+
+    /// A client in this process that acts as a user.
+    pub fn client_as(&self, user: &str, groups: &[&str]) -> kube::Client {
+        kube::Client::new(self.server.service(user, groups), "default")
+    }
+
+    /// Where HTTPS is served.
+    pub fn url(&self) -> String {
+        let port = self
+            .server
+            .addresses()
+            .first()
+            .map_or(0, std::net::SocketAddr::port);
+        format!("https://127.0.0.1:{port}")
+    }
+
+    /// A folder of this server's.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a kubeconfig for a user and returns its path.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Result<PathBuf> {
+        let identity = self.pki.identity(user, groups)?;
+        let path = self
+            .dir
+            .path()
+            .join(format!("kubeconfig-{}", user.replace([':', '/'], "-")));
+        let files = [
+            ("ca", &self.pki.ca_cert),
+            ("cert", &identity.cert),
+            ("key", &identity.key),
+        ];
+        for (suffix, text) in files {
+            std::fs::write(path.with_extension(suffix), text)?;
+        }
+        let name = |suffix: &str| path.with_extension(suffix).display().to_string();
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": self.url(), "certificate-authority": name("ca"),
+            }}],
+            "users": [{"name": "test", "user": {
+                "client-certificate": name("cert"), "client-key": name("key"),
+            }}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+        Ok(path)
+    }
+
+    /// One plain request as the administrator, in this process; a path with query.
+    ///
+    /// # Errors
+    /// When the request can't be made or its body ends early.
+    pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        self.send(
+            method,
+            path,
+            &[],
+            body.map(|b| b.to_string().into_bytes()).unwrap_or_default(),
+        )
+        .await
+    }
+
+    /// One request as the administrator with headers and any body.
+    ///
+    /// # Errors
+    /// When the request can't be made or its body ends early.
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer> {
+        self.send_as(
+            ("kubernetes-admin", &["system:masters"]),
+            method,
+            path,
+            headers,
+            body,
+        )
+        .await
+    }
+
+    /// One request as a user.
+    ///
+    /// # Errors
+    /// When the request can't be made or its body ends early.
+    pub async fn send_as(
+        &self,
+        (user, groups): (&str, &[&str]),
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer> {
+        let mut request = http::Request::builder().method(method).uri(path);
+        for (k, v) in headers {
+            request = request.header(*k, *v);
+        }
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let response = self.server.service(user, groups).oneshot(request).await?;
+        let (parts, body) = response.into_parts();
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|e| anyhow::anyhow!("read body: {e}"))?
+            .to_bytes();
+        Ok(Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            json: serde_json::from_slice(&bytes).unwrap_or_default(),
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        })
+    }
+
+    /// Stops the server and its store.
+    ///
+    /// # Errors
+    /// When the store can't be closed.
+    pub async fn close(self) -> Result<()> {
+        self.scope.close().await;
+        self.store.close().await?;
+        Ok(())
+    }
+}

@@ -16,7 +16,6 @@ pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
         "apiservice",
         "apiservices"
     )
-    .prints(columns::cluster::API_SERVICE, columns::cluster::api_service)
     .defaults(config::api_service)
     .prepares(strategy::empty_status, unchanged_update)
 }
@@ -34,7 +33,6 @@ pub(super) const API_EXTENSIONS: &[Resource] = &[Resource {
         "customresourcedefinition",
         "customresourcedefinitions"
     )
-    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .defaults(config::custom_resource_definition)
     .prepares(strategy::crd_create, strategy::crd_update)
 }
@@ -117,10 +115,6 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "certificatesigningrequest",
         "certificatesigningrequests"
     )
-    .prints(
-        columns::cluster::SIGNING_REQUEST,
-        columns::cluster::signing_request,
-    )
     .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .short(&["csr"])
@@ -138,10 +132,6 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "ClusterTrustBundle",
         "clustertrustbundle",
         "clustertrustbundles"
-    )
-    .prints(
-        columns::cluster::TRUST_BUNDLE,
-        columns::cluster::trust_bundle,
     )
     .cluster()
     .selectable(&["spec.signerName"])
@@ -167,10 +157,6 @@ pub(super) const RBAC: &[Resource] = &[
         "clusterrolebinding",
         "clusterrolebindings"
     )
-    .prints(
-        columns::cluster::ROLE_BINDING,
-        columns::cluster::role_binding,
-    )
     .defaults(config::role_binding)
     .cluster()
     .named(names::path_segment),
@@ -182,7 +168,6 @@ pub(super) const RBAC: &[Resource] = &[
         "clusterrole",
         "clusterroles"
     )
-    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .cluster()
     .named(names::path_segment),
     row!(
@@ -192,10 +177,6 @@ pub(super) const RBAC: &[Resource] = &[
         "RoleBinding",
         "rolebinding",
         "rolebindings"
-    )
-    .prints(
-        columns::cluster::ROLE_BINDING,
-        columns::cluster::role_binding,
     )
     .defaults(config::role_binding)
     .named(names::path_segment),
@@ -207,7 +188,6 @@ pub(super) const RBAC: &[Resource] = &[
         "role",
         "roles"
     )
-    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .named(names::path_segment),
 ];
 
@@ -220,7 +200,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "csidriver",
         "csidrivers"
     )
-    .prints(columns::storage::DRIVER, columns::storage::driver)
     .defaults(config::csi_driver)
     .cluster()
     .with_generation(),
@@ -232,7 +211,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "csinode",
         "csinodes"
     )
-    .prints(columns::storage::CSI_NODE, columns::storage::csi_node)
     .cluster(),
     row!(
         "storage",
@@ -241,10 +219,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "CSIStorageCapacity",
         "csistoragecapacity",
         "csistoragecapacities"
-    )
-    .prints(
-        columns::storage::STORAGE_CAPACITY,
-        columns::storage::storage_capacity,
     ),
     row!(
         "storage",
@@ -253,10 +227,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "StorageClass",
         "storageclass",
         "storageclasses"
-    )
-    .prints(
-        columns::storage::STORAGE_CLASS,
-        columns::storage::storage_class,
     )
     .defaults(config::storage_class)
     .cluster()
@@ -269,7 +239,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "volumeattachment",
         "volumeattachments"
     )
-    .prints(columns::storage::ATTACHMENT, columns::storage::attachment)
     .cluster()
     .with_status(),
     row!(
@@ -279,10 +248,6 @@ pub(super) const STORAGE: &[Resource] = &[
         "VolumeAttributesClass",
         "volumeattributesclass",
         "volumeattributesclasses"
-    )
-    .prints(
-        columns::storage::ATTRIBUTES_CLASS,
-        columns::storage::attributes_class,
     )
     .cluster()
     .short(&["vac"]),
@@ -298,10 +263,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingadmissionpolicy",
             "mutatingadmissionpolicies"
         )
-        .prints(
-            columns::cluster::MUTATING_POLICY,
-            columns::cluster::mutating_policy,
-        )
         .defaults(config::admission_policy),
     ),
     extension(
@@ -312,10 +273,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "MutatingAdmissionPolicyBinding",
             "mutatingadmissionpolicybinding",
             "mutatingadmissionpolicybindings"
-        )
-        .prints(
-            columns::cluster::POLICY_BINDING,
-            columns::cluster::policy_binding,
         )
         .defaults(config::admission_policy_binding),
     ),
@@ -328,7 +285,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingwebhookconfiguration",
             "mutatingwebhookconfigurations"
         )
-        .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),
     ),
     extension(
@@ -339,10 +295,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "ValidatingAdmissionPolicy",
             "validatingadmissionpolicy",
             "validatingadmissionpolicies"
-        )
-        .prints(
-            columns::cluster::ADMISSION_POLICY,
-            columns::cluster::admission_policy,
         )
         .defaults(config::admission_policy),
     )
@@ -356,10 +308,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "validatingadmissionpolicybinding",
             "validatingadmissionpolicybindings"
         )
-        .prints(
-            columns::cluster::POLICY_BINDING,
-            columns::cluster::policy_binding,
-        )
         .defaults(config::admission_policy_binding),
     ),
     extension(
@@ -371,7 +319,6 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "validatingwebhookconfiguration",
             "validatingwebhookconfigurations"
         )
-        .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),
     ),
 ];
@@ -389,10 +336,6 @@ pub(super) const SCHEDULING: &[Resource] = &[row!(
     "priorityclass",
     "priorityclasses"
 )
-.prints(
-    columns::cluster::PRIORITY_CLASS,
-    columns::cluster::priority_class,
-)
 .defaults(config::priority_class)
 .cluster()
 .short(&["pc"])];
@@ -404,8 +347,7 @@ pub(super) const COORDINATION: &[Resource] = &[row!(
     "Lease",
     "lease",
     "leases"
-)
-.prints(columns::network::LEASE, columns::network::lease)];
+)];
 
 pub(super) const NODE: &[Resource] = &[row!(
     "node",
@@ -414,10 +356,6 @@ pub(super) const NODE: &[Resource] = &[row!(
     "RuntimeClass",
     "runtimeclass",
     "runtimeclasses"
-)
-.prints(
-    columns::cluster::RUNTIME_CLASS,
-    columns::cluster::runtime_class,
 )
 .cluster()];
 
@@ -451,10 +389,6 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaim",
         "resourceclaims"
     )
-    .prints(
-        columns::storage::RESOURCE_CLAIM,
-        columns::storage::resource_claim,
-    )
     .defaults(config::resource_claim)
     .prepares(strategy::empty_status, unchanged_update)
     .with_status(),
@@ -475,10 +409,6 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceslice",
         "resourceslices"
     )
-    .prints(
-        columns::storage::RESOURCE_SLICE,
-        columns::storage::resource_slice,
-    )
     .cluster()
     .with_generation()
     .selectable(&["spec.nodeName", "spec.driver"]),
@@ -493,7 +423,6 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "flowschema",
         "flowschemas"
     )
-    .prints(columns::network::FLOW_SCHEMA, columns::network::flow_schema)
     .defaults(config::flow_schema)
     .prepares(strategy::empty_status, unchanged_update)
     .cluster()
@@ -506,10 +435,6 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "PriorityLevelConfiguration",
         "prioritylevelconfiguration",
         "prioritylevelconfigurations"
-    )
-    .prints(
-        columns::network::PRIORITY_LEVEL,
-        columns::network::priority_level,
     )
     .defaults(config::priority_level)
     .prepares(strategy::empty_status, unchanged_update)

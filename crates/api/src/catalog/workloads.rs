@@ -12,16 +12,8 @@ pub(super) const APPS: &[Resource] = &[
         "ControllerRevision",
         "controllerrevision",
         "controllerrevisions"
-    )
-    .prints(
-        columns::workloads::CONTROLLER_REVISION,
-        columns::workloads::controller_revision,
     ),
     row!("apps", "apps", "v1", "DaemonSet", "daemonset", "daemonsets")
-        .prints(
-            columns::workloads::DAEMON_SET,
-            columns::workloads::daemon_set,
-        )
         .defaults(workloads::daemon_set)
         .prepares(strategy::empty_status, unchanged_update)
         .short(&["ds"])
@@ -35,10 +27,6 @@ pub(super) const APPS: &[Resource] = &[
         "Deployment",
         "deployment",
         "deployments"
-    )
-    .prints(
-        columns::workloads::DEPLOYMENT,
-        columns::workloads::deployment,
     )
     .defaults(workloads::deployment)
     .prepares(strategy::empty_status, unchanged_update)
@@ -55,10 +43,6 @@ pub(super) const APPS: &[Resource] = &[
         "replicaset",
         "replicasets"
     )
-    .prints(
-        columns::workloads::REPLICA_SET,
-        columns::workloads::replica_set,
-    )
     .defaults(workloads::replica_set)
     .prepares(strategy::empty_status, unchanged_update)
     .short(&["rs"])
@@ -74,10 +58,6 @@ pub(super) const APPS: &[Resource] = &[
         "StatefulSet",
         "statefulset",
         "statefulsets"
-    )
-    .prints(
-        columns::workloads::STATEFUL_SET,
-        columns::workloads::stateful_set,
     )
     .defaults(workloads::stateful_set)
     .prepares(strategy::empty_status, unchanged_update)
@@ -98,10 +78,6 @@ pub(super) const AUTOSCALING: &[Resource] = &[
         "horizontalpodautoscaler",
         "horizontalpodautoscalers"
     )
-    .prints(
-        columns::workloads::AUTOSCALER,
-        columns::workloads::autoscaler,
-    )
     .defaults(workloads::autoscaler_v2)
     .prepares(strategy::empty_status, unchanged_update)
     .short(&["hpa"])
@@ -117,10 +93,6 @@ pub(super) const AUTOSCALING: &[Resource] = &[
             "horizontalpodautoscaler",
             "horizontalpodautoscalers"
         )
-        .prints(
-            columns::workloads::AUTOSCALER,
-            columns::workloads::autoscaler,
-        )
         .defaults(workloads::autoscaler_v1)
         .prepares(strategy::empty_status, unchanged_update)
     }
@@ -131,7 +103,6 @@ pub(super) const AUTOSCALING: &[Resource] = &[
 
 pub(super) const BATCH: &[Resource] = &[
     row!("batch", "batch", "v1", "CronJob", "cronjob", "cronjobs")
-        .prints(columns::workloads::CRON_JOB, columns::workloads::cron_job)
         .defaults(workloads::cron_job)
         .prepares(strategy::empty_status, unchanged_update)
         .short(&["cj"])
@@ -139,7 +110,6 @@ pub(super) const BATCH: &[Resource] = &[
         .with_status()
         .with_generation(),
     row!("batch", "batch", "v1", "Job", "job", "jobs")
-        .prints(columns::workloads::JOB, columns::workloads::job)
         .defaults(workloads::job)
         .prepares(strategy::job_create, unchanged_update)
         .in_all()
@@ -157,10 +127,6 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingressclass",
         "ingressclasses"
     )
-    .prints(
-        columns::network::INGRESS_CLASS,
-        columns::network::ingress_class,
-    )
     .defaults(network::ingress_class)
     .cluster()
     .with_generation(),
@@ -172,7 +138,6 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingress",
         "ingresses"
     )
-    .prints(columns::network::INGRESS, columns::network::ingress)
     .prepares(strategy::load_balancer_status, unchanged_update)
     .short(&["ing"])
     .with_status()
@@ -185,7 +150,6 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ipaddress",
         "ipaddresses"
     )
-    .prints(columns::network::IP_ADDRESS, columns::network::ip_address)
     .cluster()
     .short(&["ip"])
     .named(names::any),
@@ -197,10 +161,6 @@ pub(super) const NETWORKING: &[Resource] = &[
         "networkpolicy",
         "networkpolicies"
     )
-    .prints(
-        columns::network::NETWORK_POLICY,
-        columns::network::network_policy,
-    )
     .defaults(network::network_policy)
     .short(&["netpol"])
     .with_generation(),
@@ -211,10 +171,6 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ServiceCIDR",
         "servicecidr",
         "servicecidrs"
-    )
-    .prints(
-        columns::network::SERVICE_CIDR,
-        columns::network::service_cidr,
     )
     .cluster()
     .with_status(),
@@ -228,10 +184,6 @@ pub(super) const POLICY: &[Resource] = &[row!(
     "poddisruptionbudget",
     "poddisruptionbudgets"
 )
-.prints(
-    columns::workloads::DISRUPTION_BUDGET,
-    columns::workloads::disruption_budget,
-)
 .prepares(strategy::empty_status, unchanged_update)
 .short(&["pdb"])
 .with_status()
@@ -244,10 +196,6 @@ pub(super) const DISCOVERY: &[Resource] = &[row!(
     "EndpointSlice",
     "endpointslice",
     "endpointslices"
-)
-.prints(
-    columns::network::ENDPOINT_SLICE,
-    columns::network::endpoint_slice,
 )
 .defaults(network::endpoint_slice)
 .with_generation()];

@@ -1,0 +1,194 @@
+//! What every cluster has: namespaces, default roles, priority classes, the `kubernetes` Service.
+//! Written when missing; what users changed stays as it is.
+
+use crate::authz::policy;
+use crate::config::ServiceCidr;
+use crate::core::Core;
+use crate::registry::Call;
+use crate::registry::create::{Tracking, create};
+use crate::registry::update::{Part, modify};
+use api::Resource;
+use apimachinery::Status;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Objects written at once; the store commits them in one go.
+const TOGETHER: usize = 64;
+
+/// Makes what is missing.
+pub(crate) async fn run(
+    core: &Arc<Core>,
+    cidr: ServiceCidr,
+    advertise: Option<SocketAddr>,
+) -> Result<(), Status> {
+    let mut first: Vec<Value> = ["default", "kube-system", "kube-public", "kube-node-lease"]
+        .iter()
+        .map(|n| json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": n}}))
+        .collect();
+    first.extend(policy::objects());
+    first.extend(priority_classes());
+    ensure_all(core, first).await?;
+    let second = vec![service(cidr, advertise), policy_in_namespaces()]
+        .into_iter()
+        .flatten()
+        .collect();
+    ensure_all(core, second).await?;
+    if let Some(address) = advertise {
+        endpoint(core, address).await?;
+    }
+    core.ready.store(true, Ordering::Release);
+    Ok(())
+}
+
+async fn ensure_all(core: &Arc<Core>, objects: Vec<Value>) -> Result<(), Status> {
+    let mut done = futures::stream::iter(objects.into_iter().map(|o| ensure(core, o)))
+        .buffer_unordered(TOGETHER);
+    while let Some(result) = done.next().await {
+        result?;
+    }
+    // The next step's admission reads what this one wrote.
+    core.fresh().await
+}
+
+fn row_of(object: &Value) -> Option<&'static Resource> {
+    let (group, version) = match object["apiVersion"].as_str()?.split_once('/') {
+        Some((g, v)) => (g, v),
+        None => ("", object["apiVersion"].as_str()?),
+    };
+    api::find_kind(group, version, object["kind"].as_str()?)
+}
+
+async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
+    let Some(row) = row_of(&object) else {
+        return Err(Status::internal(format!(
+            "no kind {} {}",
+            object["apiVersion"], object["kind"]
+        )));
+    };
+    let text = |k: &str| {
+        object["metadata"][k]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (namespace, name) = (text("namespace"), text("name"));
+    if core.kind(row)?.get(&namespace, &name).is_some() {
+        return Ok(());
+    }
+    let user = Core::own_user();
+    let call = call(core, row, &namespace, &name, &user);
+    match create(&call, object, Tracking::Update).await {
+        Ok(_) => Ok(()),
+        Err(s) if s.reason == "AlreadyExists" => Ok(()),
+        Err(s) => Err(s),
+    }
+}
+
+fn call<'a>(
+    core: &'a Arc<Core>,
+    row: &'static Resource,
+    namespace: &'a str,
+    name: &'a str,
+    user: &'a crate::authn::User,
+) -> Call<'a> {
+    Call {
+        core,
+        row,
+        namespace,
+        name,
+        subresource: "",
+        user,
+        dry_run: false,
+        manager: "apiserver",
+    }
+}
+
+fn priority_classes() -> Vec<Value> {
+    [
+        ("system-cluster-critical", 2_000_000_000i64, "cluster"),
+        ("system-node-critical", 2_000_001_000, "node"),
+    ]
+    .iter()
+    .map(|(name, value, whose)| {
+        json!({
+            "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1",
+            "metadata": {"name": name}, "value": value,
+            "description": format!("Used for pods that are critical to the {whose}."),
+        })
+    })
+    .collect()
+}
+
+/// The Service through which pods reach this server.
+fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Vec<Value> {
+    let port = advertise.map_or(6443, |a| a.port());
+    vec![json!({
+        "kind": "Service", "apiVersion": "v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cidr.at(1).to_string(),
+            "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
+        },
+    })]
+}
+
+fn policy_in_namespaces() -> Vec<Value> {
+    policy::namespaced()
+}
+
+/// Keeps the endpoint at the address that is served now.
+async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
+    let slice = json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [address.ip().to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "protocol": "TCP", "port": address.port()}],
+    });
+    ensure(core, slice.clone()).await?;
+    let user = Core::own_user();
+    let mut changes = vec![(
+        "discovery.k8s.io",
+        "v1",
+        "endpointslices",
+        vec!["endpoints", "ports"],
+        slice,
+    )];
+    changes.push((
+        "",
+        "v1",
+        "services",
+        vec!["spec"],
+        json!({"spec": {"ports": [{"targetPort": address.port()}]}}),
+    ));
+    for (group, version, plural, keys, wanted) in changes {
+        let Some(row) = api::find(group, version, plural) else {
+            continue;
+        };
+        let call = call(core, row, "default", "kubernetes", &user);
+        modify(&call, Part::Main, Tracking::Update, &|old| {
+            let mut new = old.clone();
+            if plural == "services" {
+                new["spec"]["ports"][0]["targetPort"] =
+                    wanted["spec"]["ports"][0]["targetPort"].clone();
+            } else {
+                for key in &keys {
+                    new[*key] = wanted[*key].clone();
+                }
+            }
+            Ok(new)
+        })
+        .await?;
+    }
+    Ok(())
+}

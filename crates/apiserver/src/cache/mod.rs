@@ -1,0 +1,457 @@
+//! The watch cache: every kind's objects as the store last told, and a ring of its latest
+//! events that all watchers read from.
+//!
+//! Filled at start by one range and fed by one watch. Reads are consistent: they wait
+//! until the cache has reached the store's revision. Start with [`Cache::start`].
+
+mod object;
+mod source;
+
+pub(crate) use object::{Object, encode};
+pub(crate) use source::{Next, Source};
+
+use crate::config::Limits;
+use api::Resource;
+use apimachinery::Status;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use parking_lot::RwLock;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use store::{EventKind, RangeRequest, Revision, Store, WatchItem};
+use tokio::sync::watch;
+
+/// Where all objects live in the store.
+const ROOT: &str = "/registry/";
+/// Records read at a time when the cache is filled.
+const FILL_PAGE: usize = 500;
+/// How long a read waits for the cache to catch up with the store.
+const CATCH_UP: Duration = Duration::from_secs(3);
+
+/// What a watcher is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl Change {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// A change of one object. Encodings are made once and shared by all watchers.
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) change: Change,
+    /// After the change; for a deletion the last state under the deletion's revision.
+    pub(crate) object: Arc<Object>,
+    pub(crate) previous: Option<Arc<Object>>,
+    /// One line of a JSON watch.
+    pub(crate) json: OnceLock<Bytes>,
+    /// One line of a metadata watch.
+    pub(crate) metadata: OnceLock<Bytes>,
+}
+
+impl Event {
+    fn new(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Arc<Self> {
+        Arc::new(Self {
+            change,
+            object,
+            previous,
+            json: OnceLock::new(),
+            metadata: OnceLock::new(),
+        })
+    }
+}
+
+/// Objects of a list, all at one revision.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) objects: Vec<Arc<Object>>,
+    pub(crate) revision: u64,
+}
+
+/// Objects by key, in the store's order.
+type Objects = BTreeMap<Arc<str>, Arc<Object>>;
+
+/// One kind's objects and latest events.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// The row under which objects are stored.
+    pub(crate) row: &'static Resource,
+    state: RwLock<State>,
+    /// Sequence number after the newest event; told after the state has it.
+    end: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    items: Objects,
+    ring: VecDeque<Arc<Event>>,
+    /// Sequence number of the ring's first event.
+    first: u64,
+    /// Events up to this revision are not in the ring any more.
+    floor: u64,
+    /// Bytes of the ring's objects.
+    bytes: usize,
+    /// Revision of the last change.
+    revision: u64,
+}
+
+/// All kinds.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    /// By group, then plural.
+    kinds: HashMap<&'static str, HashMap<&'static str, Arc<Kind>>>,
+    applied: watch::Sender<u64>,
+    limits: Limits,
+}
+
+impl Cache {
+    /// Fills the cache and keeps it fed in `scope`.
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        scope: &lifecycle::Scope,
+    ) -> Result<Arc<Self>, store::Error> {
+        let mut kinds: HashMap<_, HashMap<_, _>> = HashMap::new();
+        for row in api::resources()
+            .iter()
+            .filter(|r| r.stored && r.stored_as.is_none())
+        {
+            let (end, _) = watch::channel(0);
+            kinds
+                .entry(row.group)
+                .or_default()
+                .entry(row.plural)
+                .or_insert_with(|| {
+                    Arc::new(Kind {
+                        row,
+                        state: RwLock::default(),
+                        end,
+                    })
+                });
+        }
+        let cache = Arc::new(Self {
+            kinds,
+            applied: watch::Sender::new(0),
+            limits,
+        });
+        let revision = cache.fill(&*store).await?;
+        let feed = cache.clone();
+        scope.spawn_cancellable(async move { feed.follow(store, revision).await });
+        Ok(cache)
+    }
+
+    /// The kind that holds a row's objects.
+    pub(crate) fn kind(&self, row: &Resource) -> Option<&Arc<Kind>> {
+        match row.stored_as {
+            None => self.named(row.group, row.plural),
+            Some((group, _)) => self.named(group, row.plural),
+        }
+    }
+
+    /// The kind by group and plural.
+    pub(crate) fn named(&self, group: &str, plural: &str) -> Option<&Arc<Kind>> {
+        self.kinds.get(group)?.get(plural)
+    }
+
+    /// Every kind.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.kinds.values().flat_map(HashMap::values)
+    }
+
+    /// Newest revision that every kind has.
+    pub(crate) fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// Waits until the cache has a revision.
+    pub(crate) async fn reach(&self, revision: u64) -> Result<(), Status> {
+        if self.applied() >= revision {
+            return Ok(());
+        }
+        let mut applied = self.applied.subscribe();
+        match tokio::time::timeout(CATCH_UP, applied.wait_for(|r| *r >= revision)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Status::new(
+                504,
+                "Timeout",
+                format!(
+                    "Too large resource version: {revision}, current: {}",
+                    self.applied()
+                ),
+            )
+            .with_details(serde_json::json!({"causes": [{
+                "reason": "ResourceVersionTooLarge", "message": "Too large resource version",
+            }], "retryAfterSeconds": 1}))),
+        }
+    }
+
+    /// Reads everything at one revision.
+    async fn fill(&self, store: &dyn Store) -> Result<Revision, store::Error> {
+        let mut at = None;
+        let mut after = None;
+        let mut fresh: HashMap<(&str, &str), Objects> = HashMap::new();
+        let revision = loop {
+            let page = store
+                .range(RangeRequest {
+                    prefix: ROOT.to_owned(),
+                    after: after.take(),
+                    limit: FILL_PAGE,
+                    at,
+                })
+                .await?;
+            at = Some(page.revision);
+            for record in &page.records {
+                let Some((kind, key)) = self.locate(&record.key) else {
+                    continue;
+                };
+                if let Some(o) = Object::parse(
+                    kind.row,
+                    key.clone(),
+                    record.value.clone(),
+                    record.modified.0,
+                ) {
+                    fresh
+                        .entry((kind.row.group, kind.row.plural))
+                        .or_default()
+                        .insert(key, Arc::new(o));
+                }
+            }
+            if page.remaining == 0 || page.records.is_empty() {
+                break page.revision;
+            }
+            after = page.records.last().map(|r| r.key.to_string());
+        };
+        for kind in self.kinds() {
+            let mut state = kind.state.write();
+            state.items = fresh
+                .remove(&(kind.row.group, kind.row.plural))
+                .unwrap_or_default();
+            // Watchers behind this point have missed events: they must list again.
+            state.first += state.ring.len() as u64 + 1;
+            state.ring.clear();
+            state.bytes = 0;
+            state.floor = revision.0;
+            state.revision = revision.0;
+            let end = state.first;
+            drop(state);
+            kind.end.send_replace(end);
+        }
+        self.applied.send_replace(revision.0);
+        Ok(revision)
+    }
+
+    /// Applies the store's events for ever.
+    async fn follow(&self, store: Arc<dyn Store>, mut from: Revision) {
+        const RETRY: Duration = Duration::from_millis(100);
+        loop {
+            match store.watch(ROOT, Some(from)).await {
+                Ok(mut events) => loop {
+                    match events.next().await {
+                        Some(Ok(item)) => from = self.apply(item),
+                        Some(Err(e)) => {
+                            tracing::debug!(error = %e, "watch of the store ended");
+                            break;
+                        }
+                        None => break,
+                    }
+                },
+                Err(store::Error::Compacted(_)) => match self.fill(&*store).await {
+                    Ok(revision) => {
+                        from = revision;
+                        continue;
+                    }
+                    Err(e) => tracing::warn!(error = %e, "reading the store"),
+                },
+                Err(store::Error::Closed) => return,
+                Err(e) => tracing::warn!(error = %e, "watching the store"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn apply(&self, item: WatchItem) -> Revision {
+        let revision = match item {
+            WatchItem::Progress(revision) => revision,
+            WatchItem::Events(events) => {
+                for event in events.iter() {
+                    if let Some((kind, key)) = self.locate(&event.record.key) {
+                        kind.apply(key, event, &self.limits);
+                    }
+                }
+                events.last().map_or(Revision(0), |e| e.record.modified)
+            }
+        };
+        self.applied.send_if_modified(|r| {
+            let newer = revision.0 > *r;
+            *r = revision.0.max(*r);
+            newer
+        });
+        Revision(self.applied())
+    }
+
+    /// Which kind a store key belongs to, and the object's key in it.
+    fn locate(&self, key: &str) -> Option<(&Arc<Kind>, Arc<str>)> {
+        let mut parts = key.strip_prefix(ROOT)?.splitn(3, '/');
+        let (group, plural, rest) = (parts.next()?, parts.next()?, parts.next()?);
+        let group = if group == "core" { "" } else { group };
+        let kind = self.named(group, plural)?;
+        Some((kind, rest.into()))
+    }
+}
+
+/// The store key of an object.
+pub(crate) fn store_key(row: &Resource, key: &str) -> String {
+    format!("{}{key}", store_prefix(row))
+}
+
+/// What all store keys of a row start with.
+pub(crate) fn store_prefix(row: &Resource) -> String {
+    let group = row.stored_as.map_or(row.group, |(g, _)| g);
+    let group = if group.is_empty() { "core" } else { group };
+    format!("{ROOT}{group}/{}/", row.plural)
+}
+
+/// `namespace/name`, or `name` for cluster-scoped objects.
+pub(crate) fn object_key(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
+}
+
+impl Kind {
+    /// One object.
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let state = self.state.read();
+        if namespace.is_empty() {
+            state.items.get(name).cloned()
+        } else {
+            state
+                .items
+                .get(object_key(namespace, name).as_str())
+                .cloned()
+        }
+    }
+
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.state.read().items.len()
+    }
+
+    /// Revision of the kind's last change.
+    pub(crate) fn revision(&self) -> u64 {
+        self.state.read().revision
+    }
+
+    /// Objects of a namespace (all if empty) after a key. `applied` is the cache's revision
+    /// read before: the list holds everything up to the larger of it and the kind's own.
+    pub(crate) fn list(&self, namespace: &str, after: Option<&str>, applied: u64) -> Snapshot {
+        let state = self.state.read();
+        Snapshot {
+            objects: state.range(namespace, after).cloned().collect(),
+            revision: applied.max(state.revision),
+        }
+    }
+
+    /// Every object.
+    pub(crate) fn all(&self) -> Vec<Arc<Object>> {
+        self.state.read().items.values().cloned().collect()
+    }
+
+    /// A receiver that changes whenever the kind does.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.end.subscribe()
+    }
+
+    /// Events from a sequence number on; `None` when they are gone.
+    fn events_from(&self, seq: u64, max: usize, out: &mut VecDeque<Arc<Event>>) -> Option<u64> {
+        let state = self.state.read();
+        let skip = usize::try_from(seq.checked_sub(state.first)?).ok()?;
+        let before = out.len();
+        out.extend(state.ring.iter().skip(skip).take(max).cloned());
+        Some(seq + (out.len() - before) as u64)
+    }
+
+    fn apply(&self, key: Arc<str>, event: &store::Event, limits: &Limits) {
+        let revision = event.record.modified.0;
+        let mut state = self.state.write();
+        if revision <= state.revision && revision <= state.floor {
+            return;
+        }
+        let previous = state.items.get(&key).cloned();
+        let made = if event.kind == EventKind::Deleted {
+            let Some(previous) = previous else { return };
+            state.items.remove(&key);
+            Event::new(
+                Change::Deleted,
+                Arc::new(previous.at(revision)),
+                Some(previous),
+            )
+        } else {
+            let Some(object) =
+                Object::parse(self.row, key.clone(), event.record.value.clone(), revision)
+            else {
+                tracing::error!(key = %event.record.key, revision, "stored object can't be read");
+                return;
+            };
+            let object = Arc::new(object);
+            state.items.insert(key, object.clone());
+            let change = if previous.is_some() {
+                Change::Modified
+            } else {
+                Change::Added
+            };
+            Event::new(change, object, previous)
+        };
+        state.revision = revision;
+        state.push(made, limits);
+        let end = state.first + state.ring.len() as u64;
+        drop(state);
+        self.end.send_replace(end);
+    }
+}
+
+impl State {
+    fn range(&self, namespace: &str, after: Option<&str>) -> impl Iterator<Item = &Arc<Object>> {
+        let prefix = if namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{namespace}/")
+        };
+        let start = match after {
+            Some(key) if key >= prefix.as_str() => Bound::Excluded(key.to_owned()),
+            _ => Bound::Included(prefix.clone()),
+        };
+        self.items
+            .range::<str, _>((start.as_ref().map(String::as_str), Bound::Unbounded))
+            .take_while(move |(k, _)| k.starts_with(&*prefix))
+            .map(|(_, o)| o)
+    }
+
+    fn push(&mut self, event: Arc<Event>, limits: &Limits) {
+        self.bytes += event.object.bytes.len();
+        self.ring.push_back(event);
+        while self.ring.len() > limits.events_max
+            || (self.bytes > limits.event_bytes_max && self.ring.len() > 1)
+        {
+            if let Some(old) = self.ring.pop_front() {
+                self.bytes -= old.object.bytes.len();
+                self.floor = old.object.revision;
+                self.first += 1;
+            }
+        }
+    }
+}

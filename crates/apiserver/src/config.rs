@@ -1,0 +1,227 @@
+//! What an API server is told at its start. Everything is passed in: no environment, no files.
+
+use crate::server::Error;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time of day, injected so that tests can set it.
+pub trait Clock: Send + Sync + 'static {
+    /// Now.
+    fn now(&self) -> jiff::Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+}
+
+/// Source of random bytes for uids and generated names.
+pub type Entropy = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
+/// How kubelets are reached and told who calls.
+#[derive(Clone, Debug, Default)]
+pub struct KubeletAccess {
+    /// PEM certificate and key that the API server shows to kubelets.
+    pub client_identity: Option<(String, String)>,
+    /// PEM bundle that signed the kubelets' serving certificates; `None`: they are not checked,
+    /// as upstream does without `--kubelet-certificate-authority`.
+    pub ca: Option<String>,
+}
+
+/// Bounds; each says what happens when it is full.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request body; above: 413.
+    pub body_max: usize,
+    /// Requests under way that are not watches or streams; above: 429 with `Retry-After`.
+    pub in_flight_max: usize,
+    /// Open connections; above: new ones wait in the listen queue.
+    pub connections_max: usize,
+    /// Events kept a kind for watchers to start from; older starts read the store.
+    pub events_max: usize,
+    /// Bytes of those events.
+    pub event_bytes_max: usize,
+    /// How long a request may run that is not a watch or stream.
+    pub request_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_max: 3 * 1024 * 1024,
+            in_flight_max: 400,
+            connections_max: 4096,
+            events_max: 1024,
+            event_bytes_max: 2 * 1024 * 1024,
+            request_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// IPv4 network that cluster IPs come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// First address.
+    pub base: Ipv4Addr,
+    /// Prefix length, 8 to 30.
+    pub prefix: u8,
+}
+
+impl ServiceCidr {
+    /// Parses `10.43.0.0/16`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (base, prefix) = text.split_once('/')?;
+        let (base, prefix) = (base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?);
+        if !(8..=30).contains(&prefix) {
+            return None;
+        }
+        let mask = u32::MAX << (32 - prefix);
+        Some(Self {
+            base: Ipv4Addr::from(u32::from(base) & mask),
+            prefix,
+        })
+    }
+
+    /// How many addresses it has.
+    pub fn size(self) -> u32 {
+        1 << (32 - self.prefix)
+    }
+
+    /// The address at an offset.
+    pub fn at(self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base).wrapping_add(offset))
+    }
+
+    /// Whether an address can be given to a Service (not the first, not the last).
+    pub fn assignable(self, ip: IpAddr) -> bool {
+        let IpAddr::V4(ip) = ip else { return false };
+        let offset = u32::from(ip).wrapping_sub(u32::from(self.base));
+        offset > 0 && offset < self.size() - 1
+    }
+}
+
+impl fmt::Display for ServiceCidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix)
+    }
+}
+
+/// Everything an API server needs.
+pub struct Config {
+    /// Where objects are kept.
+    pub store: Arc<dyn store::Store>,
+    /// Bound listeners to serve HTTPS on; may be empty (in-process only).
+    pub listeners: Vec<std::net::TcpListener>,
+    /// PEM chain of the serving certificate.
+    pub serving_cert: String,
+    /// PEM key of the serving certificate.
+    pub serving_key: String,
+    /// PEM bundle that signs client certificates.
+    pub client_ca: String,
+    /// PEM (PKCS#8, EC P-256) key that signs ServiceAccount tokens.
+    pub service_account_key: String,
+    /// Further keys (PEM, public or private, EC P-256) whose tokens are accepted.
+    pub service_account_verify_keys: Vec<String>,
+    /// `iss` of tokens, such as `https://kubernetes.default.svc.cluster.local`.
+    pub issuer: String,
+    /// Where cluster IPs come from.
+    pub service_cidr: ServiceCidr,
+    /// First and last NodePort.
+    pub node_ports: (u16, u16),
+    /// Address of the `kubernetes` Service's endpoint; `None` makes no endpoint.
+    pub advertise: Option<SocketAddr>,
+    /// How kubelets are reached.
+    pub kubelet: KubeletAccess,
+    /// Bounds.
+    pub limits: Limits,
+    /// Time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Random bytes.
+    pub entropy: Entropy,
+}
+
+impl Config {
+    /// A configuration with upstream's defaults around what has none.
+    pub fn new(
+        store: Arc<dyn store::Store>,
+        serving_cert: String,
+        serving_key: String,
+        client_ca: String,
+        service_account_key: String,
+    ) -> Self {
+        Self {
+            store,
+            listeners: Vec::new(),
+            serving_cert,
+            serving_key,
+            client_ca,
+            service_account_key,
+            service_account_verify_keys: Vec::new(),
+            issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+            service_cidr: ServiceCidr {
+                base: Ipv4Addr::new(10, 43, 0, 0),
+                prefix: 16,
+            },
+            node_ports: (30000, 32767),
+            advertise: None,
+            kubelet: KubeletAccess::default(),
+            limits: Limits::default(),
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(|bytes: &mut [u8]| rand::fill(bytes)),
+        }
+    }
+
+    /// Refuses what can't work before anything is started.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.node_ports.0 == 0 || self.node_ports.0 > self.node_ports.1 {
+            return Err(Error::NodePorts(self.node_ports.0, self.node_ports.1));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys stay out of logs.
+        f.debug_struct("Config")
+            .field("listeners", &self.listeners)
+            .field("issuer", &self.issuer)
+            .field("service_cidr", &self.service_cidr)
+            .field("node_ports", &self.node_ports)
+            .field("advertise", &self.advertise)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_cidr_bounds() {
+        let cidr = ServiceCidr::parse("10.43.7.9/24").unwrap();
+        assert_eq!(cidr.to_string(), "10.43.7.0/24");
+        assert_eq!(cidr.at(1), Ipv4Addr::new(10, 43, 7, 1));
+        for (ip, ok) in [
+            ("10.43.7.0", false),
+            ("10.43.7.1", true),
+            ("10.43.7.254", true),
+            ("10.43.7.255", false),
+            ("10.43.8.1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(cidr.assignable(ip.parse().unwrap()), ok, "{ip}");
+        }
+        for bad in ["10.43.0.0", "10.43.0.0/31", "x/16", "10.43.0.0/7"] {
+            assert_eq!(ServiceCidr::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What all parts of the API server share.
+
+use crate::allocate::Allocator;
+use crate::authn::{Authenticator, User};
+use crate::authz::Authorizer;
+use crate::cache::{Cache, Kind, Object};
+use crate::config::{Clock, Entropy, Limits};
+use crate::kubelet::Kubelets;
+use crate::metrics::Metrics;
+use api::Resource;
+use apimachinery::Status;
+use apimachinery::schema::{Schema, TypeId};
+use lifecycle::CancellationToken;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use store::Store;
+use tokio::sync::Semaphore;
+
+/// The API server's insides.
+pub(crate) struct Core {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) authn: Authenticator,
+    pub(crate) authz: Authorizer,
+    pub(crate) services: Allocator,
+    pub(crate) kubelets: Kubelets,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Entropy,
+    pub(crate) limits: Limits,
+    pub(crate) issuer: String,
+    /// One permit a request that is not a watch or stream.
+    pub(crate) in_flight: Semaphore,
+    /// Cancelled when the server stops: ends watches and streams.
+    pub(crate) stop: CancellationToken,
+    /// Set once the bootstrap objects are there.
+    pub(crate) ready: AtomicBool,
+    pub(crate) openapi: crate::discovery::OpenApi,
+}
+
+impl Core {
+    /// The kind of a stored row.
+    pub(crate) fn kind(&self, row: &Resource) -> Result<&Arc<Kind>, Status> {
+        self.cache
+            .kind(row)
+            .ok_or_else(|| Status::method_not_allowed(row.group, row.plural, "get"))
+    }
+
+    /// Waits until the cache holds every acknowledged write.
+    pub(crate) async fn fresh(&self) -> Result<(), Status> {
+        let revision = self.store.revision().await.map_err(Status::internal)?;
+        self.cache.reach(revision.0).await
+    }
+
+    /// An object as the cache has it, perhaps a moment old.
+    pub(crate) fn peek(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Object>> {
+        self.cache.named(group, plural)?.get(namespace, name)
+    }
+
+    /// RFC 3339 time with seconds, as metadata has it.
+    pub(crate) fn timestamp(&self) -> String {
+        rfc3339(self.clock.now())
+    }
+
+    /// A random uid (version 4).
+    pub(crate) fn uid(&self) -> String {
+        let mut bytes = [0; 16];
+        (self.entropy)(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes)
+            .into_uuid()
+            .to_string()
+    }
+
+    /// Five random characters for generated names, from upstream's alphabet
+    /// (no vowels, nothing that reads like another).
+    pub(crate) fn suffix(&self) -> String {
+        const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+        let mut bytes = [0; 5];
+        (self.entropy)(&mut bytes);
+        bytes
+            .iter()
+            .map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()]))
+            .collect()
+    }
+
+    /// The built-in schema and a row's type in it.
+    pub(crate) fn schema(row: &Resource) -> Result<(&'static Schema, TypeId), Status> {
+        let schema = Schema::builtin();
+        let ty = schema
+            .by_name(row.type_name)
+            .ok_or_else(|| Status::internal(format!("no schema for {}", row.type_name)))?;
+        Ok((schema, ty))
+    }
+
+    /// The user that the server itself writes as.
+    pub(crate) fn own_user() -> User {
+        User::new("system:apiserver", &["system:masters"])
+    }
+}
+
+/// RFC 3339 with seconds and `Z`.
+pub(crate) fn rfc3339(t: jiff::Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

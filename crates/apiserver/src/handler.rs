@@ -1,0 +1,699 @@
+//! What happens to a request: who calls, may he, which resource, and the verb.
+
+use crate::authn::User;
+use crate::authz::{Attributes, review};
+use crate::core::Core;
+use crate::discovery;
+use crate::health;
+use crate::http::negotiate::{self, Accepted, Shape, body_media, content_type};
+use crate::http::request::{Query, RequestInfo};
+use crate::http::respond::{self, Body, BoxError};
+use crate::kubelet;
+use crate::registry::create::{Tracking, create};
+use crate::registry::delete::{self, DeleteOptions, Deleted, Propagation};
+use crate::registry::list::Filter;
+use crate::registry::patch::{self, Patch};
+use crate::registry::render::{Include, View};
+use crate::registry::{Call, Input, list, subresource, update, watch};
+use api::Resource;
+use apimachinery::decode::{self, FieldValidation, MediaType};
+use apimachinery::schema::Schema;
+use apimachinery::{FieldError, Status};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
+
+/// Body of a request, whatever it came over.
+pub(crate) type Incoming = UnsyncBoxBody<Bytes, BoxError>;
+
+/// How the caller is known.
+#[derive(Clone, Debug)]
+pub(crate) enum Caller {
+    /// From the network, with the user of its client certificate.
+    Remote(Option<Arc<User>>),
+    /// From this process.
+    Local(Arc<User>),
+}
+
+/// A request taken apart.
+struct Ctx<'a> {
+    core: &'a Arc<Core>,
+    info: &'a RequestInfo,
+    query: &'a Query,
+    headers: &'a HeaderMap,
+    user: &'a User,
+}
+
+/// Answers a request.
+pub(crate) fn handle(
+    core: Arc<Core>,
+    request: Request<Incoming>,
+    caller: Caller,
+) -> BoxFuture<'static, Response<Body>> {
+    Box::pin(respond_to(core, request, caller))
+}
+
+async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller) -> Response<Body> {
+    let started = Instant::now();
+    let gzip = negotiate::takes_gzip(request.headers());
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let path = percent_encoding::percent_decode_str(request.uri().path())
+        .decode_utf8_lossy()
+        .into_owned();
+    let method = match *request.method() {
+        Method::HEAD => Method::GET,
+        ref m => m.clone(),
+    };
+    let info = RequestInfo::parse(&method, &path, &query);
+    let row = api::find(&info.group, &info.version, &info.resource).filter(|_| info.is_resource);
+    let long = info.verb == "watch"
+        || matches!(
+            info.subresource.as_str(),
+            "log" | "exec" | "attach" | "portforward" | "proxy"
+        );
+    let response = if long {
+        serve(&core, request, &info, &query, row, &caller).await
+    } else {
+        let Ok(_permit) = core.in_flight.try_acquire() else {
+            core.metrics.rejected();
+            return respond::status(&Status::new(
+                429,
+                "TooManyRequests",
+                "Too many requests, please try again later.",
+            ));
+        };
+        let work = serve(&core, request, &info, &query, row, &caller);
+        match tokio::time::timeout(core.limits.request_timeout, work).await {
+            Ok(response) => response,
+            Err(_) => Err(Status::new(
+                504,
+                "Timeout",
+                "Timeout: request did not complete within the allotted timeout",
+            )),
+        }
+    };
+    let mut response = response.unwrap_or_else(|s| respond::status(&s));
+    let took = (!long).then(|| started.elapsed());
+    core.metrics.request(
+        info.verb,
+        row,
+        &info.subresource,
+        response.status().as_u16(),
+        took,
+    );
+    let headers = response.headers_mut();
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, private"));
+    if gzip {
+        respond::gzip(response)
+    } else {
+        response
+    }
+}
+
+async fn serve(
+    core: &Arc<Core>,
+    request: Request<Incoming>,
+    info: &RequestInfo,
+    query: &Query,
+    row: Option<&'static Resource>,
+    caller: &Caller,
+) -> Result<Response<Body>, Status> {
+    let user = match caller {
+        Caller::Local(user) => user.clone(),
+        Caller::Remote(certificate) => Arc::new(core.authn.authenticate(
+            request.headers(),
+            certificate.as_deref(),
+            &**core,
+            core.clock.now().as_second(),
+        )?),
+    };
+    authorize(core, info, &user)?;
+    let (parts, body) = request.into_parts();
+    let ctx = Ctx {
+        core,
+        info,
+        query,
+        headers: &parts.headers,
+        user: &user,
+    };
+    if !info.is_resource {
+        return Box::pin(other(&ctx, &parts.method)).await;
+    }
+    let Some(row) = row else {
+        return Ok(respond::text(404, "404 page not found\n"));
+    };
+    Box::pin(resource(&ctx, row, &parts.method, body)).await
+}
+
+fn authorize(core: &Core, info: &RequestInfo, user: &User) -> Result<(), Status> {
+    // Health is for whoever asks, also before the first roles are there.
+    if matches!(info.path.as_str(), "/healthz" | "/livez" | "/readyz") {
+        return Ok(());
+    }
+    let a = Attributes {
+        verb: info.verb,
+        resource_request: info.is_resource,
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+    };
+    if core.authz.allowed(user, &a) {
+        Ok(())
+    } else {
+        Err(a.refusal(user))
+    }
+}
+
+/// Paths that are no resource.
+async fn other(ctx: &Ctx<'_>, method: &Method) -> Result<Response<Body>, Status> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(respond::text(405, "Method Not Allowed\n"));
+    }
+    let path = ctx.info.path.as_str();
+    if let Some(response) = health::answer(ctx.core, path, ctx.query).await {
+        return Ok(response);
+    }
+    match path {
+        "/version" | "/version/" => Ok(respond::value(200, Accepted::JSON, &health::version())),
+        "/metrics" => Ok(respond::bytes(
+            200,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ctx.core.metrics.render(&ctx.core.cache).into_bytes(),
+        )),
+        "/openid/v1/jwks" => Ok(respond::bytes(
+            200,
+            "application/jwk-set+json",
+            respond::to_json(&ctx.core.authn.tokens.jwks()),
+        )),
+        "/.well-known/openid-configuration" => Ok(respond::value(
+            200,
+            Accepted::JSON,
+            &discovery::openid(ctx.core),
+        )),
+        "/" => Ok(respond::value(200, Accepted::JSON, &discovery::root())),
+        _ => discovery::answer(ctx.core, path, ctx.query, ctx.headers),
+    }
+}
+
+/// One resource request.
+async fn resource(
+    ctx: &Ctx<'_>,
+    row: &'static Resource,
+    method: &Method,
+    body: Incoming,
+) -> Result<Response<Body>, Status> {
+    let info = ctx.info;
+    let sub = info.subresource.as_str();
+    // `namespaces/x` carries its own name as namespace for authorization only.
+    let namespace = if row.namespaced {
+        info.namespace.as_str()
+    } else {
+        ""
+    };
+    if !row.namespaced && !info.namespace.is_empty() && row.plural != "namespaces" {
+        return Ok(respond::text(404, "404 page not found\n"));
+    }
+    // A name that a selector stated is not the path's.
+    let named =
+        !matches!(info.verb, "list" | "watch" | "deletecollection" | "create") || !sub.is_empty();
+    let manager = manager_of(ctx, method);
+    let call = Call {
+        core: ctx.core,
+        row,
+        namespace,
+        name: if named { &info.name } else { "" },
+        subresource: sub,
+        user: ctx.user,
+        dry_run: ctx.query.dry_run()?,
+        manager: &manager,
+    };
+    if sub.is_empty() {
+        if !row.verbs.contains(&info.verb) {
+            return Err(not_allowed());
+        }
+        if !row.stored {
+            return transient(ctx, &call, body).await;
+        }
+        return match info.verb {
+            "get" => show(ctx, &call).await,
+            "list" => lists(ctx, row, namespace).await,
+            "watch" => watches(ctx, row, namespace).await,
+            "create" => creates(ctx, &call, body).await,
+            "update" => puts(ctx, &call, body).await,
+            "patch" => patches(ctx, &call, body).await,
+            "delete" => deletes(ctx, &call, body).await,
+            "deletecollection" => deletes_all(ctx, &call, body).await,
+            _ => Err(not_allowed()),
+        };
+    }
+    let known = row.subresources.iter().any(|s| s.name == sub)
+        || (sub == "status" && row.status)
+        || (sub == "scale" && row.scale.is_some());
+    if !known {
+        return Ok(respond::text(404, "404 page not found\n"));
+    }
+    if matches!(sub, "log" | "exec" | "attach" | "portforward" | "proxy") {
+        return kubelet::serve(&call, ctx.query, &info.tail, method, ctx.headers, body).await;
+    }
+    subresources(ctx, &call, body).await
+}
+
+async fn subresources(
+    ctx: &Ctx<'_>,
+    call: &Call<'_>,
+    body: Incoming,
+) -> Result<Response<Body>, Status> {
+    let verb = ctx.info.verb;
+    match (call.subresource, verb) {
+        ("scale", "get") => {
+            let scale = call.row.scale.ok_or_else(not_allowed)?;
+            let object = call.view(&*call.current().await?);
+            Ok(respond::value(
+                200,
+                accept(ctx)?,
+                &subresource::scale_of(scale, &object),
+            ))
+        }
+        ("scale", "update" | "patch") => {
+            let scale = call.row.scale.ok_or_else(not_allowed)?;
+            let value = if verb == "update" {
+                let input = read_input(ctx, body).await?;
+                subresource::write_scale(call, scale, Some(&input), None).await?
+            } else {
+                let patch = read_patch(ctx, body).await?;
+                subresource::write_scale(call, scale, None, Some(&patch)).await?
+            };
+            Ok(respond::value(200, accept(ctx)?, &value))
+        }
+        ("binding", "create") => {
+            let v = read_named(ctx, body, "io.k8s.api.core.v1.Binding", "Binding").await?;
+            bind(call, &v).await
+        }
+        ("eviction", "create") => {
+            let v = read_named(ctx, body, "io.k8s.api.policy.v1.Eviction", "Eviction").await?;
+            Ok(respond::value(
+                201,
+                Accepted::JSON,
+                &subresource::evict(call, &v).await?,
+            ))
+        }
+        ("token", "create") => {
+            let name = "io.k8s.api.authentication.v1.TokenRequest";
+            let v = read_named(ctx, body, name, "TokenRequest").await?;
+            Ok(respond::value(
+                201,
+                accept(ctx)?,
+                &subresource::token(call, &v).await?,
+            ))
+        }
+        (_, "get") if subresource::part(call).is_some() => show(ctx, call).await,
+        (_, "update") => {
+            let part = subresource::part(call).ok_or_else(not_allowed)?;
+            let input = read_input(ctx, body).await?;
+            let mut warnings = Vec::new();
+            let value = call.decode(&input, &mut warnings)?;
+            let (object, _) = update::put(call, part, value).await?;
+            answer(ctx, call.row, 200, &object, &warnings)
+        }
+        (_, "patch") => {
+            let p = read_patch(ctx, body).await?;
+            let mut warnings = Vec::new();
+            let object = subresource::patch_part(call, &p, &mut warnings).await?;
+            answer(ctx, call.row, 200, &object, &warnings)
+        }
+        _ => Err(not_allowed()),
+    }
+}
+
+async fn bind(call: &Call<'_>, binding: &Value) -> Result<Response<Body>, Status> {
+    subresource::bind(call, binding).await?;
+    let done = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
+    });
+    Ok(respond::value(201, Accepted::JSON, &done))
+}
+
+/// Kinds that are answered, not stored.
+async fn transient(
+    ctx: &Ctx<'_>,
+    call: &Call<'_>,
+    body: Incoming,
+) -> Result<Response<Body>, Status> {
+    if ctx.info.verb != "create" {
+        return if call.row.kind == "ComponentStatus" && ctx.info.verb == "list" {
+            let list = serde_json::json!({
+                "kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": [],
+            });
+            Ok(respond::value(200, accept(ctx)?, &list))
+        } else {
+            Err(Status::not_found(
+                call.row.group,
+                call.row.plural,
+                call.name,
+            ))
+        };
+    }
+    let input = read_input(ctx, body).await?;
+    let mut warnings = Vec::new();
+    let value = call.decode(&input, &mut warnings)?;
+    if call.row.kind == "Binding" {
+        let name = value["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let pods = api::find("", "v1", "pods").ok_or_else(not_allowed)?;
+        return bind(
+            &Call {
+                row: pods,
+                name: &name,
+                subresource: "binding",
+                ..*call
+            },
+            &value,
+        )
+        .await;
+    }
+    let review = review::answer(ctx.core, call.row.kind, call.namespace, ctx.user, value)?;
+    Ok(respond::value(201, accept(ctx)?, &review))
+}
+
+async fn show(ctx: &Ctx<'_>, call: &Call<'_>) -> Result<Response<Body>, Status> {
+    let view = view(ctx, call.row)?;
+    let object = call.current().await?;
+    Ok(respond::encoded(200, view.accepted, view.object(&object)))
+}
+
+async fn lists(
+    ctx: &Ctx<'_>,
+    row: &'static Resource,
+    namespace: &str,
+) -> Result<Response<Body>, Status> {
+    let view = view(ctx, row)?;
+    let filter = Filter::parse(row, namespace, ctx.query)?;
+    let page = list::list(ctx.core, &filter, ctx.query).await?;
+    Ok(respond::encoded(200, view.accepted, view.list(&page)))
+}
+
+async fn watches(
+    ctx: &Ctx<'_>,
+    row: &'static Resource,
+    namespace: &str,
+) -> Result<Response<Body>, Status> {
+    let view = view(ctx, row)?;
+    let mut filter = Filter::parse(row, namespace, ctx.query)?;
+    if !ctx.info.name.is_empty() && ctx.query.get("fieldSelector").is_none() {
+        filter
+            .fields
+            .requirements
+            .push(("metadata.name".to_owned(), ctx.info.name.clone(), true));
+    }
+    let body = watch::open(ctx.core, filter, view, ctx.query).await?;
+    let mut response = Response::new(body);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+async fn creates(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let input = read_input(ctx, body).await?;
+    let mut warnings = Vec::new();
+    let value = call.decode(&input, &mut warnings)?;
+    let object = create(call, value, Tracking::Update).await?;
+    answer(ctx, call.row, 201, &object, &warnings)
+}
+
+async fn puts(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let input = read_input(ctx, body).await?;
+    let mut warnings = Vec::new();
+    let value = call.decode(&input, &mut warnings)?;
+    let (object, made) = update::put(call, update::Part::Main, value).await?;
+    answer(
+        ctx,
+        call.row,
+        if made { 201 } else { 200 },
+        &object,
+        &warnings,
+    )
+}
+
+async fn patches(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let p = read_patch(ctx, body).await?;
+    let mut warnings = Vec::new();
+    let (object, made) = patch::run(call, update::Part::Main, &p, &mut warnings).await?;
+    answer(
+        ctx,
+        call.row,
+        if made { 201 } else { 200 },
+        &object,
+        &warnings,
+    )
+}
+
+async fn deletes(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let options = delete_options(ctx, body).await?;
+    let accepted = accept(ctx)?;
+    match delete::delete(call, &options).await? {
+        Deleted::Gone(object) if !delete::returns_object(call.row.plural) => Ok(respond::value(
+            200,
+            Accepted {
+                shape: Shape::Object,
+                ..accepted
+            },
+            &delete::success(call, &object),
+        )),
+        Deleted::Gone(object) | Deleted::Pending(object) => {
+            answer(ctx, call.row, 200, &object, &[])
+        }
+    }
+}
+
+async fn deletes_all(
+    ctx: &Ctx<'_>,
+    call: &Call<'_>,
+    body: Incoming,
+) -> Result<Response<Body>, Status> {
+    let options = delete_options(ctx, body).await?;
+    let view = view(ctx, call.row)?;
+    let filter = Filter::parse(call.row, call.namespace, ctx.query)?;
+    let page = list::list(ctx.core, &filter, ctx.query).await?;
+    for object in &page.objects {
+        let one = Call {
+            namespace: object.namespace(),
+            name: object.name(),
+            ..*call
+        };
+        match delete::delete(&one, &options).await {
+            Ok(_) => {}
+            Err(s) if s.code == 404 => {}
+            Err(s) => return Err(s),
+        }
+    }
+    Ok(respond::encoded(200, view.accepted, view.list(&page)))
+}
+
+/// An object as the answer to a write.
+fn answer(
+    ctx: &Ctx<'_>,
+    row: &'static Resource,
+    code: u16,
+    object: &crate::cache::Object,
+    warnings: &[String],
+) -> Result<Response<Body>, Status> {
+    let view = view(ctx, row)?;
+    let mut response = respond::encoded(code, view.accepted, view.object(object));
+    respond::warn(&mut response, warnings);
+    Ok(response)
+}
+
+fn accept(ctx: &Ctx<'_>) -> Result<Accepted, Status> {
+    negotiate::accept(ctx.headers, &[Shape::Table, Shape::Metadata])
+}
+
+fn view(ctx: &Ctx<'_>, row: &'static Resource) -> Result<View, Status> {
+    Ok(View {
+        row,
+        accepted: accept(ctx)?,
+        include: Include::parse(ctx.query.get("includeObject"))?,
+        now: ctx.core.clock.now().as_second(),
+    })
+}
+
+fn not_allowed() -> Status {
+    Status::new(
+        405,
+        "MethodNotAllowed",
+        "the server does not allow this method on the requested resource",
+    )
+}
+
+/// `fieldManager`, or the program that the User-Agent names; server-side apply must state it.
+fn manager_of(ctx: &Ctx<'_>, method: &Method) -> String {
+    if let Some(m) = ctx.query.get("fieldManager") {
+        return m.to_owned();
+    }
+    if *method == Method::PATCH && content_type(ctx.headers) == "application/apply-patch+yaml" {
+        return String::new();
+    }
+    ctx.headers
+        .get(header::USER_AGENT)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.split('/').next())
+        .filter(|v| !v.is_empty())
+        .unwrap_or("unknown")
+        .to_owned()
+}
+
+fn field_validation(query: &Query) -> Result<FieldValidation, Status> {
+    match query.get("fieldValidation") {
+        None | Some("Warn") => Ok(FieldValidation::Warn),
+        Some("Strict") => Ok(FieldValidation::Strict),
+        Some("Ignore") => Ok(FieldValidation::Ignore),
+        Some(other) => {
+            let error = FieldError::not_supported(
+                "fieldValidation",
+                &other.into(),
+                &["Ignore", "Strict", "Warn"],
+            );
+            Err(Status::invalid(
+                "meta.k8s.io",
+                "CreateOptions",
+                "",
+                &[error],
+            ))
+        }
+    }
+}
+
+async fn read_body(ctx: &Ctx<'_>, mut body: Incoming) -> Result<Bytes, Status> {
+    let limit = ctx.core.limits.body_max;
+    let mut first = Bytes::new();
+    let mut all: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|e| Status::bad_request(format!("unable to read the body: {e}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if first.len() + all.len() + data.len() > limit {
+            return Err(Status::new(
+                413,
+                "RequestEntityTooLarge",
+                format!("limit is {limit}"),
+            ));
+        }
+        // Most bodies come in one piece, which is not copied.
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.into() })
+}
+
+async fn read_input(ctx: &Ctx<'_>, body: Incoming) -> Result<Input, Status> {
+    let media = body_media(ctx.headers)?;
+    let validation = field_validation(ctx.query)?;
+    let bytes = read_body(ctx, body).await?;
+    if bytes.is_empty() {
+        return Err(Status::bad_request(
+            "the request body is empty: an object is required",
+        ));
+    }
+    Ok(Input {
+        media,
+        bytes,
+        validation,
+    })
+}
+
+async fn read_patch(ctx: &Ctx<'_>, body: Incoming) -> Result<Patch, Status> {
+    let media = content_type(ctx.headers);
+    let input = Input {
+        media: if media.ends_with("yaml") {
+            MediaType::Yaml
+        } else {
+            MediaType::Json
+        },
+        validation: field_validation(ctx.query)?,
+        bytes: read_body(ctx, body).await?,
+    };
+    Ok(Patch {
+        media,
+        input,
+        force: ctx.query.flag("force"),
+    })
+}
+
+/// A body of a type that has no row of its own here.
+async fn read_named(
+    ctx: &Ctx<'_>,
+    body: Incoming,
+    type_name: &str,
+    kind: &str,
+) -> Result<Value, Status> {
+    let input = read_input(ctx, body).await?;
+    let (_, sent) = decode::type_meta(input.media, &input.bytes)?;
+    if sent.as_deref().is_some_and(|k| !k.is_empty() && k != kind) {
+        return Err(Status::bad_request(format!(
+            "expected a {kind} in the body"
+        )));
+    }
+    let schema = Schema::builtin();
+    let ty = schema
+        .by_name(type_name)
+        .ok_or_else(|| Status::internal(format!("no schema for {type_name}")))?;
+    Ok(decode::decode(schema, ty, input.media, &input.bytes, input.validation)?.value)
+}
+
+async fn delete_options(ctx: &Ctx<'_>, body: Incoming) -> Result<DeleteOptions, Status> {
+    let bytes = read_body(ctx, body).await?;
+    let mut options = if bytes.is_empty() {
+        DeleteOptions::default()
+    } else {
+        let schema = Schema::builtin();
+        let ty = schema
+            .by_name("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
+            .ok_or_else(|| Status::internal("no schema for DeleteOptions"))?;
+        let media = body_media(ctx.headers)?;
+        let decoded = decode::decode(schema, ty, media, &bytes, FieldValidation::Ignore)?;
+        DeleteOptions::from_value(&decoded.value)?
+    };
+    if options.grace.is_none() {
+        options.grace = ctx.query.number("gracePeriodSeconds")?;
+    }
+    if options.propagation.is_none() {
+        options.propagation = match ctx.query.get("propagationPolicy") {
+            Some(p) => Some(Propagation::parse(p)?),
+            None => ctx.query.get("orphanDependents").map(|v| {
+                if v == "true" {
+                    Propagation::Orphan
+                } else {
+                    Propagation::Background
+                }
+            }),
+        };
+    }
+    Ok(options)
+}
+
+/// Whether the server has what it needs to serve.
+pub(crate) fn is_ready(core: &Core) -> bool {
+    core.ready.load(Ordering::Acquire)
+}

@@ -1,0 +1,230 @@
+//! Which encodings a request speaks: `Accept`, `Content-Type`, `Accept-Encoding`.
+
+use apimachinery::Status;
+use apimachinery::decode::MediaType;
+use http::HeaderMap;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+
+/// Text encoding of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Json,
+    Yaml,
+}
+
+/// Shape that an object or list is turned into before it is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// As it is.
+    Object,
+    /// `meta.k8s.io/v1` Table.
+    Table,
+    /// `PartialObjectMetadata` or its list.
+    Metadata,
+    /// Aggregated discovery v2.
+    Discovery,
+}
+
+/// What an answer must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) encoding: Encoding,
+    pub(crate) shape: Shape,
+}
+
+impl Accepted {
+    /// Plain JSON.
+    pub(crate) const JSON: Self = Self {
+        encoding: Encoding::Json,
+        shape: Shape::Object,
+    };
+}
+
+/// Picks the first clause of `Accept` that this server speaks; `shapes` are those that the
+/// endpoint can make besides plain objects.
+///
+/// # Errors
+/// 406 when there is none.
+pub(crate) fn accept(headers: &HeaderMap, shapes: &[Shape]) -> Result<Accepted, Status> {
+    let mut any = false;
+    let mut clauses: Vec<(f32, &str)> = Vec::new();
+    for value in headers.get_all(ACCEPT) {
+        for clause in value.to_str().unwrap_or_default().split(',') {
+            let clause = clause.trim();
+            if clause.is_empty() {
+                continue;
+            }
+            any = true;
+            let q = parameters(clause)
+                .find(|(k, _)| *k == "q")
+                .and_then(|(_, v)| v.parse().ok())
+                .unwrap_or(1.0);
+            clauses.push((q, clause));
+        }
+    }
+    if !any {
+        return Ok(Accepted::JSON);
+    }
+    clauses.sort_by(|a, b| b.0.total_cmp(&a.0));
+    clauses
+        .iter()
+        .filter(|(q, _)| *q > 0.0)
+        .find_map(|(_, c)| clause_accepts(c, shapes))
+        .ok_or_else(|| {
+            Status::new(
+                406,
+                "NotAcceptable",
+                "only the following media types are accepted: application/json, application/yaml",
+            )
+        })
+}
+
+fn clause_accepts(clause: &str, shapes: &[Shape]) -> Option<Accepted> {
+    let media = clause.split(';').next().unwrap_or_default().trim();
+    let encoding = match media.to_ascii_lowercase().as_str() {
+        "application/json" | "*/*" | "application/*" | "text/*" => Encoding::Json,
+        "application/yaml" => Encoding::Yaml,
+        _ => return None,
+    };
+    let find = |key: &str| parameters(clause).find(|(k, _)| *k == key).map(|(_, v)| v);
+    let shape = match find("as") {
+        None => Shape::Object,
+        Some(kind) => {
+            let (group, version) = (find("g").unwrap_or_default(), find("v").unwrap_or_default());
+            let shape = match (kind, group, version) {
+                ("Table", "meta.k8s.io", "v1") => Shape::Table,
+                ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => {
+                    Shape::Metadata
+                }
+                ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Shape::Discovery,
+                _ => return None,
+            };
+            if !shapes.contains(&shape) {
+                return None;
+            }
+            shape
+        }
+    };
+    Some(Accepted { encoding, shape })
+}
+
+fn parameters(clause: &str) -> impl Iterator<Item = (&str, &str)> {
+    clause.split(';').skip(1).filter_map(|p| {
+        let (k, v) = p.split_once('=')?;
+        Some((k.trim(), v.trim().trim_matches('"')))
+    })
+}
+
+/// The media type of a body, without parameters; JSON when not stated.
+pub(crate) fn content_type(headers: &HeaderMap) -> String {
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .map(|v| {
+            v.split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        })
+        .filter(|v| !v.is_empty())
+        .unwrap_or_else(|| "application/json".to_owned())
+}
+
+/// The decoder of a body.
+///
+/// # Errors
+/// 415 for types that are not spoken.
+pub(crate) fn body_media(headers: &HeaderMap) -> Result<MediaType, Status> {
+    match content_type(headers).as_str() {
+        "application/json" | "*/*" => Ok(MediaType::Json),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(MediaType::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(MediaType::Protobuf),
+        other => Err(unsupported_media(
+            &[
+                "application/json",
+                "application/yaml",
+                "application/vnd.kubernetes.protobuf",
+            ],
+            other,
+        )),
+    }
+}
+
+/// 415 with the types that would do.
+pub(crate) fn unsupported_media(accepted: &[&str], got: &str) -> Status {
+    Status::new(
+        415,
+        "UnsupportedMediaType",
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {} (got {got})",
+            accepted.join(", ")
+        ),
+    )
+}
+
+/// Whether the client takes gzip.
+pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(accept_header: &str) -> Result<Accepted, u16> {
+        let mut h = HeaderMap::new();
+        if !accept_header.is_empty() {
+            h.insert(ACCEPT, accept_header.parse().unwrap());
+        }
+        accept(&h, &[Shape::Table, Shape::Metadata]).map_err(|s| s.code)
+    }
+
+    #[test]
+    fn accept_header() {
+        let table = Accepted {
+            encoding: Encoding::Json,
+            shape: Shape::Table,
+        };
+        let meta = Accepted {
+            encoding: Encoding::Json,
+            shape: Shape::Metadata,
+        };
+        let yaml = Accepted {
+            encoding: Encoding::Yaml,
+            shape: Shape::Object,
+        };
+        let cases = [
+            ("", Ok(Accepted::JSON)),
+            ("*/*", Ok(Accepted::JSON)),
+            ("application/yaml", Ok(yaml)),
+            (
+                "application/vnd.kubernetes.protobuf,application/json",
+                Ok(Accepted::JSON),
+            ),
+            ("application/vnd.kubernetes.protobuf", Err(406)),
+            ("application/cbor, text/html", Err(406)),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Ok(table),
+            ),
+            (
+                "application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Ok(Accepted::JSON),
+            ),
+            (
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Ok(meta),
+            ),
+            ("application/json;q=0.1, application/yaml;q=0.9", Ok(yaml)),
+        ];
+        for (header, want) in cases {
+            assert_eq!(of(header), want, "{header}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Answers: bodies, JSON and YAML objects, `Status` errors, warnings, gzip.
+
+use super::negotiate::{Accepted, Encoding};
+use apimachinery::Status;
+use bytes::Bytes;
+use futures::Stream;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
+use http::{HeaderValue, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use serde_json::Value;
+use std::io::Write as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Errors that can end a body early.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Body of an answer: bytes at hand, or a stream.
+#[derive(Default)]
+pub struct Body(Inner);
+
+#[derive(Default)]
+enum Inner {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
+}
+
+impl Body {
+    /// A body that is sent as it becomes ready.
+    pub(crate) fn stream(s: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
+        Self(Inner::Stream(Box::pin(s)))
+    }
+
+    /// The bytes, when they are all here.
+    pub(crate) fn full(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Inner::Full(b) => Some(b),
+            _ => None,
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() {
+            Self(Inner::Empty)
+        } else {
+            Self(Inner::Full(bytes))
+        }
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Inner::Empty => f.write_str("Body(empty)"),
+            Inner::Full(b) => write!(f, "Body({} bytes)", b.len()),
+            Inner::Stream(_) => f.write_str("Body(stream)"),
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Inner::Empty => Poll::Ready(None),
+            Inner::Full(_) => {
+                let Inner::Full(bytes) = std::mem::take(&mut self.0) else {
+                    return Poll::Ready(None);
+                };
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Inner::Stream(s) => s
+                .as_mut()
+                .poll_next(cx)
+                .map(|o| o.map(|r| r.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.0, Inner::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Full(b) => SizeHint::with_exact(b.len() as u64),
+            Inner::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer with bytes of a stated type.
+pub(crate) fn bytes(code: u16, media: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let body = body.into();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() =
+        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
+/// Plain text.
+pub(crate) fn text(code: u16, body: impl Into<String>) -> Response<Body> {
+    bytes(code, "text/plain; charset=utf-8", body.into().into_bytes())
+}
+
+/// JSON bytes that are already encoded, in the encoding that the client takes.
+pub(crate) fn encoded(code: u16, accepted: Accepted, json: Vec<u8>) -> Response<Body> {
+    match accepted.encoding {
+        Encoding::Json => bytes(code, "application/json", json),
+        Encoding::Yaml => match serde_json::from_slice::<Value>(&json)
+            .map_err(|e| e.to_string())
+            .and_then(|v| serde_saphyr::to_string(&v).map_err(|e| e.to_string()))
+        {
+            Ok(yaml) => bytes(code, "application/yaml", yaml.into_bytes()),
+            Err(e) => status(&Status::internal(e)),
+        },
+    }
+}
+
+/// A JSON value.
+pub(crate) fn value(code: u16, accepted: Accepted, v: &Value) -> Response<Body> {
+    encoded(code, accepted, to_json(v))
+}
+
+/// JSON text of a value; values that this crate makes always encode.
+pub(crate) fn to_json(v: &Value) -> Vec<u8> {
+    serde_json::to_vec(v).unwrap_or_default()
+}
+
+/// An error.
+pub(crate) fn status(s: &Status) -> Response<Body> {
+    let mut body = s.to_value();
+    let retry = match s.code {
+        429 | 503 => Some(1),
+        504 if s.reason == "Timeout" => Some(1),
+        _ => None,
+    };
+    if let Some(seconds) = retry {
+        if !body["details"].is_object() {
+            body["details"] = serde_json::json!({});
+        }
+        body["details"]["retryAfterSeconds"] = seconds.into();
+    }
+    let mut response = bytes(s.code, "application/json", to_json(&body));
+    if let Some(seconds) = retry {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Adds `Warning: 299` headers, as many and as long as upstream lets through.
+pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    const WARNING_BYTES_MAX: usize = 4096;
+    let mut sent = 0;
+    for text in warnings {
+        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
+        sent += clean.len();
+        if sent > WARNING_BYTES_MAX {
+            break;
+        }
+        let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(v) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(WARNING, v);
+        }
+    }
+}
+
+/// Compresses a large body; small ones are not worth it.
+pub(crate) fn gzip(mut response: Response<Body>) -> Response<Body> {
+    const GZIP_MIN: usize = 128 * 1024;
+    if response.headers().contains_key(CONTENT_ENCODING) {
+        return response;
+    }
+    let Some(full) = response
+        .body()
+        .full()
+        .filter(|b| b.len() > GZIP_MIN)
+        .cloned()
+    else {
+        return response;
+    };
+    let mut encoder = flate2::write::GzEncoder::new(
+        Vec::with_capacity(full.len() / 6),
+        flate2::Compression::fast(),
+    );
+    let Ok(packed) = encoder.write_all(&full).and_then(|()| encoder.finish()) else {
+        return response;
+    };
+    let headers = response.headers_mut();
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+    *response.body_mut() = packed.into();
+    response
+}

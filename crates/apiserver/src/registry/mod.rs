@@ -1,0 +1,274 @@
+//! The one generic registry behind every row of the resource table: create, get, list,
+//! watch, update, patch, delete and the subresources.
+//!
+//! Start with [`Call`] (what all of them are given), then `create.rs` and `update.rs`.
+
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod list;
+pub(crate) mod meta;
+pub(crate) mod patch;
+pub(crate) mod render;
+pub(crate) mod subresource;
+pub(crate) mod update;
+pub(crate) mod watch;
+
+use crate::authn::User;
+use crate::cache::{Object, encode, store_key};
+use crate::convert;
+use crate::core::Core;
+use api::Resource;
+use apimachinery::Status;
+use apimachinery::apply::Manager;
+use apimachinery::decode::{self, FieldValidation, MediaType};
+use bytes::Bytes;
+use serde_json::Value;
+use std::sync::Arc;
+use store::{Durability, Revision, Write};
+
+/// Tries of a read-modify-write before it gives up with 409.
+pub(crate) const WRITE_TRIES: usize = 16;
+
+/// A request as the registry sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) core: &'a Arc<Core>,
+    /// The row that the request names.
+    pub(crate) row: &'static Resource,
+    /// Empty for cluster-scoped kinds and for lists of all namespaces.
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) subresource: &'a str,
+    pub(crate) user: &'a User,
+    /// Everything is done but the write.
+    pub(crate) dry_run: bool,
+    /// `fieldManager`.
+    pub(crate) manager: &'a str,
+}
+
+/// A body and how it is encoded.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    pub(crate) media: MediaType,
+    pub(crate) bytes: Bytes,
+    pub(crate) validation: FieldValidation,
+}
+
+impl Call<'_> {
+    /// The row that objects are stored under.
+    pub(crate) fn stored_row(&self) -> &'static Resource {
+        match self.row.stored_as {
+            None => self.row,
+            Some((group, version)) => {
+                api::find(group, version, self.row.plural).unwrap_or(self.row)
+            }
+        }
+    }
+
+    /// `apiVersion` of the request.
+    pub(crate) fn api_version(&self) -> String {
+        api_version(self.row)
+    }
+
+    pub(crate) fn not_found(&self) -> Status {
+        Status::not_found(self.row.group, self.row.plural, self.name)
+    }
+
+    pub(crate) fn forbidden(&self, detail: impl std::fmt::Display) -> Status {
+        Status::forbidden(self.row.group, self.row.plural, self.name, detail)
+    }
+
+    /// The object as of now.
+    pub(crate) async fn current(&self) -> Result<Arc<Object>, Status> {
+        self.core.fresh().await?;
+        self.core
+            .kind(self.row)?
+            .get(self.namespace, self.name)
+            .ok_or_else(|| self.not_found())
+    }
+
+    /// An object parsed, in the version that the request speaks.
+    pub(crate) fn view(&self, object: &Object) -> Value {
+        convert::from_stored(self.row, object.value())
+    }
+
+    /// Decodes a body that must be of the request's kind; warnings go to `warnings`.
+    pub(crate) fn decode(
+        &self,
+        input: &Input,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Status> {
+        decode_kind(self.row, input, warnings)
+    }
+
+    /// Tells `managedFields` who writes.
+    pub(crate) fn track(&self, live: Option<&Value>, new: &mut Value) -> Result<(), Status> {
+        let (schema, ty) = Core::schema(self.row)?;
+        let (version, time) = (self.api_version(), self.core.timestamp());
+        let manager = Manager {
+            name: self.manager,
+            api_version: &version,
+            subresource: self.subresource,
+            time: &time,
+        };
+        apimachinery::apply::update(schema, ty, live, new, &manager)
+    }
+
+    /// How soon this kind's writes must be on disk.
+    fn durability(&self) -> Durability {
+        match self.row.plural {
+            "events" | "leases" => Durability::Lazy,
+            _ => Durability::Sync,
+        }
+    }
+
+    /// Writes a new object.
+    pub(crate) async fn insert(
+        &self,
+        key: &str,
+        value: &Value,
+    ) -> Result<Arc<Object>, store::Error> {
+        let stored = convert::to_stored(self.row, value);
+        let bytes = Bytes::from(encode(&stored));
+        let row = self.stored_row();
+        let record = self
+            .core
+            .store
+            .write(
+                &store_key(row, key),
+                Write::Create {
+                    value: bytes.clone(),
+                },
+                self.durability(),
+            )
+            .await?;
+        Ok(object(row, key, bytes, record.modified.0))
+    }
+
+    /// Replaces an object that must be at `old`'s revision.
+    pub(crate) async fn replace(
+        &self,
+        old: &Object,
+        value: &Value,
+    ) -> Result<Arc<Object>, store::Error> {
+        let stored = convert::to_stored(self.row, value);
+        let bytes = Bytes::from(encode(&stored));
+        let row = self.stored_row();
+        let write = Write::Update {
+            value: bytes.clone(),
+            expected: Revision(old.revision),
+        };
+        let record = self
+            .core
+            .store
+            .write(&store_key(row, &old.key), write, self.durability())
+            .await?;
+        Ok(object(row, &old.key, bytes, record.modified.0))
+    }
+
+    /// Removes an object that must be at `old`'s revision; its last state is `value`.
+    pub(crate) async fn remove(
+        &self,
+        old: &Object,
+        value: &Value,
+    ) -> Result<Arc<Object>, store::Error> {
+        let row = self.stored_row();
+        let write = Write::Delete {
+            expected: Revision(old.revision),
+        };
+        let record = self
+            .core
+            .store
+            .write(&store_key(row, &old.key), write, self.durability())
+            .await?;
+        if self.row.plural == "services" && self.row.group.is_empty() {
+            self.core.services.release(value, &old.key);
+        }
+        let stored = convert::to_stored(self.row, value);
+        Ok(object(
+            row,
+            &old.key,
+            Bytes::from(encode(&stored)),
+            record.modified.0,
+        ))
+    }
+
+    /// An object that was not written (dry run).
+    pub(crate) fn unwritten(&self, key: &str, value: &Value, revision: u64) -> Arc<Object> {
+        let stored = convert::to_stored(self.row, value);
+        object(
+            self.stored_row(),
+            key,
+            Bytes::from(encode(&stored)),
+            revision,
+        )
+    }
+}
+
+fn object(row: &Resource, key: &str, bytes: Bytes, revision: u64) -> Arc<Object> {
+    Arc::new(Object::made(row, key.into(), bytes, revision))
+}
+
+/// `apiVersion` of a row.
+pub(crate) fn api_version(row: &Resource) -> String {
+    if row.group.is_empty() {
+        row.version.to_owned()
+    } else {
+        format!("{}/{}", row.group, row.version)
+    }
+}
+
+/// Decodes a body that must be of a row's kind.
+pub(crate) fn decode_kind(
+    row: &Resource,
+    input: &Input,
+    warnings: &mut Vec<String>,
+) -> Result<Value, Status> {
+    let (version, kind) = decode::type_meta(input.media, &input.bytes)?;
+    let want = api_version(row);
+    if let Some(k) = kind.filter(|k| !k.is_empty() && k != row.kind) {
+        return Err(Status::bad_request(format!(
+            "{k} in version {:?} cannot be handled as a {}: no kind {k:?} is registered for this resource",
+            version.as_deref().unwrap_or(&want),
+            row.kind
+        )));
+    }
+    if let Some(v) = version.filter(|v| !v.is_empty() && *v != want) {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({v}) does not match the expected API version ({want})"
+        )));
+    }
+    let (schema, ty) = Core::schema(row)?;
+    let decoded = decode::decode(schema, ty, input.media, &input.bytes, input.validation)?;
+    warnings.extend(decoded.warnings);
+    let mut value = decoded.value;
+    let Some(top) = value.as_object_mut() else {
+        return Err(Status::bad_request("the object provided is not an object"));
+    };
+    top.insert("kind".to_owned(), row.kind.into());
+    top.insert("apiVersion".to_owned(), want.into());
+    if !top.get("metadata").is_some_and(Value::is_object) {
+        top.insert("metadata".to_owned(), serde_json::json!({}));
+    }
+    Ok(value)
+}
+
+/// A store error of a write as a client sees it.
+pub(crate) fn write_failed(call: &Call<'_>, name: &str, e: store::Error) -> Status {
+    let (group, plural) = (call.row.group, call.row.plural);
+    match e {
+        store::Error::Exists(_) => Status::already_exists(group, plural, name),
+        store::Error::Conflict(None) => Status::not_found(group, plural, name),
+        store::Error::Conflict(Some(_)) => Status::modified(group, plural, name),
+        store::Error::Disk(source) => {
+            tracing::error!(error = %source, "write to the store");
+            Status::new(
+                507,
+                "InsufficientStorage",
+                format!("the write was not stored: {source}"),
+            )
+        }
+        store::Error::Closed => Status::new(503, "ServiceUnavailable", "the server is stopping"),
+        other => Status::internal(other),
+    }
+}

@@ -1,0 +1,161 @@
+//! Objects and lists in the shape that the client asked for.
+
+use super::list::Page;
+use crate::cache::Object;
+use crate::convert;
+use crate::http::negotiate::{Accepted, Shape};
+use crate::http::respond::to_json;
+use api::Resource;
+use apimachinery::Status;
+use serde_json::{Value, json};
+
+/// How a request's objects are shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) row: &'static Resource,
+    pub(crate) accepted: Accepted,
+    /// `includeObject` of Tables.
+    pub(crate) include: Include,
+    /// Unix seconds, for ages.
+    pub(crate) now: i64,
+}
+
+/// What a Table row carries of its object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Include {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+impl Include {
+    pub(crate) fn parse(text: Option<&str>) -> Result<Self, Status> {
+        match text {
+            None | Some("Metadata") => Ok(Self::Metadata),
+            Some("None") => Ok(Self::None),
+            Some("Object") => Ok(Self::Object),
+            Some(other) => Err(Status::bad_request(format!(
+                "unrecognized includeObject value: {other:?}"
+            ))),
+        }
+    }
+}
+
+impl View {
+    /// One object as JSON text.
+    pub(crate) fn object(&self, object: &Object) -> Vec<u8> {
+        let mut out = Vec::with_capacity(object.bytes.len() + 64);
+        match self.accepted.shape {
+            Shape::Table => {
+                let meta = version_meta(object.revision);
+                out = to_json(&self.table(&[object], &meta, true));
+            }
+            Shape::Metadata => object.write_metadata(&mut out),
+            _ => self.write_object(object, &mut out),
+        }
+        out
+    }
+
+    /// Appends the plain object in the row's version.
+    pub(crate) fn write_object(&self, object: &Object, out: &mut Vec<u8>) {
+        if convert::differs(self.row) {
+            out.extend(to_json(&convert::from_stored(self.row, object.value())));
+        } else {
+            object.write_json(out);
+        }
+    }
+
+    /// A list as JSON text.
+    pub(crate) fn list(&self, page: &Page) -> Vec<u8> {
+        let mut meta = version_meta(page.revision);
+        if let Some(next) = &page.next {
+            meta["continue"] = next.as_str().into();
+            if let Some(n) = page.remaining {
+                meta["remainingItemCount"] = n.into();
+            }
+        }
+        if self.accepted.shape == Shape::Table {
+            let objects: Vec<&Object> = page.objects.iter().map(|o| &**o).collect();
+            return to_json(&self.table(&objects, &meta, true));
+        }
+        let metadata_only = self.accepted.shape == Shape::Metadata;
+        let (kind, version) = if metadata_only {
+            (
+                "PartialObjectMetadataList".to_owned(),
+                "meta.k8s.io/v1".to_owned(),
+            )
+        } else {
+            (
+                format!("{}List", self.row.kind),
+                super::api_version(self.row),
+            )
+        };
+        let size: usize = page.objects.iter().map(|o| o.bytes.len() + 40).sum();
+        let mut out = Vec::with_capacity(size + 256);
+        out.extend_from_slice(
+            format!(
+                "{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":["
+            )
+            .as_bytes(),
+        );
+        for (i, object) in page.objects.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            if metadata_only {
+                object.write_metadata(&mut out);
+            } else if convert::differs(self.row) {
+                self.write_object(object, &mut out);
+            } else {
+                object.write_item(&mut out);
+            }
+        }
+        out.extend_from_slice(b"]}");
+        out
+    }
+
+    /// A Table; columns are left out in all but the first event of a watch.
+    pub(crate) fn table(&self, objects: &[&Object], meta: &Value, with_columns: bool) -> Value {
+        let rows: Vec<Value> = objects.iter().map(|o| self.table_row(o)).collect();
+        let mut table = json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+            "columnDefinitions": null, "rows": rows,
+        });
+        if with_columns {
+            table["columnDefinitions"] = columns(self.row);
+        }
+        table
+    }
+
+    fn table_row(&self, object: &Object) -> Value {
+        let value = convert::from_stored(self.row, object.value());
+        let mut cells = vec![Value::from(object.name())];
+        cells.extend((self.row.row)(&value, self.now));
+        let shown = match self.include {
+            Include::None => Value::Null,
+            Include::Object => value,
+            Include::Metadata => json!({
+                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+                "metadata": value["metadata"],
+            }),
+        };
+        json!({"cells": cells, "object": shown})
+    }
+}
+
+/// List metadata with a resourceVersion.
+pub(crate) fn version_meta(revision: u64) -> Value {
+    json!({"resourceVersion": revision.to_string()})
+}
+
+fn columns(row: &Resource) -> Value {
+    let mut out = vec![json!({
+        "name": "Name", "type": "string", "format": "name", "priority": 0,
+        "description": "Name must be unique within a namespace.",
+    })];
+    out.extend(row.columns.iter().map(|c| {
+        json!({"name": c.name, "type": c.kind, "format": "", "priority": c.priority, "description": ""})
+    }));
+    Value::Array(out)
+}

@@ -1,0 +1,524 @@
+//! Subresources that change objects in their own way: scale, binding, eviction,
+//! finalize, ephemeral containers, resize, approval, tokens.
+
+use super::create::Tracking;
+use super::delete::{self, DeleteOptions};
+use super::patch::Patch;
+use super::update::{Part, modify};
+use super::{Call, Input, meta, patch};
+use crate::authn::token::{Bound, Claims, Ref};
+use crate::cache::Object;
+use crate::core::rfc3339;
+use api::Scale;
+use apimachinery::decode::MediaType;
+use apimachinery::{FieldError, Status};
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The part of an object that an updatable subresource covers.
+pub(crate) fn part(call: &Call<'_>) -> Option<Part> {
+    Some(match (call.row.plural, call.subresource) {
+        (_, "") => Part::Main,
+        (_, "status") if call.row.status => Part::Status,
+        ("pods", "ephemeralcontainers") => Part::Only(|new, asked| {
+            copy(new, asked, &["spec", "ephemeralContainers"]);
+        }),
+        ("pods", "resize") => Part::Only(copy_resources),
+        ("namespaces", "finalize") => Part::Only(|new, asked| {
+            copy(new, asked, &["spec", "finalizers"]);
+            copy(new, asked, &["status"]);
+        }),
+        ("certificatesigningrequests", "approval") => Part::Only(copy_approval),
+        _ => return None,
+    })
+}
+
+fn copy(new: &mut Value, asked: &Value, path: &[&str]) {
+    let Some((last, parents)) = path.split_last() else {
+        return;
+    };
+    let from = parents.iter().fold(asked, |v, k| &v[*k]).get(*last);
+    let mut to = new;
+    for key in parents {
+        if !to[*key].is_object() {
+            to[*key] = json!({});
+        }
+        to = &mut to[*key];
+    }
+    let Some(to) = to.as_object_mut() else { return };
+    match from {
+        Some(v) => to.insert((*last).to_owned(), v.clone()),
+        None => to.remove(*last),
+    };
+}
+
+fn copy_resources(new: &mut Value, asked: &Value) {
+    for list in ["containers", "initContainers"] {
+        for container in new["spec"][list].as_array_mut().into_iter().flatten() {
+            let twin = asked["spec"][list]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|c| c["name"] == container["name"]);
+            if let Some(twin) = twin {
+                copy(container, twin, &["resources"]);
+                copy(container, twin, &["resizePolicy"]);
+            }
+        }
+    }
+}
+
+/// Approval may set the conditions Approved and Denied only.
+fn copy_approval(new: &mut Value, asked: &Value) {
+    let approval = |c: &&Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
+    let mut conditions: Vec<Value> = new["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|c| !approval(c))
+        .cloned()
+        .collect();
+    conditions.extend(
+        asked["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(approval)
+            .cloned(),
+    );
+    if !new["status"].is_object() {
+        new["status"] = json!({});
+    }
+    new["status"]["conditions"] = conditions.into();
+}
+
+/// The `autoscaling/v1` Scale of an object.
+pub(crate) fn scale_of(scale: Scale, object: &Value) -> Value {
+    let at = |path: &str| {
+        path.trim_start_matches('.')
+            .split('.')
+            .fold(object, |v, k| &v[k])
+    };
+    let m = &object["metadata"];
+    let mut meta = json!({});
+    for key in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
+        if !m[key].is_null() {
+            meta[key] = m[key].clone();
+        }
+    }
+    let selector = selector_text(&object["spec"]["selector"]);
+    let mut status = json!({"replicas": at(scale.status_replicas).as_i64().unwrap_or(0)});
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta,
+        "spec": {"replicas": at(scale.spec_replicas).as_i64().unwrap_or(0)}, "status": status,
+    })
+}
+
+/// A selector object (or a plain map) in query form.
+fn selector_text(selector: &Value) -> String {
+    let Some(map) = selector.as_object() else {
+        return String::new();
+    };
+    let structured = map.contains_key("matchLabels") || map.contains_key("matchExpressions");
+    let mut out: Vec<String> = Vec::new();
+    let labels = if structured {
+        selector["matchLabels"].as_object()
+    } else {
+        Some(map)
+    };
+    for (k, v) in labels.into_iter().flatten() {
+        out.push(format!("{k}={}", v.as_str().unwrap_or_default()));
+    }
+    for e in selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let key = e["key"].as_str().unwrap_or_default();
+        let mut values: Vec<&str> = e["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        out.push(match e["operator"].as_str().unwrap_or_default() {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    out.sort();
+    out.join(",")
+}
+
+/// Writes replicas through `/scale`, by PUT or PATCH of a Scale.
+pub(crate) async fn write_scale(
+    call: &Call<'_>,
+    scale: Scale,
+    input: Option<&Input>,
+    patch: Option<&Patch>,
+) -> Result<Value, Status> {
+    let sent = match input {
+        None => None,
+        Some(input) => Some(decode_scale(input)?),
+    };
+    let object = modify(call, Part::Main, Tracking::Update, &|old| {
+        let current = scale_of(scale, old);
+        let wanted = match (&sent, patch) {
+            (Some(s), _) => s.clone(),
+            (None, Some(p)) => patch_scale(&current, p)?,
+            (None, None) => return Err(Status::bad_request("a body is required")),
+        };
+        let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            let error = FieldError::invalid(
+                "spec.replicas",
+                &replicas.into(),
+                "must be greater than or equal to 0",
+            );
+            return Err(Status::invalid("autoscaling", "Scale", call.name, &[error]));
+        }
+        let mut new = old.clone();
+        let mut at = &mut new;
+        for key in scale.spec_replicas.trim_start_matches('.').split('.') {
+            at = &mut at[key];
+        }
+        *at = replicas.into();
+        let version = &wanted["metadata"]["resourceVersion"];
+        if version.as_str().is_some_and(|v| !v.is_empty()) {
+            new["metadata"]["resourceVersion"] = version.clone();
+        }
+        Ok(new)
+    })
+    .await?;
+    Ok(scale_of(scale, &call.view(&object)))
+}
+
+fn decode_scale(input: &Input) -> Result<Value, Status> {
+    let schema = apimachinery::schema::Schema::builtin();
+    let ty = schema
+        .by_name("io.k8s.api.autoscaling.v1.Scale")
+        .ok_or_else(|| Status::internal("no schema for Scale"))?;
+    Ok(
+        apimachinery::decode::decode(schema, ty, input.media, &input.bytes, input.validation)?
+            .value,
+    )
+}
+
+fn patch_scale(current: &Value, p: &Patch) -> Result<Value, Status> {
+    let document: Value = match p.input.media {
+        MediaType::Json => serde_json::from_slice(&p.input.bytes)
+            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?,
+        _ => serde_saphyr::from_slice(&p.input.bytes)
+            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?,
+    };
+    let mut new = current.clone();
+    match p.media.as_str() {
+        "application/json-patch+json" => apimachinery::patch::json_patch(&mut new, &document)?,
+        _ => apimachinery::patch::merge_patch(&mut new, &document),
+    }
+    Ok(new)
+}
+
+/// `pods/binding`: puts a pod on a node.
+pub(crate) async fn bind(call: &Call<'_>, binding: &Value) -> Result<(), Status> {
+    let target = binding["target"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if target.is_empty() {
+        let error = FieldError::required("target.name", "");
+        return Err(Status::invalid("", "Binding", call.name, &[error]));
+    }
+    if !kind.is_empty() && kind != "Node" {
+        let error = FieldError::not_supported("target.kind", &json!(kind), &["Node"]);
+        return Err(Status::invalid("", "Binding", call.name, &[error]));
+    }
+    let name = meta::text(binding, "name");
+    if !name.is_empty() && name != call.name {
+        return Err(Status::bad_request(
+            "name in URL does not match name in Binding object",
+        ));
+    }
+    let now = call.core.timestamp();
+    let refused = |detail: String| Status::conflict("", "pods/binding", call.name, detail);
+    let write = |new: &mut Value, asked: &Value| *new = asked.clone();
+    modify(call, Part::Only(write), Tracking::Update, &|old| {
+        if meta::deleting(old) {
+            return Err(refused(format!(
+                "pod {} is being deleted, cannot be assigned to a host",
+                call.name
+            )));
+        }
+        let on = old["spec"]["nodeName"].as_str().unwrap_or_default();
+        if !on.is_empty() {
+            return Err(refused(format!("pod {} is already assigned to node {on:?}", call.name)));
+        }
+        if old["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+            return Err(refused(format!(
+                "pod {} has non-empty .spec.schedulingGates",
+                call.name
+            )));
+        }
+        let mut new = old.clone();
+        new["spec"]["nodeName"] = target.clone().into();
+        for (k, v) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
+            if !new["metadata"]["annotations"].is_object() {
+                new["metadata"]["annotations"] = json!({});
+            }
+            new["metadata"]["annotations"][k] = v.clone();
+        }
+        set_condition(&mut new, json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
+        }));
+        Ok(new)
+    })
+    .await
+    .map(drop)
+}
+
+fn set_condition(pod: &mut Value, condition: Value) {
+    if !pod["status"].is_object() {
+        pod["status"] = json!({});
+    }
+    if !pod["status"]["conditions"].is_array() {
+        pod["status"]["conditions"] = json!([]);
+    }
+    let Some(list) = pod["status"]["conditions"].as_array_mut() else {
+        return;
+    };
+    match list.iter_mut().find(|c| c["type"] == condition["type"]) {
+        Some(c) if c["status"] == condition["status"] => {}
+        Some(c) => *c = condition,
+        None => list.push(condition),
+    }
+}
+
+/// `pods/eviction`: a deletion that PodDisruptionBudgets may refuse.
+pub(crate) async fn evict(call: &Call<'_>, eviction: &Value) -> Result<Value, Status> {
+    let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
+    options.dry_run |= call.dry_run;
+    let pod = call.view(&*call.current().await?);
+    let finished = matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed" | "Pending")
+    );
+    if !finished && !meta::deleting(&pod) {
+        check_budgets(call, &pod)?;
+    }
+    delete::delete(call, &options).await?;
+    Ok(
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    )
+}
+
+fn check_budgets(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
+    let Some(kind) = call.core.cache.named("policy", "poddisruptionbudgets") else {
+        return Ok(());
+    };
+    for object in kind
+        .all()
+        .into_iter()
+        .filter(|o| o.namespace() == call.namespace)
+    {
+        let budget = object.value();
+        let Ok(selector) =
+            apimachinery::selector::LabelSelector::from_object(&budget["spec"]["selector"])
+        else {
+            continue;
+        };
+        let covered = selector.matches(|k| pod["metadata"]["labels"][k].as_str());
+        if covered && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
+            return Err(Status::new(
+                429,
+                "TooManyRequests",
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+            )
+            .with_details(json!({"causes": [{
+                "reason": "DisruptionBudget",
+                "message": format!("The disruption budget {} needs {} healthy pods and has {} currently",
+                    object.name(), budget["status"]["desiredHealthy"], budget["status"]["currentHealthy"]),
+            }]})));
+        }
+    }
+    Ok(())
+}
+
+/// `serviceaccounts/token`: signs a token.
+pub(crate) async fn token(call: &Call<'_>, request: &Value) -> Result<Value, Status> {
+    const MIN_SECONDS: i64 = 600;
+    const MAX_SECONDS: i64 = 1 << 32;
+    const DEFAULT_SECONDS: i64 = 3600;
+    let account = call.view(&*call.current().await?);
+    let spec = &request["spec"];
+    let seconds = spec["expirationSeconds"]
+        .as_i64()
+        .unwrap_or(DEFAULT_SECONDS);
+    let invalid = |e: FieldError| {
+        Err(Status::invalid(
+            "authentication.k8s.io",
+            "TokenRequest",
+            call.name,
+            &[e],
+        ))
+    };
+    if seconds < MIN_SECONDS {
+        return invalid(FieldError::invalid(
+            "spec.expirationSeconds",
+            &seconds.into(),
+            "may not specify a duration less than 10 minutes",
+        ));
+    }
+    if seconds > MAX_SECONDS {
+        return invalid(FieldError::invalid(
+            "spec.expirationSeconds",
+            &seconds.into(),
+            "may not specify a duration larger than 2^32 seconds",
+        ));
+    }
+    let mut audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
+    if audiences.is_empty() {
+        audiences.push(call.core.issuer.clone());
+    }
+    let mut bound = Bound {
+        namespace: call.namespace.to_owned(),
+        serviceaccount: Ref {
+            name: call.name.to_owned(),
+            uid: meta::text(&account, "uid").to_owned(),
+        },
+        pod: None,
+        secret: None,
+        node: None,
+    };
+    bind_token(call, &spec["boundObjectRef"], &mut bound)?;
+    let now = call.core.clock.now();
+    let claims = Claims {
+        iss: call.core.issuer.clone(),
+        sub: format!("system:serviceaccount:{}:{}", call.namespace, call.name),
+        aud: audiences.clone(),
+        exp: now.as_second() + seconds,
+        iat: now.as_second(),
+        nbf: now.as_second(),
+        jti: call.core.uid(),
+        bound,
+    };
+    let signed = call
+        .core
+        .authn
+        .tokens
+        .sign(&claims)
+        .map_err(Status::internal)?;
+    let mut spec_out = spec.clone();
+    spec_out["audiences"] = json!(audiences);
+    spec_out["expirationSeconds"] = seconds.into();
+    if spec_out.get("boundObjectRef").is_none() {
+        spec_out["boundObjectRef"] = Value::Null;
+    }
+    Ok(json!({
+        "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
+        "metadata": {"name": call.name, "namespace": call.namespace, "creationTimestamp": call.core.timestamp()},
+        "spec": spec_out,
+        "status": {
+            "token": signed,
+            "expirationTimestamp": rfc3339(now + SignedDuration::from_secs(seconds)),
+        },
+    }))
+}
+
+fn bind_token(call: &Call<'_>, reference: &Value, bound: &mut Bound) -> Result<(), Status> {
+    let Some(name) = reference["name"].as_str().filter(|n| !n.is_empty()) else {
+        return Ok(());
+    };
+    let (plural, namespace) = match reference["kind"].as_str() {
+        Some("Pod") => ("pods", call.namespace),
+        Some("Secret") => ("secrets", call.namespace),
+        Some("Node") => ("nodes", ""),
+        other => {
+            return Err(Status::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to type {}",
+                call.name,
+                other.unwrap_or("")
+            )));
+        }
+    };
+    let object = call
+        .core
+        .peek("", plural, namespace, name)
+        .ok_or_else(|| Status::not_found("", plural, name))?
+        .value();
+    let uid = meta::text(&object, "uid").to_owned();
+    let asked = reference["uid"].as_str().unwrap_or_default();
+    if !asked.is_empty() && asked != uid {
+        return Err(Status::conflict(
+            "",
+            plural,
+            name,
+            format!(
+                "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
+            ),
+        ));
+    }
+    let r = Some(Ref {
+        name: name.to_owned(),
+        uid,
+    });
+    match plural {
+        "pods" => {
+            let account = object["spec"]["serviceAccountName"]
+                .as_str()
+                .unwrap_or_default();
+            if account != call.name {
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    call.name
+                )));
+            }
+            bound.pod = r;
+            if let Some(node) = object["spec"]["nodeName"]
+                .as_str()
+                .filter(|n| !n.is_empty())
+            {
+                let uid = call.core.peek("", "nodes", "", node).map(|n| n.value());
+                bound.node = Some(Ref {
+                    name: node.to_owned(),
+                    uid: uid
+                        .map(|n| meta::text(&n, "uid").to_owned())
+                        .unwrap_or_default(),
+                });
+            }
+        }
+        "secrets" => bound.secret = r,
+        _ => bound.node = r,
+    }
+    Ok(())
+}
+
+/// Runs a patch against a subresource of [`part`].
+pub(crate) async fn patch_part(
+    call: &Call<'_>,
+    p: &Patch,
+    warnings: &mut Vec<String>,
+) -> Result<Arc<Object>, Status> {
+    let part = part(call)
+        .ok_or_else(|| Status::method_not_allowed(call.row.group, call.row.plural, "patch"))?;
+    Ok(patch::run(call, part, p, warnings).await?.0)
+}

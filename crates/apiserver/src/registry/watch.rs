@@ -1,0 +1,323 @@
+//! Watches: a body that yields one line an event until its time is up, its client goes,
+//! the server stops or it falls behind.
+
+use super::list::{Filter, revision_parameter};
+use super::render::{View, version_meta};
+use crate::cache::{Change, Event, Next, Object, Snapshot, Source};
+use crate::convert;
+use crate::core::Core;
+use crate::http::negotiate::Shape;
+use crate::http::request::Query;
+use crate::http::respond::{Body, BoxError, to_json};
+use apimachinery::Status;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a watch lasts that states no timeout, at least; up to twice that.
+const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
+/// Time between bookmarks.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes gathered into one chunk when many events are ready.
+const CHUNK: usize = 32 * 1024;
+
+struct Watch {
+    core: Arc<Core>,
+    source: Source,
+    filter: Filter,
+    view: View,
+    /// Objects of the initial list that are still to be sent.
+    initial: VecDeque<Arc<Object>>,
+    /// Revision of the initial list, for the bookmark that ends it.
+    initial_end: Option<u64>,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    sent_columns: bool,
+    deadline: Instant,
+    done: bool,
+}
+
+/// Opens a watch.
+///
+/// # Errors
+/// 410 when the revision asked for is gone; 400 for options that contradict each other.
+pub(crate) async fn open(
+    core: &Arc<Core>,
+    filter: Filter,
+    view: View,
+    query: &Query,
+) -> Result<Body, Status> {
+    let row = filter
+        .row
+        .ok_or_else(|| Status::internal("watch without a kind"))?;
+    let kind = core.kind(row)?.clone();
+    let version = revision_parameter(query)?;
+    let initial_events = query
+        .get("sendInitialEvents")
+        .map(|v| v != "false" && v != "0");
+    let bookmarks = query.flag("allowWatchBookmarks");
+    check_initial(initial_events, query)?;
+    let send_list = match initial_events {
+        Some(send) => send,
+        None => version.unwrap_or(0) == 0,
+    };
+    match version {
+        Some(v) if v > 0 => core.cache.reach(v).await?,
+        Some(_) => {}
+        None => core.fresh().await?,
+    }
+    let (snapshot, source) = if send_list {
+        if initial_events == Some(true) {
+            core.fresh().await?;
+        }
+        let (snapshot, source) = Source::after_list(&core.cache, &kind, &filter.namespace);
+        (Some(snapshot), source)
+    } else {
+        match version.unwrap_or(0) {
+            0 => (
+                None,
+                Source::after_list(&core.cache, &kind, &filter.namespace).1,
+            ),
+            v => (
+                None,
+                Source::after_revision(&core.cache, &core.store, &kind, v).await?,
+            ),
+        }
+    };
+    let seconds = query.number::<u64>("timeoutSeconds")?.unwrap_or(0);
+    let timeout = if seconds > 0 {
+        Duration::from_secs(seconds)
+    } else {
+        spread(core)
+    };
+    let now = Instant::now();
+    let mut watch = Watch {
+        core: core.clone(),
+        source,
+        filter,
+        view,
+        initial: VecDeque::new(),
+        initial_end: None,
+        bookmarks,
+        next_bookmark: now + BOOKMARK_INTERVAL,
+        sent_columns: false,
+        deadline: now + timeout,
+        done: false,
+    };
+    if let Some(Snapshot { objects, revision }) = snapshot {
+        watch.initial = objects
+            .into_iter()
+            .filter(|o| watch.filter.matches(o))
+            .collect();
+        if initial_events == Some(true) && bookmarks {
+            watch.initial_end = Some(revision);
+        }
+    }
+    Ok(Body::stream(futures::stream::unfold(
+        watch,
+        |mut w| async move {
+            let chunk = w.chunk().await?;
+            Some((Ok::<_, BoxError>(chunk), w))
+        },
+    )))
+}
+
+fn check_initial(initial: Option<bool>, query: &Query) -> Result<(), Status> {
+    let matching = query.get("resourceVersionMatch");
+    let forbidden = |text: &str| {
+        Err(Status::new(
+            422,
+            "Invalid",
+            format!("ListOptions.meta.k8s.io \"\" is invalid: {text}"),
+        ))
+    };
+    match (initial, matching) {
+        (Some(_), Some("NotOlderThan")) | (None, None) => Ok(()),
+        (Some(_), _) => forbidden(
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        (None, Some(_)) => forbidden(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+    }
+}
+
+/// A timeout between the minimum and twice that, so that watches do not all end at once.
+fn spread(core: &Core) -> Duration {
+    let mut byte = [0; 1];
+    (core.entropy)(&mut byte);
+    TIMEOUT_MIN + TIMEOUT_MIN * u32::from(byte[0]) / 256
+}
+
+impl Watch {
+    /// The next bytes; `None` ends the watch.
+    async fn chunk(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        if let Some(bytes) = self.initial_chunk() {
+            return Some(bytes);
+        }
+        loop {
+            let stop = self.core.stop.clone();
+            let next = tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep_until(self.deadline) => return None,
+                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
+                    self.next_bookmark += BOOKMARK_INTERVAL;
+                    match self.source.bookmark() {
+                        Some(revision) => return Some(self.bookmark(revision, false).into()),
+                        None => continue,
+                    }
+                }
+                next = self.source.next() => next,
+            };
+            match next {
+                Ok(Next::CaughtUp) => {}
+                Ok(Next::Event(event)) => {
+                    if let Some(bytes) = self.events(event) {
+                        return Some(bytes);
+                    }
+                }
+                Err(status) => {
+                    self.done = true;
+                    return Some(line("ERROR", &to_json(&status.to_value())).into());
+                }
+            }
+        }
+    }
+
+    fn initial_chunk(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        while let Some(object) = self.initial.pop_front() {
+            let body = self.body(&object);
+            write_line("ADDED", &body, &mut out);
+            if out.len() >= CHUNK {
+                return Some(out.into());
+            }
+        }
+        if let Some(revision) = self.initial_end.take() {
+            out.extend(self.bookmark(revision, true));
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    /// The line of an event as this watcher sees it.
+    fn events(&mut self, event: Arc<Event>) -> Option<Bytes> {
+        let is = self.filter.matches(&event.object);
+        let was = event
+            .previous
+            .as_ref()
+            .is_some_and(|p| self.filter.matches(p));
+        let seen = match (event.change, was, is) {
+            (Change::Deleted, true, _) => Change::Deleted,
+            (Change::Deleted, false, _) | (_, false, false) => return None,
+            (_, false, true) => Change::Added,
+            (_, true, true) => Change::Modified,
+            (_, true, false) => Change::Deleted,
+        };
+        // Most watchers see the event as it is: they share one encoding.
+        if seen == event.change && !convert::differs(self.view.row) {
+            match self.view.accepted.shape {
+                Shape::Object => {
+                    let bytes = event
+                        .json
+                        .get_or_init(|| line(seen.name(), &event.object.json()).into());
+                    return Some(bytes.clone());
+                }
+                Shape::Metadata => {
+                    let bytes = event.metadata.get_or_init(|| {
+                        let mut body = Vec::new();
+                        event.object.write_metadata(&mut body);
+                        line(seen.name(), &body).into()
+                    });
+                    return Some(bytes.clone());
+                }
+                _ => {}
+            }
+        }
+        // Leaving the selection shows the last state inside it, under this event's revision.
+        let body = match (&event.previous, seen) {
+            (Some(previous), Change::Deleted) if event.change != Change::Deleted => {
+                self.body(&previous.at(event.object.revision))
+            }
+            _ => self.body(&event.object),
+        };
+        Some(line(seen.name(), &body).into())
+    }
+
+    fn body(&mut self, object: &Object) -> Vec<u8> {
+        if self.view.accepted.shape == Shape::Table {
+            let view = View {
+                now: self.core.clock.now().as_second(),
+                ..self.view
+            };
+            let table = view.table(
+                &[object],
+                &version_meta(object.revision),
+                !self.sent_columns,
+            );
+            self.sent_columns = true;
+            return to_json(&table);
+        }
+        let mut out = Vec::with_capacity(object.bytes.len() + 64);
+        match self.view.accepted.shape {
+            Shape::Metadata => object.write_metadata(&mut out),
+            _ => self.view.write_object(object, &mut out),
+        }
+        out
+    }
+
+    fn bookmark(&mut self, revision: u64, end_of_initial: bool) -> Vec<u8> {
+        let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if end_of_initial {
+            meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let row = self.view.row;
+        let object = match self.view.accepted.shape {
+            Shape::Metadata => json!({
+                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+            }),
+            Shape::Table => {
+                let shown = json!({
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+                });
+                json!({
+                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": version_meta(revision), "columnDefinitions": Value::Null,
+                    "rows": [{"cells": empty_cells(row), "object": shown}],
+                })
+            }
+            _ => skeleton(row, meta),
+        };
+        line("BOOKMARK", &to_json(&object))
+    }
+}
+
+fn empty_cells(row: &api::Resource) -> Vec<Value> {
+    vec![Value::from(""); row.columns.len() + 1]
+}
+
+/// The least object of a kind that typed clients can parse: a bookmark carries only a
+/// revision, but several clients decode it as a whole object of the kind.
+fn skeleton(row: &api::Resource, meta: Value) -> Value {
+    json!({"kind": row.kind, "apiVersion": super::api_version(row), "metadata": meta})
+}
+
+fn line(kind: &str, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(body.len() + 40);
+    write_line(kind, body, &mut out);
+    out
+}
+
+fn write_line(kind: &str, body: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+    out.extend_from_slice(body);
+    out.extend_from_slice(b"}\n");
+}

@@ -1,0 +1,329 @@
+//! Starting, serving and stopping.
+
+use crate::allocate::Allocator;
+use crate::authn::token::Tokens;
+use crate::authn::{Authenticator, User, certificate_user};
+use crate::authz::Authorizer;
+use crate::bootstrap;
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::core::Core;
+use crate::expiry;
+use crate::handler::{Caller, handle, is_ready};
+use crate::http::respond::{Body, BoxError};
+use crate::kubelet::Kubelets;
+use crate::metrics::Metrics;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use lifecycle::Scope;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+/// Streams of one HTTP/2 connection at once: client-go opens a watch a kind on one connection.
+const STREAMS_MAX: u32 = 1000;
+/// How long a client may take over its TLS handshake and its request head.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an API server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store can't be read.
+    #[error("read store")]
+    Store(#[source] store::Error),
+    /// The serving certificate or key is no PEM or does not fit.
+    #[error("load serving certificate")]
+    ServingCertificate(#[source] BoxError),
+    /// The client CA is no PEM certificate.
+    #[error("load client CA")]
+    ClientCa(#[source] BoxError),
+    /// A ServiceAccount key is no EC P-256 key in PEM (PKCS#8 to sign).
+    #[error("load service account key: an EC P-256 key in PEM (PKCS#8) is needed")]
+    ServiceAccountKey,
+    /// The kubelet client certificate or CA is not usable.
+    #[error("load kubelet client certificate")]
+    Kubelet(#[source] BoxError),
+    /// The NodePort range is empty.
+    #[error("check NodePort range: {0}-{1} has no ports")]
+    NodePorts(u16, u16),
+    /// A listener can't be used.
+    #[error("listen")]
+    Listen(#[source] std::io::Error),
+    /// The objects that every cluster has could not be written.
+    #[error("write bootstrap objects: {0}")]
+    Bootstrap(String),
+}
+
+/// A running API server. Clones share it; it stops when the scope it was started in closes.
+#[derive(Clone)]
+pub struct ApiServer {
+    core: Arc<Core>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ApiServer {
+    /// Reads the store, writes what a first start lacks and serves until `scope` closes:
+    /// then no connection is accepted, watches end, and requests under way are finished.
+    ///
+    /// # Errors
+    /// When keys, listeners or the store are not usable.
+    pub async fn start(config: Config, scope: &Scope) -> Result<Self, Error> {
+        config.check()?;
+        let tls = tls_config(&config)?;
+        let tokens = Tokens::new(
+            &config.issuer,
+            &config.service_account_key,
+            &config.service_account_verify_keys,
+        )?;
+        let kubelets = Kubelets::new(&config.kubelet)?;
+        // Requests under way still need the cache: it is fed until the last is answered.
+        let (serving, feeding) = (Scope::new(), Scope::new());
+        let cache = Cache::start(config.store.clone(), config.limits, &feeding)
+            .await
+            .map_err(Error::Store)?;
+        let services = Allocator::new(
+            config.service_cidr,
+            config.node_ports,
+            config.entropy.clone(),
+            cache.named("", "services"),
+        );
+        let core = Arc::new(Core {
+            authz: Authorizer::new(&cache),
+            store: config.store.clone(),
+            cache,
+            authn: Authenticator { tokens },
+            services,
+            kubelets,
+            metrics: Metrics::new(),
+            clock: config.clock.clone(),
+            entropy: config.entropy.clone(),
+            limits: config.limits,
+            issuer: config.issuer.clone(),
+            in_flight: Semaphore::new(config.limits.in_flight_max),
+            stop: serving.token().clone(),
+            ready: AtomicBool::new(false),
+            openapi: crate::discovery::OpenApi::default(),
+        });
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for listener in config.listeners {
+            listener.set_nonblocking(true).map_err(Error::Listen)?;
+            addresses.push(listener.local_addr().map_err(Error::Listen)?);
+            listeners.push(TcpListener::from_std(listener).map_err(Error::Listen)?);
+        }
+        let stop = scope.token().clone();
+        let (ending, fed) = (serving.clone(), feeding.clone());
+        scope.spawn(async move {
+            stop.cancelled().await;
+            ending.close().await;
+            fed.close().await;
+        });
+        expiry::start(&core, &feeding);
+        let connections = Arc::new(Semaphore::new(config.limits.connections_max));
+        for listener in listeners {
+            serving.spawn(accept(
+                core.clone(),
+                listener,
+                TlsAcceptor::from(tls.clone()),
+                serving.clone(),
+                connections.clone(),
+            ));
+        }
+        bootstrap::run(&core, config.service_cidr, config.advertise)
+            .await
+            .map_err(|s| Error::Bootstrap(s.message))?;
+        Ok(Self { core, addresses })
+    }
+
+    /// A service for clients in this process, which act as `user`; `system:authenticated`
+    /// is added to the groups.
+    pub fn service(&self, user: &str, groups: &[&str]) -> InProcess {
+        InProcess {
+            core: self.core.clone(),
+            user: Arc::new(User::new(user, groups)),
+        }
+    }
+
+    /// Addresses that are served, in the order of the listeners.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Whether everything that `/readyz` asks for is there.
+    pub fn ready(&self) -> bool {
+        is_ready(&self.core)
+    }
+}
+
+/// Calls the API server without a network.
+#[derive(Clone)]
+pub struct InProcess {
+    core: Arc<Core>,
+    user: Arc<User>,
+}
+
+impl std::fmt::Debug for InProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InProcess")
+            .field("user", &self.user.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B> tower::Service<Request<B>> for InProcess
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let core = self.core.clone();
+        let caller = Caller::Local(self.user.clone());
+        let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
+        Box::pin(handle(core, request, caller).map(Ok))
+    }
+}
+
+fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let serving = |e: BoxError| Error::ServingCertificate(e);
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(config.serving_cert.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|e| serving(e.into()))?;
+    let key = PrivateKeyDer::from_pem_slice(config.serving_key.as_bytes())
+        .map_err(|e| serving(e.into()))?;
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
+        let cert = cert.map_err(|e| Error::ClientCa(e.into()))?;
+        roots.add(cert).map_err(|e| Error::ClientCa(e.into()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| Error::ClientCa(e.into()))?;
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| serving(e.into()))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|e| serving(e.into()))?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
+}
+
+async fn accept(
+    core: Arc<Core>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    scope: Scope,
+    connections: Arc<Semaphore>,
+) {
+    /// Pause after a failed accept (out of file descriptors): it would fail again at once.
+    const PAUSE: Duration = Duration::from_millis(50);
+    loop {
+        let next = async {
+            let permit = connections.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let Some((permit, accepted)) = scope.token().run_until_cancelled(next).await else {
+            return;
+        };
+        let Ok(permit) = permit else { return };
+        match accepted {
+            Ok((stream, _)) => {
+                let (core, tls, stop) = (core.clone(), tls.clone(), scope.token().clone());
+                scope.spawn(async move {
+                    let _permit = permit;
+                    connection(core, stream, tls, stop).await;
+                });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "accepting a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    core: Arc<Core>,
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    stop: lifecycle::CancellationToken,
+) {
+    // Answers are small; waiting to fill packets only delays them.
+    let _ = stream.set_nodelay(true);
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
+    let stream = match stop.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(e))) => {
+            tracing::debug!(error = %e, "TLS handshake");
+            return;
+        }
+        _ => return,
+    };
+    let user = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| certificate_user(chain.first()?))
+        .map(Arc::new);
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let (core, caller) = (core.clone(), Caller::Remote(user.clone()));
+        let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
+        async move { Ok::<_, Infallible>(handle(core, request, caller).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_TIMEOUT)
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(15));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(error = %e, "connection ended");
+    }
+}

@@ -1,0 +1,3 @@
+//! The API server as its clients see it.
+
+mod crud;

@@ -1,0 +1,89 @@
+//! Keys and certificates of a test cluster.
+
+use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+/// A certificate and its key, PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// Certificate.
+    pub cert: String,
+    /// Key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+/// A certificate authority and what it has signed.
+pub struct Pki {
+    /// The authority's certificate, PEM.
+    pub ca_cert: String,
+    /// For `localhost` and `127.0.0.1`.
+    pub serving: Identity,
+    /// Signs ServiceAccount tokens, PEM.
+    pub service_account_key: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pki")
+    }
+}
+
+impl Pki {
+    /// New keys.
+    ///
+    /// # Errors
+    /// When the machine has no randomness.
+    pub fn new() -> Result<Self> {
+        let ca_key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test-ca");
+        let ca_cert = params.self_signed(&ca_key)?.pem();
+        let issuer = Issuer::new(params, ca_key);
+        let key = KeyPair::generate()?;
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let cert = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+        Ok(Self {
+            ca_cert,
+            serving: Identity {
+                cert: cert.pem(),
+                key: key.serialize_pem(),
+            },
+            service_account_key: KeyPair::generate()?.serialize_pem(),
+            issuer,
+        })
+    }
+
+    /// A client certificate of a user.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn identity(&self, user: &str, groups: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, user);
+        for group in groups {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, *group);
+        }
+        let cert = params.signed_by(&key, &self.issuer)?;
+        Ok(Identity {
+            cert: cert.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
