@@ -221,7 +221,7 @@ impl Sources<'_> {
                     fields,
                 }
             }
-            (None, Some(def)) => self.from_json(name, def, message)?,
+            (None, Some(def)) => self.json_struct(name, def, message)?,
             (None, None) => bail!("no source describes it"),
         };
         if let Some(def) = def {
@@ -313,7 +313,12 @@ impl Sources<'_> {
     }
 
     /// A type of the groups that the program does not carry.
-    fn from_json(&self, name: &str, def: &Definition, message: Option<&Message>) -> Result<Struct> {
+    fn json_struct(
+        &self,
+        name: &str,
+        def: &Definition,
+        message: Option<&Message>,
+    ) -> Result<Struct> {
         let pointers = supplement::POINTERS
             .iter()
             .find(|(n, _)| *n == name)

