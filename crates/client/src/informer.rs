@@ -325,6 +325,30 @@ impl<K> Informer<K> {
             .collect()
     }
 
+    /// Those whose controller has this uid, in no order.
+    pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
+        self.inner.objects.read().owned_by(uid).cloned().collect()
+    }
+
+    /// Those without a controller that `wanted` picks, in no order. As
+    /// [`Informer::select_namespace`], it holds back changes.
+    pub fn orphans(&self, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.inner
+            .objects
+            .read()
+            .owned_by("")
+            .filter(|o| wanted(o))
+            .cloned()
+            .collect()
+    }
+
+    /// The greatest resourceVersion among what has been told. Whoever wrote an object of
+    /// this kind and got a greater one back does not see that write here yet
+    /// (resourceVersions are comparable: KEP-5504).
+    pub fn revision(&self) -> u64 {
+        self.inner.objects.read().revision
+    }
+
     /// All keys.
     pub fn keys(&self) -> Vec<ObjectKey> {
         self.inner
@@ -424,6 +448,7 @@ impl<K: Kind> Informer<K> {
             Event::Delete(object) => {
                 let key = ObjectKey::of(&object);
                 let mut objects = self.inner.objects.write();
+                objects.saw(&object);
                 if let Some(old) = objects.remove(&key.namespace, &key.name) {
                     self.tell(key, Some(old), None);
                 }
@@ -436,6 +461,7 @@ impl<K: Kind> Informer<K> {
     fn relist(&self, listing: Objects<K>) {
         let mut objects = self.inner.objects.write();
         let before = std::mem::replace(&mut *objects, listing);
+        objects.revision = objects.revision.max(before.revision);
         if !self.has_synced() {
             // Subscribers wait for the flag and then list by themselves.
             self.inner.synced.send_replace(true);

@@ -1,1 +1,21 @@
-//! controllers
+//! The controllers: each brings the objects of a kind nearer to what they ask for.
+//!
+//! One module a controller. A reconcile takes only a key, reads what is from the shared
+//! informers, decides purely (`plan`) and then acts; it can be repeated at any time.
+//! They know nothing of each other: what joins them are the objects. Start with
+//! [`run`], then `replicaset`, the simplest of those that own pods.
+
+mod context;
+mod deployment;
+mod endpoints;
+mod error;
+mod pods;
+mod replicaset;
+mod roots;
+mod writes;
+
+pub use context::{Config, run};
+pub use error::Error;
+
+#[cfg(test)]
+mod fixture;

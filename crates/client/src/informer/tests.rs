@@ -228,3 +228,38 @@ async fn who_lags_is_told_to_list_again() {
     );
     assert_eq!(take(&mut changes, 1).await, ["-m0"]);
 }
+
+#[test]
+fn objects_are_found_by_their_controller() {
+    let map = |name: &str, version: u32, owner: Option<&str>| -> ConfigMap {
+        serde_json::from_value(serde_json::json!({"metadata": {
+            "name": name, "resourceVersion": version.to_string(),
+            "ownerReferences": owner.map(|uid| [serde_json::json!({
+                "apiVersion": "v1", "kind": "K", "name": "o", "uid": uid, "controller": true,
+            })]).into_iter().flatten().collect::<Vec<_>>(),
+        }}))
+        .unwrap()
+    };
+    let maps = Informer::<ConfigMap>::default();
+    let tell = |event| maps.take(event, &mut Objects::default());
+    let names = |list: Vec<Arc<ConfigMap>>| {
+        let mut names: Vec<_> = list
+            .iter()
+            .map(|o| o.metadata.name.clone().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    tell(Event::Apply(map("a", 1, Some("x"))));
+    tell(Event::Apply(map("b", 2, Some("x"))));
+    tell(Event::Apply(map("c", 3, None)));
+    assert_eq!(names(maps.owned_by("x")), ["a", "b"]);
+    assert_eq!(names(maps.orphans(|_| true)), ["c"]);
+    tell(Event::Apply(map("a", 4, None)));
+    tell(Event::Apply(map("c", 5, Some("y"))));
+    tell(Event::Delete(map("b", 9, Some("x"))));
+    assert_eq!(names(maps.owned_by("x")), [""; 0]);
+    assert_eq!(names(maps.owned_by("y")), ["c"]);
+    assert_eq!(names(maps.orphans(|_| true)), ["a"]);
+    assert_eq!(maps.revision(), 9);
+}

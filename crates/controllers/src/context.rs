@@ -1,0 +1,173 @@
+//! What all controllers share, and their start.
+
+use crate::error::Error;
+use client::informer::Kind;
+use client::{
+    Change, Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, run_workers,
+};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use std::sync::Arc;
+
+/// What the controllers need.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The process's informers; their client also writes.
+    pub informers: Informers,
+    /// Certificates (PEM) that pods trust the API server by: ConfigMap `kube-root-ca.crt`.
+    pub root_ca_pem: String,
+    /// Time of conditions, deadlines and events.
+    pub clock: Clock,
+    /// Seed of the jitter of retries.
+    pub seed: u64,
+}
+
+/// Starts all controllers in `scope`; they run until it is cancelled.
+pub fn run(config: Config, scope: &lifecycle::Scope) {
+    let context = Context {
+        client: config.informers.client().clone(),
+        informers: config.informers,
+        clock: config.clock,
+        seed: config.seed,
+        scope: scope.clone(),
+    };
+    crate::replicaset::start(&context);
+    crate::deployment::start(&context);
+    crate::endpoints::start(&context);
+    crate::roots::start(&context, config.root_ca_pem);
+}
+
+/// What a controller is started with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) client: kube::Client,
+    pub(crate) informers: Informers,
+    pub(crate) clock: Clock,
+    pub(crate) seed: u64,
+    pub(crate) scope: lifecycle::Scope,
+}
+
+impl Context {
+    pub(crate) fn recorder(&self, component: &str) -> EventRecorder {
+        EventRecorder::new(
+            self.client.clone(),
+            component,
+            "",
+            self.clock.clone(),
+            &self.scope,
+        )
+    }
+
+    pub(crate) fn queue<K: client::queue::Key>(&self) -> WorkQueue<K> {
+        WorkQueue::with(client::queue::Backoff::default(), self.seed)
+    }
+
+    /// Calls `told` with each object before and after each of its changes; after a
+    /// resync with all objects, as if they had just come.
+    pub(crate) fn follow<K: Kind>(
+        &self,
+        informer: &Informer<K>,
+        mut told: impl FnMut(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static,
+    ) {
+        let mut changes = informer.subscribe();
+        let informer = informer.clone();
+        self.scope.spawn_cancellable(async move {
+            while let Some(change) = changes.next().await {
+                match change {
+                    Change::Object { old, new, .. } => told(old.as_ref(), new.as_ref()),
+                    Change::Resync => {
+                        for object in informer.list() {
+                            told(None, Some(&object));
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Adds the key of each object that comes, changes or goes.
+    pub(crate) fn enqueue<K: Kind>(&self, informer: &Informer<K>, queue: &WorkQueue<ObjectKey>) {
+        let queue = queue.clone();
+        self.follow(informer, move |old, new| {
+            if let Some(object) = new.or(old) {
+                queue.add(ObjectKey::of(&**object));
+            }
+        });
+    }
+
+    /// Adds the key of the controller, when it is of kind `O`, of each object that comes,
+    /// changes or goes; of both when it passes from one to another.
+    pub(crate) fn enqueue_owners<O, K>(&self, informer: &Informer<K>, queue: &WorkQueue<ObjectKey>)
+    where
+        O: Kind,
+        K: Kind,
+    {
+        let queue = queue.clone();
+        self.follow(informer, move |old, new| {
+            for object in [new, old].into_iter().flatten() {
+                if let Some(key) = controller_key::<O>(&**object) {
+                    queue.add(key);
+                }
+            }
+        });
+    }
+
+    /// Starts workers once what they read has synced.
+    pub(crate) fn work<K, F, Fut>(
+        &self,
+        name: &'static str,
+        queue: WorkQueue<K>,
+        workers: usize,
+        synced: Vec<BoxFuture<'static, ()>>,
+        reconcile: F,
+    ) where
+        K: client::queue::Key + Sync,
+        F: Fn(K) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Outcome, Error>> + Send + 'static,
+    {
+        let scope = self.scope.clone();
+        self.scope.spawn_cancellable(async move {
+            futures::future::join_all(synced).await;
+            run_workers(name, &queue, workers, &scope, reconcile);
+        });
+    }
+}
+
+/// A future that ends when an informer has synced.
+pub(crate) fn synced<K: Kind>(informer: &Informer<K>) -> BoxFuture<'static, ()> {
+    let informer = informer.clone();
+    Box::pin(async move { informer.synced().await })
+}
+
+/// The key of an object's controller, when that is of kind `O`.
+pub(crate) fn controller_key<O: Kind>(object: &impl kube::Resource) -> Option<ObjectKey> {
+    let owner = object
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))?;
+    let group = owner.api_version.split_once('/').map_or("", |(g, _)| g);
+    (owner.kind == O::kind(&()) && group == O::group(&())).then(|| {
+        ObjectKey::new(
+            object.meta().namespace.clone().unwrap_or_default(),
+            owner.name.clone(),
+        )
+    })
+}
+
+/// The uid of an object's controller.
+pub(crate) fn controller_uid(object: &impl kube::Resource) -> Option<&str> {
+    object
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
+        .map(|owner| owner.uid.as_str())
+}
+
+/// `Kind namespace/name`, for errors.
+pub(crate) fn named<K: Kind>(key: &ObjectKey) -> String {
+    format!("{} {key}", K::kind(&()))
+}

@@ -1,0 +1,230 @@
+//! ReplicaSets: keeps as many pods of a template as asked for.
+//!
+//! Start with [`plan::plan`].
+
+mod plan;
+
+use crate::context::{Context, named, synced};
+use crate::error::Error;
+use crate::pods;
+use crate::writes::{Unseen, for_each, slow_start};
+use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use client::k8s_openapi::api::core::v1::Pod;
+use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
+use kube::api::{Api, PostParams};
+use plan::Plan;
+use std::sync::Arc;
+use std::time::Duration;
+
+const NAME: &str = "replicaset-controller";
+const WORKERS: usize = 4;
+/// Another look in case what is waited for was told before it was waited for.
+const UNSEEN_RETRY: Duration = Duration::from_millis(200);
+
+struct Controller {
+    context: Context,
+    sets: Informer<ReplicaSet>,
+    pods: Informer<Pod>,
+    unseen: Unseen,
+    recorder: EventRecorder,
+}
+
+pub(crate) fn start(context: &Context) {
+    let sets = context.informers.get::<ReplicaSet>();
+    let pods = context.informers.get::<Pod>();
+    let queue = context.queue();
+    context.enqueue(&sets, &queue);
+    context.enqueue_owners::<ReplicaSet, Pod>(&pods, &queue);
+    enqueue_adopters(context, &sets, &pods, &queue);
+    let ready = vec![synced(&sets), synced(&pods)];
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        sets,
+        pods,
+        unseen: Unseen::default(),
+        recorder: context.recorder(NAME),
+    });
+    context.work(NAME, queue, WORKERS, ready, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(key).await }
+    });
+}
+
+/// Sets that may adopt a pod that has no controller.
+fn enqueue_adopters(
+    context: &Context,
+    sets: &Informer<ReplicaSet>,
+    pods: &Informer<Pod>,
+    queue: &client::WorkQueue<ObjectKey>,
+) {
+    let (sets, queue) = (sets.clone(), queue.clone());
+    context.follow(pods, move |_, new| {
+        let Some(pod) = new.filter(|p| crate::context::controller_uid(&***p).is_none()) else {
+            return;
+        };
+        if pod.metadata.labels.as_ref().is_none_or(|l| l.is_empty()) {
+            return;
+        }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        for set in sets.list_namespace(namespace) {
+            let selector = labels::parse(&set.spec.selector).ok();
+            if selector.is_some_and(|s| labels::matches(&s, pod.metadata.labels.as_ref())) {
+                queue.add(ObjectKey::of(&*set));
+            }
+        }
+    });
+}
+
+impl Controller {
+    async fn reconcile(&self, key: ObjectKey) -> Result<Outcome, Error> {
+        // Read before the pods, so that these are at least as new.
+        let revision = self.pods.revision();
+        let Some(set) = self.sets.get_key(&key) else {
+            self.unseen.forget(&key);
+            return Ok(Outcome::Done);
+        };
+        if !self.unseen.is_seen(&key, revision) {
+            return Ok(Outcome::After(UNSEEN_RETRY));
+        }
+        let selector = labels::parse(&set.spec.selector).map_err(|source| Error::Selector {
+            what: named::<ReplicaSet>(&key),
+            source,
+        })?;
+        let mine = pods::claim(&self.context.client, &*set, &selector, &self.pods).await?;
+        let uids = mine.iter().filter_map(|p| p.metadata.uid.as_deref());
+        let deleted = self.unseen.deleted_of(&key, uids);
+        let node_crowding = |pod: &Pod| self.crowding(&set, pod);
+        let plan = plan::plan(
+            &set,
+            &mine,
+            &deleted,
+            node_crowding,
+            self.context.clock.now(),
+        );
+        let failure = self.act(&key, &set, &plan).await;
+        let after = plan.available_in;
+        self.write_status(&key, &set, plan, failure.as_ref())
+            .await?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(Outcome::after(after)),
+        }
+    }
+
+    /// How many active pods of the same owner (a Deployment's sets taken together) are
+    /// on a pod's node.
+    fn crowding(&self, set: &ReplicaSet, pod: &Pod) -> usize {
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        let Some(node) = node else { return 0 };
+        let family: Vec<String> = match crate::context::controller_uid(set) {
+            Some(owner) => self
+                .sets
+                .owned_by(owner)
+                .iter()
+                .filter_map(|s| s.metadata.uid.clone())
+                .collect(),
+            None => set.metadata.uid.iter().cloned().collect(),
+        };
+        family
+            .iter()
+            .flat_map(|uid| self.pods.owned_by(uid))
+            .filter(|p| {
+                pods::is_active(p)
+                    && p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
+            })
+            .count()
+    }
+
+    /// Creates or deletes pods; the first failure.
+    async fn act(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, plan: &Plan) -> Option<Error> {
+        if plan.create > 0 {
+            return self.create(key, set, plan.create).await;
+        }
+        for_each(plan.delete.clone(), |pod| async move {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            match pods::delete(&self.context, &self.unseen, key, &pod).await {
+                Ok(true) => self.recorder.normal(
+                    &**set,
+                    "SuccessfulDelete",
+                    &format!("Deleted pod: {name}"),
+                ),
+                Ok(false) => {}
+                Err(error) => {
+                    let text = format!("Error deleting: {}", cause(&error));
+                    self.recorder.warning(&**set, "FailedDelete", &text);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })
+        .await
+        .err()
+    }
+
+    async fn create(&self, key: &ObjectKey, set: &ReplicaSet, count: usize) -> Option<Error> {
+        let template = set.spec.template.as_ref()?;
+        let pod = pods::from_template(set, template);
+        let (_, failure) = slow_start(count, |_| async {
+            let made = pods::create(&self.context, &self.unseen, key, &pod).await?;
+            let name = made.metadata.name.unwrap_or_default();
+            self.recorder
+                .normal(set, "SuccessfulCreate", &format!("Created pod: {name}"));
+            Ok::<_, kube::Error>(())
+        })
+        .await;
+        let source = failure?;
+        let text = format!("Error creating: {}", message(&source));
+        self.recorder.warning(set, "FailedCreate", &text);
+        Some(Error::Create {
+            what: format!("Pod of {}", named::<ReplicaSet>(key)),
+            source,
+        })
+    }
+
+    async fn write_status(
+        &self,
+        key: &ObjectKey,
+        set: &ReplicaSet,
+        plan: Plan,
+        failure: Option<&Error>,
+    ) -> Result<(), Error> {
+        let now = self.context.clock.now();
+        let known = set.status.as_ref();
+        let status = ReplicaSetStatus {
+            conditions: plan::conditions(known, failure, plan.create > 0, now),
+            ..plan.status
+        };
+        if known == Some(&status) {
+            return Ok(());
+        }
+        let mut set = set.clone();
+        set.status = Some(status);
+        let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        match api
+            .replace_status(&key.name, &PostParams::default(), &set)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            Err(source) => Err(Error::Update {
+                what: format!("status of {}", named::<ReplicaSet>(key)),
+                source,
+            }),
+        }
+    }
+}
+
+/// What the API server said, without the wrapping.
+pub(crate) fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn cause(error: &Error) -> String {
+    match error {
+        Error::Create { source, .. } | Error::Delete { source, .. } => message(source),
+        other => other.to_string(),
+    }
+}
