@@ -314,6 +314,9 @@ fn scalar(kind: Scalar, payload: Payload<'_>) -> Result<Value, WireError> {
     })
 }
 
+/// Seconds of the first year that RFC 3339 can write.
+const YEAR_0: i64 = -62_167_219_200;
+
 /// An empty message is no time.
 fn timestamp(bytes: &[u8]) -> Result<Option<Timestamp>, WireError> {
     if bytes.is_empty() {
@@ -327,6 +330,9 @@ fn timestamp(bytes: &[u8]) -> Result<Option<Timestamp>, WireError> {
             2 => nanos = payload.varint()? as i32,
             _ => {}
         }
+    }
+    if seconds < YEAR_0 {
+        return Err(WireError::Time);
     }
     Timestamp::new(seconds, nanos)
         .map(Some)

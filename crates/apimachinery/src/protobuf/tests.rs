@@ -452,10 +452,29 @@ proptest! {
     }
 
     #[test]
-    fn mutated_bodies_never_panic(at in any::<prop::sample::Index>(), to in any::<u8>()) {
-        let mut bytes = include_bytes!("fixtures/deployments.pb").to_vec();
-        let at = at.index(bytes.len());
-        bytes[at] = to;
-        let _ = super::decode(Schema::builtin(), kind("apps/v1", "Deployment"), &bytes);
+    fn what_is_decoded_survives_encoding(
+        at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let schema = Schema::builtin();
+        for (name, raw) in [
+            ("Deployment", &include_bytes!("fixtures/deployments.pb")[..]),
+            ("Job", include_bytes!("fixtures/jobs.pb")),
+        ] {
+            let api = if name == "Job" { "batch/v1" } else { "apps/v1" };
+            let mut bytes = raw.to_vec();
+            for (at, to) in &at {
+                let at = at.index(bytes.len());
+                bytes[at] = *to;
+            }
+            let ty = kind(api, name);
+            if let Ok(value) = super::decode(schema, ty, &bytes) {
+                let again = encode_message(schema, ty, &value);
+                let mut value = value;
+                for key in ["apiVersion", "kind"] {
+                    value.as_object_mut().unwrap().remove(key);
+                }
+                prop_assert_eq!(decode_message(schema, ty, &again), Ok(value));
+            }
+        }
     }
 }
