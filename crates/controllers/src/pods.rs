@@ -150,14 +150,15 @@ pub(crate) async fn delete(
 
 /// The objects that `owner` controls after it has adopted those without a controller
 /// that its selector matches, and has let go of those that it no longer matches.
-pub(crate) async fn claim<O: Kind, K: Kind>(
+pub(crate) async fn claim<O, K>(
     client: &kube::Client,
     owner: &O,
     selector: &LabelSelector,
     informer: &Informer<K>,
 ) -> Result<Vec<Arc<K>>, Error>
 where
-    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    O: Kind,
+    K: Kind + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
 {
     let uid = owner.meta().uid.as_deref().unwrap_or_default();
     let namespace = owner.meta().namespace.as_deref().unwrap_or_default();

@@ -1,0 +1,5 @@
+//! The controllers against a real API server in this process, with a stand-in for the
+//! node that makes pods ready at once.
+
+mod site;
+mod workloads;
