@@ -35,6 +35,9 @@ pub(crate) struct Target {
     connections: AtomicUsize,
     /// Milliseconds after the backend was made; avoided until then.
     avoid_until: AtomicU64,
+    /// Whether it was ever found to be an HTTP endpoint of this process. It stays one when
+    /// its guest has just died and the slice does not know yet.
+    pub(crate) was_local: AtomicBool,
 }
 
 /// The endpoints at one time.
@@ -123,6 +126,7 @@ impl Backend {
                         address: *address,
                         connections: AtomicUsize::new(0),
                         avoid_until: AtomicU64::new(0),
+                        was_local: AtomicBool::new(false),
                     })
                 },
                 |target| Arc::clone(target),

@@ -4,7 +4,7 @@
 //! This is the hot path: per request one look at the endpoints (no lock), one call.
 
 use crate::Shared;
-use crate::backend::{Backend, Tried};
+use crate::backend::{Backend, Hold, Tried};
 use crate::local::{BoxError, CallError, RequestBody, ResponseBody};
 use crate::tcp::connect;
 use bytes::Bytes;
@@ -130,19 +130,10 @@ impl Client {
                 Some((http.in_flight(), http))
             });
             let Some((address, http)) = picked else {
-                // No endpoint of this process is left. Others, if any, are elsewhere.
-                if let Some((stream, _connected)) = connect(backend, self.address).await {
-                    return forward(stream, request, &self.shared).await;
-                }
-                if hold.is_none() {
-                    hold = backend.hold();
-                }
-                let again = match &mut hold {
-                    Some(hold) => hold.pause().await,
-                    None => false,
-                };
-                if !again {
-                    return refuse(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready");
+                // Boxed: rare, and the future of every request would be as large.
+                match Box::pin(self.elsewhere(request, &mut hold)).await {
+                    Elsewhere::Answered(response) => return response,
+                    Elsewhere::Again(untouched) => request = untouched,
                 }
                 tried.clear();
                 continue;
@@ -167,6 +158,37 @@ impl Client {
             }
         }
     }
+
+    /// No endpoint of this process is left: asks one elsewhere, or waits for one here.
+    async fn elsewhere<'a>(
+        &'a self,
+        request: Request<RequestBody>,
+        hold: &mut Option<Hold<'a>>,
+    ) -> Elsewhere {
+        if let Some((stream, _connected)) = connect(&self.backend, self.address).await {
+            let response = forward(stream, request, &self.shared).await;
+            return Elsewhere::Answered(response);
+        }
+        if hold.is_none() {
+            *hold = self.backend.hold();
+        }
+        let again = match hold {
+            Some(hold) => hold.pause().await,
+            None => false,
+        };
+        if again {
+            return Elsewhere::Again(request);
+        }
+        let refused = refuse(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready");
+        Elsewhere::Answered(refused)
+    }
+}
+
+/// What came of a request that no endpoint of this process could take.
+enum Elsewhere {
+    Answered(Response<ResponseBody>),
+    /// There may be one now.
+    Again(Request<RequestBody>),
 }
 
 /// Makes a request over a connection to an endpoint elsewhere. Rare: endpoints have just

@@ -123,10 +123,13 @@ fn is_local_http(backend: &Backend, shared: &Shared) -> bool {
     if snapshot.all_local.load(Ordering::Relaxed) {
         return true;
     }
-    let all = snapshot
-        .targets
-        .iter()
-        .all(|target| shared.local.http(target.address).is_some());
+    let all = snapshot.targets.iter().all(|target| {
+        let now = shared.local.http(target.address).is_some();
+        if now {
+            target.was_local.store(true, Ordering::Relaxed);
+        }
+        now || target.was_local.load(Ordering::Relaxed)
+    });
     snapshot.all_local.store(all, Ordering::Relaxed);
     all
 }

@@ -232,6 +232,28 @@ async fn killing_guests_fails_no_request() {
     fixture.scope.close().await;
 }
 
+/// A guest dies and its slice is late: new connections are served all the same by request.
+#[tokio::test]
+async fn connections_made_beside_a_dead_guest_are_safe() {
+    let (fixture, guests, service, addresses) = site(2).await;
+    guests.kill(addresses[0]);
+    // Endpoints change at the same time, so that all are looked at again.
+    let more = fixture.address(3, 8080);
+    guests.add(more);
+    let endpoints = [addresses[0], addresses[1], more].map(|address| (address, true));
+    fixture.endpoints("web", "TCP", &endpoints);
+    let mut client = eventually(async || {
+        let mut client = Client::connect(service).await?;
+        let answer = client.get().await.expect("an answer");
+        answer.starts_with(&more.to_string()).then_some(client)
+    })
+    .await;
+    guests.kill(more);
+    let answer = client.get().await;
+    assert_eq!(answer, Ok(format!("{} 0", addresses[1])));
+    fixture.scope.close().await;
+}
+
 #[tokio::test]
 async fn a_busy_guest_gets_less() {
     let (fixture, guests, service, addresses) = site(2).await;

@@ -33,9 +33,12 @@ async fn writer_child() {
                     false => Durability::Sync,
                 };
                 write_once(&store, &key, round, durability).await;
-                if round % 200 == 199 && writer == 0 {
+                if round % 20 == 19 && writer == 0 {
                     let at = store.revision().await.expect("revision");
-                    store.compact(Revision(at.0 - 50)).await.expect("compact");
+                    store
+                        .compact(Revision(at.0.saturating_sub(50)))
+                        .await
+                        .expect("compact");
                 }
             }
         });

@@ -131,6 +131,76 @@ fn a_second_opener_is_told_so() {
     open(folder.path());
 }
 
+/// A file system of a few megabytes; unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// Needs root; nothing without.
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(folder.path())
+            .output();
+        mount
+            .is_ok_and(|m| m.status.success())
+            .then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmount = std::process::Command::new("umount")
+            .arg(self.0.path())
+            .status();
+        assert!(unmount.is_ok_and(|status| status.success()));
+    }
+}
+
+#[tokio::test]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
+async fn a_full_disk_is_survived() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let folder = disk.0.path();
+    let filler = folder.join("filler");
+    std::fs::write(&filler, vec![1; 2 << 20]).expect("write");
+    let store = open(folder);
+    let noise: Vec<u8> = (0..20_000).map(|_| rand::random()).collect();
+    let put = async |n: usize, durability| {
+        let write = Write::Create {
+            value: noise.clone().into(),
+        };
+        store.write(&format!("/{n:04}"), write, durability).await
+    };
+    let mut made = Vec::new();
+    let error = loop {
+        match put(made.len(), Durability::Sync).await {
+            Ok(record) => made.push(record),
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(&error, Error::Disk(e) if e.kind() == std::io::ErrorKind::StorageFull),
+        "{error:?}"
+    );
+    // It goes on refusing, and reading.
+    assert!(put(made.len(), Durability::Sync).await.is_err());
+    let range = store.range(RangeRequest::default()).await.expect("range");
+    assert_eq!(range.records, made);
+    std::fs::remove_file(&filler).expect("remove");
+    for durability in [Durability::Sync, Durability::Lazy] {
+        made.push(put(made.len(), durability).await.expect("there is room"));
+    }
+    drop(store);
+    let store = open(folder);
+    let range = store.range(RangeRequest::default()).await.expect("range");
+    assert_eq!(range.records, made);
+    drop(store);
+}
+
 #[test]
 fn files_of_others_are_refused_and_left_alone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
