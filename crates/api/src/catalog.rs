@@ -110,6 +110,7 @@ const fn base(
         validate: no_errors,
         validate_update: no_update_errors,
         selectable: &[],
+        name_column: true,
         columns: columns::AGE,
         row: columns::age_only,
         validate_name: names::subdomain,
@@ -195,6 +196,11 @@ impl Resource {
     ) -> Self {
         self.validate = whole;
         self.validate_update = update;
+        self
+    }
+
+    const fn without_name_column(mut self) -> Self {
+        self.name_column = false;
         self
     }
 

@@ -10,6 +10,7 @@ pub mod constants;
 mod defaults;
 mod names;
 mod strategy;
+mod validate;
 
 pub use columns::human_duration;
 
@@ -67,6 +68,8 @@ pub struct Resource {
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
     /// Selectable fields besides `metadata.name` and `metadata.namespace`.
     pub selectable: &'static [&'static str],
+    /// A table starts with the column `Name` (all kinds but events).
+    pub name_column: bool,
     /// Printed columns after `Name` (Age included where upstream has it).
     pub columns: &'static [Column],
     /// The cells of one object, one a column, in order. `now` is Unix seconds.

@@ -66,6 +66,15 @@ impl FieldError {
         }
     }
 
+    /// A reference to something that is not there.
+    pub fn not_found(field: impl Into<String>, value: &Value) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueNotFound",
+            message: format!("Not found: {value}"),
+        }
+    }
+
     /// A second list item with the same key.
     pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
         Self {

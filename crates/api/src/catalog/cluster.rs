@@ -4,6 +4,7 @@
 use super::*;
 use crate::defaults::cluster as config;
 use crate::strategy;
+use crate::validate;
 
 pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
     type_name: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
@@ -16,6 +17,7 @@ pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
         "apiservice",
         "apiservices"
     )
+    .prints(columns::cluster::API_SERVICE, columns::cluster::api_service)
     .defaults(config::api_service)
     .prepares(strategy::empty_status, unchanged_update)
 }
@@ -33,6 +35,11 @@ pub(super) const API_EXTENSIONS: &[Resource] = &[Resource {
         "customresourcedefinition",
         "customresourcedefinitions"
     )
+    .validates(
+        validate::cluster::definition,
+        validate::cluster::definition_update,
+    )
+    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .defaults(config::custom_resource_definition)
     .prepares(strategy::crd_create, strategy::crd_update)
 }
@@ -115,6 +122,11 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "certificatesigningrequest",
         "certificatesigningrequests"
     )
+    .validates(validate::cluster::signing_request, no_update_errors)
+    .prints(
+        columns::cluster::SIGNING_REQUEST,
+        columns::cluster::signing_request,
+    )
     .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .short(&["csr"])
@@ -132,6 +144,10 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "ClusterTrustBundle",
         "clustertrustbundle",
         "clustertrustbundles"
+    )
+    .prints(
+        columns::cluster::TRUST_BUNDLE,
+        columns::cluster::trust_bundle,
     )
     .cluster()
     .selectable(&["spec.signerName"])
@@ -157,6 +173,14 @@ pub(super) const RBAC: &[Resource] = &[
         "clusterrolebinding",
         "clusterrolebindings"
     )
+    .validates(
+        validate::cluster::role_binding,
+        validate::cluster::role_binding_update,
+    )
+    .prints(
+        columns::cluster::ROLE_BINDING,
+        columns::cluster::role_binding,
+    )
     .defaults(config::role_binding)
     .cluster()
     .named(names::path_segment),
@@ -168,6 +192,8 @@ pub(super) const RBAC: &[Resource] = &[
         "clusterrole",
         "clusterroles"
     )
+    .validates(validate::cluster::role, no_update_errors)
+    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .cluster()
     .named(names::path_segment),
     row!(
@@ -177,6 +203,14 @@ pub(super) const RBAC: &[Resource] = &[
         "RoleBinding",
         "rolebinding",
         "rolebindings"
+    )
+    .validates(
+        validate::cluster::role_binding,
+        validate::cluster::role_binding_update,
+    )
+    .prints(
+        columns::cluster::ROLE_BINDING,
+        columns::cluster::role_binding,
     )
     .defaults(config::role_binding)
     .named(names::path_segment),
@@ -188,6 +222,8 @@ pub(super) const RBAC: &[Resource] = &[
         "role",
         "roles"
     )
+    .validates(validate::cluster::role, no_update_errors)
+    .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .named(names::path_segment),
 ];
 
@@ -200,6 +236,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "csidriver",
         "csidrivers"
     )
+    .prints(columns::storage::DRIVER, columns::storage::driver)
     .defaults(config::csi_driver)
     .cluster()
     .with_generation(),
@@ -211,6 +248,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "csinode",
         "csinodes"
     )
+    .prints(columns::storage::CSI_NODE, columns::storage::csi_node)
     .cluster(),
     row!(
         "storage",
@@ -219,6 +257,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "CSIStorageCapacity",
         "csistoragecapacity",
         "csistoragecapacities"
+    )
+    .prints(
+        columns::storage::STORAGE_CAPACITY,
+        columns::storage::storage_capacity,
     ),
     row!(
         "storage",
@@ -227,6 +269,14 @@ pub(super) const STORAGE: &[Resource] = &[
         "StorageClass",
         "storageclass",
         "storageclasses"
+    )
+    .validates(
+        validate::cluster::storage_class,
+        validate::cluster::storage_class_update,
+    )
+    .prints(
+        columns::storage::STORAGE_CLASS,
+        columns::storage::storage_class,
     )
     .defaults(config::storage_class)
     .cluster()
@@ -239,6 +289,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "volumeattachment",
         "volumeattachments"
     )
+    .prints(columns::storage::ATTACHMENT, columns::storage::attachment)
     .cluster()
     .with_status(),
     row!(
@@ -248,6 +299,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "VolumeAttributesClass",
         "volumeattributesclass",
         "volumeattributesclasses"
+    )
+    .prints(
+        columns::storage::ATTRIBUTES_CLASS,
+        columns::storage::attributes_class,
     )
     .cluster()
     .short(&["vac"]),
@@ -263,6 +318,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingadmissionpolicy",
             "mutatingadmissionpolicies"
         )
+        .prints(
+            columns::cluster::MUTATING_POLICY,
+            columns::cluster::mutating_policy,
+        )
         .defaults(config::admission_policy),
     ),
     extension(
@@ -273,6 +332,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "MutatingAdmissionPolicyBinding",
             "mutatingadmissionpolicybinding",
             "mutatingadmissionpolicybindings"
+        )
+        .prints(
+            columns::cluster::POLICY_BINDING,
+            columns::cluster::policy_binding,
         )
         .defaults(config::admission_policy_binding),
     ),
@@ -285,6 +348,7 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingwebhookconfiguration",
             "mutatingwebhookconfigurations"
         )
+        .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),
     ),
     extension(
@@ -295,6 +359,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "ValidatingAdmissionPolicy",
             "validatingadmissionpolicy",
             "validatingadmissionpolicies"
+        )
+        .prints(
+            columns::cluster::ADMISSION_POLICY,
+            columns::cluster::admission_policy,
         )
         .defaults(config::admission_policy),
     )
@@ -308,6 +376,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "validatingadmissionpolicybinding",
             "validatingadmissionpolicybindings"
         )
+        .prints(
+            columns::cluster::POLICY_BINDING,
+            columns::cluster::policy_binding,
+        )
         .defaults(config::admission_policy_binding),
     ),
     extension(
@@ -319,6 +391,7 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "validatingwebhookconfiguration",
             "validatingwebhookconfigurations"
         )
+        .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),
     ),
 ];
@@ -336,6 +409,14 @@ pub(super) const SCHEDULING: &[Resource] = &[row!(
     "priorityclass",
     "priorityclasses"
 )
+.validates(
+    validate::cluster::priority_class,
+    validate::cluster::priority_class_update,
+)
+.prints(
+    columns::cluster::PRIORITY_CLASS,
+    columns::cluster::priority_class,
+)
 .defaults(config::priority_class)
 .cluster()
 .short(&["pc"])];
@@ -347,7 +428,9 @@ pub(super) const COORDINATION: &[Resource] = &[row!(
     "Lease",
     "lease",
     "leases"
-)];
+)
+.validates(validate::cluster::lease, no_update_errors)
+.prints(columns::network::LEASE, columns::network::lease)];
 
 pub(super) const NODE: &[Resource] = &[row!(
     "node",
@@ -356,6 +439,14 @@ pub(super) const NODE: &[Resource] = &[row!(
     "RuntimeClass",
     "runtimeclass",
     "runtimeclasses"
+)
+.validates(
+    validate::cluster::runtime_class,
+    validate::cluster::runtime_class_update,
+)
+.prints(
+    columns::cluster::RUNTIME_CLASS,
+    columns::cluster::runtime_class,
 )
 .cluster()];
 
@@ -389,6 +480,10 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaim",
         "resourceclaims"
     )
+    .prints(
+        columns::storage::RESOURCE_CLAIM,
+        columns::storage::resource_claim,
+    )
     .defaults(config::resource_claim)
     .prepares(strategy::empty_status, unchanged_update)
     .with_status(),
@@ -409,6 +504,10 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceslice",
         "resourceslices"
     )
+    .prints(
+        columns::storage::RESOURCE_SLICE,
+        columns::storage::resource_slice,
+    )
     .cluster()
     .with_generation()
     .selectable(&["spec.nodeName", "spec.driver"]),
@@ -423,6 +522,7 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "flowschema",
         "flowschemas"
     )
+    .prints(columns::network::FLOW_SCHEMA, columns::network::flow_schema)
     .defaults(config::flow_schema)
     .prepares(strategy::empty_status, unchanged_update)
     .cluster()
@@ -435,6 +535,10 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "PriorityLevelConfiguration",
         "prioritylevelconfiguration",
         "prioritylevelconfigurations"
+    )
+    .prints(
+        columns::network::PRIORITY_LEVEL,
+        columns::network::priority_level,
     )
     .defaults(config::priority_level)
     .prepares(strategy::empty_status, unchanged_update)

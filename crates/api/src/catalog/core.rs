@@ -3,6 +3,7 @@
 use super::*;
 use crate::defaults::{cluster as config, network, pod, workloads};
 use crate::strategy;
+use crate::validate;
 
 pub(super) const CORE: &[Resource] = &[
     Resource {
@@ -22,17 +23,32 @@ pub(super) const CORE: &[Resource] = &[
             "componentstatus",
             "componentstatuses"
         )
+        .prints(
+            columns::cluster::COMPONENT_STATUS,
+            columns::cluster::component_status,
+        )
     }
     .cluster()
     .short(&["cs"]),
-    row!("core", "", "v1", "ConfigMap", "configmap", "configmaps").short(&["cm"]),
+    row!("core", "", "v1", "ConfigMap", "configmap", "configmaps")
+        .validates(
+            validate::cluster::config_map,
+            validate::cluster::config_map_update,
+        )
+        .prints(columns::cluster::CONFIG_MAP, columns::cluster::config_map)
+        .short(&["cm"]),
     row!("core", "", "v1", "Endpoints", "endpoints", "endpoints")
+        .prints(columns::network::ENDPOINTS, columns::network::endpoints)
         .defaults(network::endpoints)
         .short(&["ep"]),
     row!("core", "", "v1", "Event", "event", "events")
+        .prints(columns::cluster::EVENT, columns::cluster::event)
+        .without_name_column()
         .short(&["ev"])
         .selectable(EVENT_FIELDS),
     row!("core", "", "v1", "LimitRange", "limitrange", "limitranges")
+        .validates(validate::cluster::limit_range, no_update_errors)
+        .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
         .defaults(config::limit_range)
         .short(&["limits"]),
     Resource {
@@ -41,6 +57,7 @@ pub(super) const CORE: &[Resource] = &[
             "create", "delete", "get", "list", "patch", "update", "watch",
         ],
         ..row!("core", "", "v1", "Namespace", "namespace", "namespaces")
+            .prints(columns::cluster::NAMESPACE, columns::cluster::namespace)
             .defaults(config::namespace)
             .prepares(strategy::namespace_create, strategy::namespace_update)
     }
@@ -51,6 +68,8 @@ pub(super) const CORE: &[Resource] = &[
     .selectable(&["status.phase", "name"])
     .named(names::label),
     row!("core", "", "v1", "Node", "node", "nodes")
+        .validates(validate::cluster::node, no_update_errors)
+        .prints(columns::cluster::NODE, columns::cluster::node)
         .defaults(config::node)
         .keeps_status_on_create()
         .cluster()
@@ -66,6 +85,8 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolumeclaim",
         "persistentvolumeclaims"
     )
+    .validates(validate::cluster::claim, validate::cluster::claim_update)
+    .prints(columns::storage::CLAIM, columns::storage::claim)
     .defaults(config::persistent_volume_claim)
     .prepares(strategy::pending_create, unchanged_update)
     .short(&["pvc"])
@@ -78,12 +99,16 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolume",
         "persistentvolumes"
     )
+    .validates(validate::cluster::volume, no_update_errors)
+    .prints(columns::storage::VOLUME, columns::storage::volume)
     .defaults(config::persistent_volume)
     .prepares(strategy::pending_create, unchanged_update)
     .cluster()
     .short(&["pv"])
     .with_status(),
     row!("core", "", "v1", "Pod", "pod", "pods")
+        .validates(validate::pod::pod, validate::pod::pod_update)
+        .prints(columns::pod::POD, columns::pod::pod)
         .defaults(pod::pod)
         .prepares(strategy::pod_create, unchanged_update)
         .short(&["po"])
@@ -124,6 +149,10 @@ pub(super) const CORE: &[Resource] = &[
         "podtemplate",
         "podtemplates"
     )
+    .prints(
+        columns::workloads::POD_TEMPLATE,
+        columns::workloads::pod_template,
+    )
     .defaults(pod::pod_template)
     .with_generation(),
     row!(
@@ -133,6 +162,10 @@ pub(super) const CORE: &[Resource] = &[
         "ReplicationController",
         "replicationcontroller",
         "replicationcontrollers"
+    )
+    .prints(
+        columns::workloads::REPLICA_SET,
+        columns::workloads::replication_controller,
     )
     .defaults(workloads::replication_controller)
     .prepares(strategy::empty_status, unchanged_update)
@@ -150,11 +183,18 @@ pub(super) const CORE: &[Resource] = &[
         "resourcequota",
         "resourcequotas"
     )
+    .validates(validate::cluster::resource_quota, no_update_errors)
+    .prints(
+        columns::cluster::RESOURCE_QUOTA,
+        columns::cluster::resource_quota,
+    )
     .defaults(config::resource_quota)
     .prepares(strategy::empty_status, unchanged_update)
     .short(&["quota"])
     .with_status(),
     row!("core", "", "v1", "Secret", "secret", "secrets")
+        .validates(validate::cluster::secret, validate::cluster::secret_update)
+        .prints(columns::cluster::SECRET, columns::cluster::secret)
         .defaults(config::secret)
         .selectable(&["type"]),
     row!(
@@ -165,6 +205,10 @@ pub(super) const CORE: &[Resource] = &[
         "serviceaccount",
         "serviceaccounts"
     )
+    .prints(
+        columns::cluster::SERVICE_ACCOUNT,
+        columns::cluster::service_account,
+    )
     .short(&["sa"])
     .subresources(&[sub(
         "token",
@@ -172,6 +216,11 @@ pub(super) const CORE: &[Resource] = &[
         CREATE,
     )]),
     row!("core", "", "v1", "Service", "service", "services")
+        .validates(
+            validate::network::service,
+            validate::network::service_update,
+        )
+        .prints(columns::network::SERVICE, columns::network::service)
         .defaults(network::service)
         .prepares(strategy::service_create, strategy::service_update)
         .short(&["svc"])
@@ -199,6 +248,8 @@ const EVENT_FIELDS: &[&str] = &[
 pub(super) const EVENTS: &[Resource] = &[Resource {
     stored_as: Some(("", "v1")),
     ..row!("events", "events.k8s.io", "v1", "Event", "event", "events")
+        .prints(columns::cluster::EVENT, columns::cluster::event)
+        .without_name_column()
 }
 .short(&["ev"])
 .selectable(&[

@@ -3,6 +3,7 @@
 use super::*;
 use crate::defaults::{network, workloads};
 use crate::strategy;
+use crate::validate;
 
 pub(super) const APPS: &[Resource] = &[
     row!(
@@ -12,8 +13,20 @@ pub(super) const APPS: &[Resource] = &[
         "ControllerRevision",
         "controllerrevision",
         "controllerrevisions"
+    )
+    .prints(
+        columns::workloads::CONTROLLER_REVISION,
+        columns::workloads::controller_revision,
     ),
     row!("apps", "apps", "v1", "DaemonSet", "daemonset", "daemonsets")
+        .validates(
+            validate::workloads::daemon_set,
+            validate::workloads::selector_stays,
+        )
+        .prints(
+            columns::workloads::DAEMON_SET,
+            columns::workloads::daemon_set,
+        )
         .defaults(workloads::daemon_set)
         .prepares(strategy::empty_status, unchanged_update)
         .short(&["ds"])
@@ -27,6 +40,14 @@ pub(super) const APPS: &[Resource] = &[
         "Deployment",
         "deployment",
         "deployments"
+    )
+    .validates(
+        validate::workloads::deployment,
+        validate::workloads::selector_stays,
+    )
+    .prints(
+        columns::workloads::DEPLOYMENT,
+        columns::workloads::deployment,
     )
     .defaults(workloads::deployment)
     .prepares(strategy::empty_status, unchanged_update)
@@ -43,6 +64,14 @@ pub(super) const APPS: &[Resource] = &[
         "replicaset",
         "replicasets"
     )
+    .validates(
+        validate::workloads::replica_set,
+        validate::workloads::selector_stays,
+    )
+    .prints(
+        columns::workloads::REPLICA_SET,
+        columns::workloads::replica_set,
+    )
     .defaults(workloads::replica_set)
     .prepares(strategy::empty_status, unchanged_update)
     .short(&["rs"])
@@ -58,6 +87,14 @@ pub(super) const APPS: &[Resource] = &[
         "StatefulSet",
         "statefulset",
         "statefulsets"
+    )
+    .validates(
+        validate::workloads::stateful_set,
+        validate::workloads::stateful_set_update,
+    )
+    .prints(
+        columns::workloads::STATEFUL_SET,
+        columns::workloads::stateful_set,
     )
     .defaults(workloads::stateful_set)
     .prepares(strategy::empty_status, unchanged_update)
@@ -78,6 +115,11 @@ pub(super) const AUTOSCALING: &[Resource] = &[
         "horizontalpodautoscaler",
         "horizontalpodautoscalers"
     )
+    .validates(validate::workloads::autoscaler, no_update_errors)
+    .prints(
+        columns::workloads::AUTOSCALER,
+        columns::workloads::autoscaler,
+    )
     .defaults(workloads::autoscaler_v2)
     .prepares(strategy::empty_status, unchanged_update)
     .short(&["hpa"])
@@ -93,6 +135,11 @@ pub(super) const AUTOSCALING: &[Resource] = &[
             "horizontalpodautoscaler",
             "horizontalpodautoscalers"
         )
+        .validates(validate::workloads::autoscaler, no_update_errors)
+        .prints(
+            columns::workloads::AUTOSCALER,
+            columns::workloads::autoscaler,
+        )
         .defaults(workloads::autoscaler_v1)
         .prepares(strategy::empty_status, unchanged_update)
     }
@@ -103,6 +150,8 @@ pub(super) const AUTOSCALING: &[Resource] = &[
 
 pub(super) const BATCH: &[Resource] = &[
     row!("batch", "batch", "v1", "CronJob", "cronjob", "cronjobs")
+        .validates(validate::workloads::cron_job, no_update_errors)
+        .prints(columns::workloads::CRON_JOB, columns::workloads::cron_job)
         .defaults(workloads::cron_job)
         .prepares(strategy::empty_status, unchanged_update)
         .short(&["cj"])
@@ -110,6 +159,8 @@ pub(super) const BATCH: &[Resource] = &[
         .with_status()
         .with_generation(),
     row!("batch", "batch", "v1", "Job", "job", "jobs")
+        .validates(validate::workloads::job, validate::workloads::job_update)
+        .prints(columns::workloads::JOB, columns::workloads::job)
         .defaults(workloads::job)
         .prepares(strategy::job_create, unchanged_update)
         .in_all()
@@ -127,6 +178,10 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingressclass",
         "ingressclasses"
     )
+    .prints(
+        columns::network::INGRESS_CLASS,
+        columns::network::ingress_class,
+    )
     .defaults(network::ingress_class)
     .cluster()
     .with_generation(),
@@ -138,6 +193,8 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingress",
         "ingresses"
     )
+    .validates(validate::network::ingress, no_update_errors)
+    .prints(columns::network::INGRESS, columns::network::ingress)
     .prepares(strategy::load_balancer_status, unchanged_update)
     .short(&["ing"])
     .with_status()
@@ -150,6 +207,7 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ipaddress",
         "ipaddresses"
     )
+    .prints(columns::network::IP_ADDRESS, columns::network::ip_address)
     .cluster()
     .short(&["ip"])
     .named(names::any),
@@ -161,6 +219,11 @@ pub(super) const NETWORKING: &[Resource] = &[
         "networkpolicy",
         "networkpolicies"
     )
+    .validates(validate::network::network_policy, no_update_errors)
+    .prints(
+        columns::network::NETWORK_POLICY,
+        columns::network::network_policy,
+    )
     .defaults(network::network_policy)
     .short(&["netpol"])
     .with_generation(),
@@ -171,6 +234,10 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ServiceCIDR",
         "servicecidr",
         "servicecidrs"
+    )
+    .prints(
+        columns::network::SERVICE_CIDR,
+        columns::network::service_cidr,
     )
     .cluster()
     .with_status(),
@@ -184,6 +251,11 @@ pub(super) const POLICY: &[Resource] = &[row!(
     "poddisruptionbudget",
     "poddisruptionbudgets"
 )
+.validates(validate::workloads::disruption_budget, no_update_errors)
+.prints(
+    columns::workloads::DISRUPTION_BUDGET,
+    columns::workloads::disruption_budget,
+)
 .prepares(strategy::empty_status, unchanged_update)
 .short(&["pdb"])
 .with_status()
@@ -196,6 +268,14 @@ pub(super) const DISCOVERY: &[Resource] = &[row!(
     "EndpointSlice",
     "endpointslice",
     "endpointslices"
+)
+.validates(
+    validate::network::endpoint_slice,
+    validate::network::endpoint_slice_update,
+)
+.prints(
+    columns::network::ENDPOINT_SLICE,
+    columns::network::endpoint_slice,
 )
 .defaults(network::endpoint_slice)
 .with_generation()];

@@ -1,0 +1,187 @@
+//! What a whole object must satisfy, and what may not change.
+//!
+//! One pair of functions a kind; paths, reasons and messages are upstream's.
+//! Names and metadata are checked by the registry. [`Check`] collects.
+
+pub(crate) mod cluster;
+pub(crate) mod network;
+pub(crate) mod pod;
+mod pod_update;
+pub(crate) mod volumes;
+pub(crate) mod workloads;
+
+use crate::access::{at, is_empty, list, text};
+use apimachinery::names;
+use apimachinery::quantity::Quantity;
+use apimachinery::selector::LabelSelector;
+use apimachinery::status::FieldError;
+use serde_json::Value;
+use std::collections::HashSet;
+
+const IMMUTABLE: &str = "field is immutable";
+
+/// Errors found so far.
+#[derive(Default)]
+pub(super) struct Check(pub(super) Vec<FieldError>);
+
+impl Check {
+    pub(super) fn add(&mut self, e: FieldError) {
+        self.0.push(e);
+    }
+
+    pub(super) fn required(&mut self, path: impl Into<String>, detail: &str) {
+        self.add(FieldError::required(path, detail));
+    }
+
+    pub(super) fn invalid(
+        &mut self,
+        path: impl Into<String>,
+        v: &Value,
+        detail: impl std::fmt::Display,
+    ) {
+        self.add(FieldError::invalid(path, v, detail));
+    }
+
+    pub(super) fn forbidden(&mut self, path: impl Into<String>, detail: impl std::fmt::Display) {
+        self.add(FieldError::forbidden(path, detail));
+    }
+
+    /// A text that a rule must accept.
+    pub(super) fn rule(
+        &mut self,
+        path: impl Into<String>,
+        v: &Value,
+        rule: fn(&str) -> Result<(), String>,
+    ) {
+        if let Err(e) = rule(v.as_str().unwrap_or_default()) {
+            self.invalid(path, v, e);
+        }
+    }
+
+    /// A field that must be there and satisfy a rule.
+    pub(super) fn required_rule(
+        &mut self,
+        path: impl Into<String>,
+        v: &Value,
+        rule: fn(&str) -> Result<(), String>,
+    ) {
+        if is_empty(v) {
+            self.required(path, "");
+        } else {
+            self.rule(path, v, rule);
+        }
+    }
+
+    /// A text that must be one of these.
+    pub(super) fn one_of(&mut self, path: impl Into<String>, v: &Value, supported: &[&str]) {
+        match v.as_str() {
+            None | Some("") => self.required(path, ""),
+            Some(s) if supported.contains(&s) => {}
+            Some(_) => self.add(FieldError::not_supported(path, v, supported)),
+        }
+    }
+
+    /// The same where nothing is allowed too.
+    pub(super) fn optional_one_of(
+        &mut self,
+        path: impl Into<String>,
+        v: &Value,
+        supported: &[&str],
+    ) {
+        if !is_empty(v) {
+            self.one_of(path, v, supported);
+        }
+    }
+
+    /// An integer that may not be negative.
+    pub(super) fn not_negative(&mut self, path: impl Into<String>, v: &Value) {
+        if v.as_i64().is_some_and(|n| n < 0) {
+            self.invalid(path, v, "must be greater than or equal to 0");
+        }
+    }
+
+    /// A port number or the name of one.
+    pub(super) fn port(&mut self, path: impl Into<String>, v: &Value) {
+        let result = match v {
+            Value::Number(n) => names::port_number(n.as_i64().unwrap_or(0)),
+            Value::String(s) => names::port_name(s),
+            _ => return self.required(path, ""),
+        };
+        if let Err(e) = result {
+            self.invalid(path, v, e);
+        }
+    }
+
+    /// Labels, as of a pod template.
+    pub(super) fn labels(&mut self, path: &str, v: &Value) {
+        for (k, value) in v.as_object().into_iter().flatten() {
+            self.rule(path, &Value::from(k.as_str()), names::qualified_name);
+            self.rule(path, value, names::label_value);
+        }
+    }
+
+    /// A label selector object that may be empty or not.
+    pub(super) fn selector(&mut self, path: &str, v: &Value) -> Option<LabelSelector> {
+        self.labels(&format!("{path}.matchLabels"), at(v, "matchLabels"));
+        for (i, e) in list(v, "matchExpressions").iter().enumerate() {
+            let path = format!("{path}.matchExpressions[{i}]");
+            let values = list(e, "values");
+            match text(e, "operator") {
+                "In" | "NotIn" if values.is_empty() => self.required(
+                    format!("{path}.values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                ),
+                "Exists" | "DoesNotExist" if !values.is_empty() => self.forbidden(
+                    format!("{path}.values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                ),
+                "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+                _ => self.invalid(
+                    format!("{path}.operator"),
+                    at(e, "operator"),
+                    "not a valid selector operator",
+                ),
+            }
+            self.rule(format!("{path}.key"), at(e, "key"), names::qualified_name);
+        }
+        LabelSelector::from_object(v).ok()
+    }
+
+    /// A field that may not change.
+    pub(super) fn immutable(&mut self, path: &str, new: &Value, old: &Value) {
+        let (n, o) = (at(new, path), at(old, path));
+        if n != o && !(is_empty(n) && is_empty(o)) {
+            self.invalid(path, n, IMMUTABLE);
+        }
+    }
+
+    /// A quantity, or an error; `None` when there is none.
+    pub(super) fn quantity(&mut self, path: &str, v: &Value) -> Option<Quantity> {
+        if v.is_null() {
+            return None;
+        }
+        let Some(q) = Quantity::from_json(v) else {
+            let e = apimachinery::quantity::ParseQuantityError;
+            self.invalid(path, v, e);
+            return None;
+        };
+        if q.nano < 0 {
+            self.invalid(path, v, "must be greater than or equal to 0");
+        }
+        Some(q)
+    }
+}
+
+/// Names seen in a list, to find the second of a name.
+#[derive(Default)]
+pub(super) struct Unique<'a>(HashSet<&'a str>);
+
+impl<'a> Unique<'a> {
+    pub(super) fn check(&mut self, check: &mut Check, path: String, v: &'a Value) {
+        if let Some(name) = v.as_str().filter(|n| !n.is_empty())
+            && !self.0.insert(name)
+        {
+            check.add(FieldError::duplicate(path, v));
+        }
+    }
+}
