@@ -264,12 +264,8 @@ impl Allocator {
             _ => false,
         };
         let mut mine: Vec<(u16, String)> = Vec::new();
-        for (i, port) in spec["ports"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
+        let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
+        for (i, port) in ports.into_iter().flatten().enumerate() {
             let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
             let stated = port["nodePort"].as_u64().unwrap_or(0);
             let number = match u16::try_from(stated) {
@@ -359,7 +355,8 @@ fn keep_unstated(service: &mut Value, old: &Value) {
     }
     let kind = spec["type"].clone();
     let had_ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+    let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten() {
         if kind == "ClusterIP" {
             // Leaving NodePort gives the ports back, unless the client states them.
             let was = had_ports.iter().any(|o| o["nodePort"] == port["nodePort"]);

@@ -1,6 +1,7 @@
 //! What happens to a request: who calls, may he, which resource, and the verb.
 
 use crate::authn::User;
+use crate::authn::impersonate::acting_as;
 use crate::authz::{Attributes, review};
 use crate::core::Core;
 use crate::discovery;
@@ -134,6 +135,15 @@ async fn serve(
             &**core,
             core.clock.now().as_second(),
         )?),
+    };
+    let user = if request
+        .headers()
+        .keys()
+        .any(|k| k.as_str().starts_with("impersonate-"))
+    {
+        Arc::new(acting_as((*user).clone(), request.headers(), &core.authz)?)
+    } else {
+        user
     };
     authorize(core, info, &user)?;
     let (parts, body) = request.into_parts();

@@ -54,6 +54,56 @@ pub struct Answer {
     pub text: String,
 }
 
+/// An open watch.
+#[derive(Debug)]
+pub struct Watch {
+    body: apiserver::Body,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event; `None` at the end. Fails when none comes within ten seconds.
+    ///
+    /// # Errors
+    /// On that timeout, a broken body or a line that is no JSON.
+    pub async fn next(&mut self) -> Result<Option<Value>> {
+        let wait = std::time::Duration::from_secs(10);
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            let frame = tokio::time::timeout(wait, self.body.frame())
+                .await
+                .context("no event within ten seconds")?;
+            match frame {
+                None => return Ok(None),
+                Some(frame) => {
+                    let frame = frame.map_err(|e| anyhow::anyhow!("read watch: {e}"))?;
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Type and name of the next event, such as `ADDED a`.
+    ///
+    /// # Errors
+    /// As [`Watch::next`], and at the end.
+    pub async fn brief(&mut self) -> Result<String> {
+        let event = self.next().await?.context("the watch has ended")?;
+        let name = event["object"]["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default();
+        Ok(format!(
+            "{} {name}",
+            event["type"].as_str().unwrap_or_default()
+        ))
+    }
+}
+
 impl TestApi {
     /// Starts one with HTTPS on a free port of loopback.
     ///
@@ -243,6 +293,29 @@ impl TestApi {
             headers: parts.headers,
             json: serde_json::from_slice(&bytes).unwrap_or_default(),
             text: String::from_utf8_lossy(&bytes).into_owned(),
+        })
+    }
+
+    /// Opens a watch as the administrator.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn watch(&self, path: &str, headers: &[(&str, &str)]) -> Result<Watch> {
+        let mut request = http::Request::builder().uri(path);
+        for (k, v) in headers {
+            request = request.header(*k, *v);
+        }
+        let request = request.body(Full::new(Bytes::new()))?;
+        let service = self.server.service("kubernetes-admin", &["system:masters"]);
+        let response = service.oneshot(request).await?;
+        anyhow::ensure!(
+            response.status() == 200,
+            "watch refused: {}",
+            response.status()
+        );
+        Ok(Watch {
+            body: response.into_body(),
+            buffer: Vec::new(),
         })
     }
 

@@ -100,7 +100,8 @@ fn mount(call: &Call<'_>, pod: &mut Value) {
         .unwrap_or_else(|| format!("kube-api-access-{}", call.core.suffix()));
     let mut used = false;
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        let list = spec.get_mut(list).and_then(Value::as_array_mut);
+        for container in list.into_iter().flatten() {
             let has = container["volumeMounts"]
                 .as_array()
                 .into_iter()

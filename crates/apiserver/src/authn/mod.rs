@@ -1,5 +1,6 @@
 //! Who calls: client certificates, ServiceAccount tokens, else anonymous.
 
+pub(crate) mod impersonate;
 pub(crate) mod token;
 
 use apimachinery::Status;

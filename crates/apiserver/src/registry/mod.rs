@@ -122,6 +122,15 @@ impl Call<'_> {
         }
     }
 
+    /// Waits until the cache has a write, so that whatever follows it (roles, namespaces,
+    /// accounts as admission and authorization read them) sees it. The write is done
+    /// whether or not that succeeds.
+    async fn seen(&self, revision: Revision) {
+        if let Err(e) = self.core.cache.reach(revision.0).await {
+            tracing::warn!(error = %e, "the cache is behind the store");
+        }
+    }
+
     /// Writes a new object.
     pub(crate) async fn insert(
         &self,
@@ -142,6 +151,7 @@ impl Call<'_> {
                 self.durability(),
             )
             .await?;
+        self.seen(record.modified).await;
         Ok(object(row, key, bytes, record.modified.0))
     }
 
@@ -163,6 +173,7 @@ impl Call<'_> {
             .store
             .write(&store_key(row, &old.key), write, self.durability())
             .await?;
+        self.seen(record.modified).await;
         Ok(object(row, &old.key, bytes, record.modified.0))
     }
 
@@ -184,6 +195,7 @@ impl Call<'_> {
         if self.row.plural == "services" && self.row.group.is_empty() {
             self.core.services.release(value, &old.key);
         }
+        self.seen(record.modified).await;
         let stored = convert::to_stored(self.row, value);
         Ok(object(
             row,

@@ -55,7 +55,8 @@ fn copy(new: &mut Value, asked: &Value, path: &[&str]) {
 
 fn copy_resources(new: &mut Value, asked: &Value) {
     for list in ["containers", "initContainers"] {
-        for container in new["spec"][list].as_array_mut().into_iter().flatten() {
+        let containers = new["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let twin = asked["spec"][list]
                 .as_array()
                 .into_iter()

@@ -1,3 +1,58 @@
 //! The API server as its clients see it.
 
+mod access;
 mod crud;
+mod deletion;
+mod discovery;
+mod events;
+mod kubectl;
+mod list;
+mod patch;
+mod services;
+mod subresources;
+mod watch;
+
+use serde_json::{Value, json};
+
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+/// A ConfigMap with one label.
+fn config_map(name: &str, label: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": name, "labels": {"l": label}}, "data": {"k": "v"}})
+}
+
+/// A pod of one container, perhaps on a node.
+fn pod(name: &str, node: Option<&str>) -> Value {
+    let mut pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name},
+        "spec": {"containers": [{"name": "c", "image": "example.com/c:1"}]}});
+    if let Some(node) = node {
+        pod["spec"]["nodeName"] = node.into();
+    }
+    pod
+}
+
+/// A deployment.
+fn deployment(name: &str) -> Value {
+    json!({"kind": "Deployment", "apiVersion": "apps/v1", "metadata": {"name": name},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": "example.com/c:1"}]}}}})
+}
+
+/// Pods need their namespace's account, which a controller makes in a whole site.
+async fn default_account(api: &testkit::TestApi) -> anyhow::Result<()> {
+    let path = "/api/v1/namespaces/default/serviceaccounts";
+    let made = api
+        .call(
+            "POST",
+            path,
+            Some(&json!({"metadata": {"name": "default"}})),
+        )
+        .await?;
+    anyhow::ensure!(made.code == 201, "{}", made.text);
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The real kubectl, where `SALP_TOOLS` names a folder that has it.
+
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+use std::process::Stdio;
+use testkit::TestApi;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+struct Kubectl {
+    program: PathBuf,
+    config: PathBuf,
+    home: PathBuf,
+}
+
+impl Kubectl {
+    /// Output of a command that must succeed (`ok`) or fail.
+    async fn run(&self, ok: bool, args: &str, input: &str) -> Result<String> {
+        let mut child = Command::new(&self.program)
+            .args(args.split_whitespace())
+            .env("KUBECONFIG", &self.config)
+            .env("HOME", &self.home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("stdin")?;
+        stdin.write_all(input.as_bytes()).await?;
+        drop(stdin);
+        let out = child.wait_with_output().await?;
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        anyhow::ensure!(out.status.success() == ok, "kubectl {args}: {text}");
+        Ok(text)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_drives_it() -> Result<()> {
+    let Some(program) = std::env::var_os("SALP_TOOLS")
+        .map(|d| PathBuf::from(d).join("kubectl"))
+        .filter(|p| p.exists())
+    else {
+        return Ok(());
+    };
+    let api = TestApi::start().await?;
+    let k = Kubectl {
+        program,
+        config: api.kubeconfig("root", &["system:masters"])?,
+        home: api.dir().join("home"),
+    };
+    assert!(
+        k.run(true, "version", "")
+            .await?
+            .contains("Server Version: v1.37.1+salp")
+    );
+    let manifest = serde_json::to_string(&super::deployment("hello"))?;
+    assert_eq!(
+        k.run(true, "apply -f -", &manifest).await?,
+        "deployment.apps/hello created\n"
+    );
+    assert_eq!(
+        k.run(true, "apply -f -", &manifest).await?,
+        "deployment.apps/hello unchanged\n"
+    );
+    assert_eq!(
+        k.run(
+            true,
+            "apply --server-side --force-conflicts -f -",
+            &manifest
+        )
+        .await?,
+        "deployment.apps/hello serverside-applied\n"
+    );
+    assert!(k.run(true, "get deployments", "").await?.contains("hello"));
+    assert!(
+        k.run(true, "describe deployment hello", "")
+            .await?
+            .contains("example.com/c:1")
+    );
+    k.run(true, "scale deployment hello --replicas 3", "")
+        .await?;
+    k.run(true, "set image deployment/hello c=example.com/c:2", "")
+        .await?;
+    k.run(true, "label deployment hello a=b", "").await?;
+    k.run(
+        true,
+        "wait --for=jsonpath={.spec.replicas}=3 deployment/hello --timeout=10s",
+        "",
+    )
+    .await?;
+    let yaml = k.run(true, "get deployment hello -o yaml", "").await?;
+    assert!(
+        yaml.contains("replicas: 3") && yaml.contains("image: example.com/c:2"),
+        "{yaml}"
+    );
+    k.run(true, "create namespace team", "").await?;
+    k.run(true, "-n team create configmap c --from-literal=a=b", "")
+        .await?;
+    k.run(
+        true,
+        "-n team create secret generic s --from-literal=a=b",
+        "",
+    )
+    .await?;
+    k.run(true, "-n team create serviceaccount sa", "").await?;
+    k.run(
+        true,
+        "-n team create role reader --verb=get,list --resource=pods",
+        "",
+    )
+    .await?;
+    k.run(
+        true,
+        "-n team create rolebinding reader --role=reader --serviceaccount=team:sa",
+        "",
+    )
+    .await?;
+    assert!(
+        k.run(true, "-n team create token sa", "")
+            .await?
+            .split('.')
+            .count()
+            == 3
+    );
+    let who = "--as=system:serviceaccount:team:sa -n team";
+    assert_eq!(
+        k.run(true, &format!("auth can-i list pods {who}"), "")
+            .await?
+            .trim(),
+        "yes"
+    );
+    assert_eq!(
+        k.run(false, &format!("auth can-i delete pods {who}"), "")
+            .await?
+            .trim(),
+        "no"
+    );
+    assert!(
+        k.run(true, "explain deployment.spec.replicas", "")
+            .await?
+            .contains("<integer>")
+    );
+    assert!(
+        k.run(true, "api-resources", "")
+            .await?
+            .contains("deployments")
+    );
+    let typo = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x"},"dat":{}}"#;
+    assert!(
+        k.run(false, "apply -f -", typo)
+            .await?
+            .contains("unknown field \"dat\"")
+    );
+    assert!(
+        k.run(true, "delete deployment hello", "")
+            .await?
+            .contains("deleted")
+    );
+    assert!(
+        k.run(false, "get deployment hello", "")
+            .await?
+            .contains("not found")
+    );
+    api.close().await
+}

@@ -1,0 +1,164 @@
+//! Subresources.
+
+use super::{DEPLOYMENTS, PODS, default_account, deployment, pod};
+use anyhow::Result;
+use serde_json::json;
+use testkit::TestApi;
+
+#[tokio::test]
+async fn scale_reads_and_writes_replicas() -> Result<()> {
+    let api = TestApi::start().await?;
+    api.call("POST", DEPLOYMENTS, Some(&deployment("d")))
+        .await?;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let scale = api.call("GET", &path, None).await?.json;
+    assert_eq!(
+        (&scale["kind"], &scale["spec"]["replicas"]),
+        (&json!("Scale"), &json!(1))
+    );
+    assert_eq!(scale["status"]["selector"], "app=d");
+    let mut three = scale.clone();
+    three["spec"]["replicas"] = 3.into();
+    let put = api.call("PUT", &path, Some(&three)).await?;
+    assert_eq!(put.json["spec"]["replicas"], 3, "{}", put.text);
+    let stale = api.call("PUT", &path, Some(&three)).await?;
+    assert_eq!(stale.code, 409, "{}", stale.text);
+    let patch = [("content-type", "application/merge-patch+json")];
+    let five = api
+        .send(
+            "PATCH",
+            &path,
+            &patch,
+            br#"{"spec":{"replicas":5}}"#.to_vec(),
+        )
+        .await?;
+    assert_eq!(five.json["spec"]["replicas"], 5, "{}", five.text);
+    let less = api
+        .send(
+            "PATCH",
+            &path,
+            &patch,
+            br#"{"spec":{"replicas":-1}}"#.to_vec(),
+        )
+        .await?;
+    assert_eq!(less.code, 422, "{}", less.text);
+    let d = api
+        .call("GET", &format!("{DEPLOYMENTS}/d"), None)
+        .await?
+        .json;
+    assert_eq!(
+        (&d["spec"]["replicas"], &d["metadata"]["generation"]),
+        (&json!(5), &json!(3))
+    );
+    api.close().await
+}
+
+#[tokio::test]
+async fn pods_are_bound_once() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    api.call("POST", PODS, Some(&pod("p", None))).await?;
+    let binding = json!({"kind": "Binding", "apiVersion": "v1", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let path = format!("{PODS}/p/binding");
+    let bound = api.call("POST", &path, Some(&binding)).await?;
+    assert_eq!(
+        (bound.code, bound.json["status"].as_str()),
+        (201, Some("Success")),
+        "{}",
+        bound.text
+    );
+    let p = api.call("GET", &format!("{PODS}/p"), None).await?.json;
+    assert_eq!(p["spec"]["nodeName"], "n");
+    assert_eq!(p["status"]["conditions"][0]["type"], "PodScheduled");
+    let again = api.call("POST", &path, Some(&binding)).await?;
+    assert_eq!(again.code, 409, "{}", again.text);
+    let chosen = api
+        .call(
+            "GET",
+            &format!("{PODS}?fieldSelector=spec.nodeName%3Dn"),
+            None,
+        )
+        .await?
+        .json;
+    assert_eq!(chosen["items"].as_array().map(Vec::len), Some(1));
+    let patch = [("content-type", "application/strategic-merge-patch+json")];
+    let status =
+        br#"{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#
+            .to_vec();
+    let status = api
+        .send("PATCH", &format!("{PODS}/p/status"), &patch, status)
+        .await?;
+    assert_eq!(
+        status.json["status"]["conditions"].as_array().map(Vec::len),
+        Some(2),
+        "{}",
+        status.text
+    );
+    let running = api
+        .call(
+            "GET",
+            &format!("{PODS}?fieldSelector=status.phase%3DRunning"),
+            None,
+        )
+        .await?
+        .json;
+    assert_eq!(running["items"].as_array().map(Vec::len), Some(1));
+    api.close().await
+}
+
+#[tokio::test]
+async fn evictions_heed_budgets() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let mut p = pod("p", Some("n"));
+    p["metadata"]["labels"] = json!({"a": "b"});
+    api.call("POST", PODS, Some(&p)).await?;
+    let patch = [("content-type", "application/merge-patch+json")];
+    api.send(
+        "PATCH",
+        &format!("{PODS}/p/status"),
+        &patch,
+        br#"{"status":{"phase":"Running"}}"#.to_vec(),
+    )
+    .await?;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}});
+    let made = api.call("POST", budgets, Some(&budget)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let eviction =
+        json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": "p"}});
+    let path = format!("{PODS}/p/eviction");
+    let refused = api.call("POST", &path, Some(&eviction)).await?;
+    assert_eq!(
+        (refused.code, refused.json["reason"].as_str()),
+        (429, Some("TooManyRequests")),
+        "{}",
+        refused.text
+    );
+    api.call("DELETE", &format!("{budgets}/b"), None).await?;
+    assert_eq!(api.call("POST", &path, Some(&eviction)).await?.code, 201);
+    let going = api.call("GET", &format!("{PODS}/p"), None).await?.json;
+    assert!(
+        going["metadata"]["deletionTimestamp"].is_string(),
+        "{going}"
+    );
+    api.close().await
+}
+
+#[tokio::test]
+async fn logs_come_from_the_node() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    api.call("POST", PODS, Some(&pod("p", None))).await?;
+    let unbound = api.call("GET", &format!("{PODS}/p/log"), None).await?;
+    assert_eq!(unbound.code, 400, "{}", unbound.text);
+    let wrong = api
+        .call("GET", &format!("{PODS}/p/log?container=x"), None)
+        .await?;
+    assert!(
+        wrong.text.contains("container x is not valid for pod p"),
+        "{}",
+        wrong.text
+    );
+    api.close().await
+}

@@ -1,0 +1,213 @@
+//! Watches.
+
+use super::{CONFIG_MAPS, config_map};
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use testkit::TestApi;
+
+#[tokio::test]
+async fn from_a_revision_on() -> Result<()> {
+    let api = TestApi::start().await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("a", "x")))
+        .await?;
+    let list = api.call("GET", CONFIG_MAPS, None).await?.json;
+    let revision = list["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let mut watch = api
+        .watch(
+            &format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}"),
+            &[],
+        )
+        .await?;
+    let made = api
+        .call("POST", CONFIG_MAPS, Some(&config_map("b", "x")))
+        .await?
+        .json;
+    let event = watch.next().await?.context("event")?;
+    assert_eq!((&event["type"], &event["object"]), (&json!("ADDED"), &made));
+    let mut next = made.clone();
+    next["data"]["k"] = "w".into();
+    api.call("PUT", &format!("{CONFIG_MAPS}/b"), Some(&next))
+        .await?;
+    assert_eq!(watch.brief().await?, "MODIFIED b");
+    api.call("DELETE", &format!("{CONFIG_MAPS}/b"), None)
+        .await?;
+    let gone = watch.next().await?.context("event")?;
+    assert_eq!(gone["type"], "DELETED");
+    assert_eq!(gone["object"]["data"]["k"], "w");
+    // Another watcher from the same revision sees the same history.
+    let mut late = api
+        .watch(
+            &format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}"),
+            &[],
+        )
+        .await?;
+    for want in ["ADDED b", "MODIFIED b", "DELETED b"] {
+        assert_eq!(late.brief().await?, want);
+    }
+    api.close().await
+}
+
+#[tokio::test]
+async fn without_a_revision_the_state_comes_first() -> Result<()> {
+    let api = TestApi::start().await?;
+    for name in ["a", "b"] {
+        api.call("POST", CONFIG_MAPS, Some(&config_map(name, "x")))
+            .await?;
+    }
+    let mut watch = api.watch(&format!("{CONFIG_MAPS}?watch=true"), &[]).await?;
+    assert_eq!(watch.brief().await?, "ADDED a");
+    assert_eq!(watch.brief().await?, "ADDED b");
+    api.call("POST", CONFIG_MAPS, Some(&config_map("c", "x")))
+        .await?;
+    assert_eq!(watch.brief().await?, "ADDED c");
+    api.close().await
+}
+
+#[tokio::test]
+async fn watch_list_ends_its_start_with_a_bookmark() -> Result<()> {
+    let api = TestApi::start().await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("a", "x")))
+        .await?;
+    let path = format!(
+        "{CONFIG_MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    );
+    let mut watch = api.watch(&path, &[]).await?;
+    assert_eq!(watch.brief().await?, "ADDED a");
+    let mark = watch.next().await?.context("bookmark")?;
+    assert_eq!(mark["type"], "BOOKMARK");
+    assert_eq!(
+        mark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
+        "true"
+    );
+    assert_eq!(mark["object"]["kind"], "ConfigMap");
+    let revision = mark["object"]["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default();
+    let mut resumed = api
+        .watch(
+            &format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}"),
+            &[],
+        )
+        .await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("b", "x")))
+        .await?;
+    assert_eq!(watch.brief().await?, "ADDED b");
+    assert_eq!(resumed.brief().await?, "ADDED b");
+    let alone = api
+        .call(
+            "GET",
+            &format!("{CONFIG_MAPS}?watch=1&sendInitialEvents=true"),
+            None,
+        )
+        .await?;
+    assert_eq!(alone.code, 422, "{}", alone.text);
+    api.close().await
+}
+
+#[tokio::test]
+async fn selections_are_entered_and_left() -> Result<()> {
+    let api = TestApi::start().await?;
+    let mut watch = api
+        .watch(&format!("{CONFIG_MAPS}?watch=1&labelSelector=l%3Dx"), &[])
+        .await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("a", "y")))
+        .await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("b", "x")))
+        .await?;
+    api.call(
+        "PUT",
+        &format!("{CONFIG_MAPS}/a"),
+        Some(&config_map("a", "x")),
+    )
+    .await?;
+    api.call(
+        "PUT",
+        &format!("{CONFIG_MAPS}/b"),
+        Some(&config_map("b", "y")),
+    )
+    .await?;
+    api.call("DELETE", &format!("{CONFIG_MAPS}/b"), None)
+        .await?;
+    api.call("DELETE", &format!("{CONFIG_MAPS}/a"), None)
+        .await?;
+    for want in ["ADDED b", "ADDED a", "DELETED b", "DELETED a"] {
+        assert_eq!(watch.brief().await?, want);
+    }
+    api.close().await
+}
+
+#[tokio::test]
+async fn tables_are_watched() -> Result<()> {
+    let api = TestApi::start().await?;
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let mut watch = api.watch(&format!("{CONFIG_MAPS}?watch=1"), &table).await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("a", "x")))
+        .await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("b", "x")))
+        .await?;
+    let first = watch.next().await?.context("event")?;
+    assert_eq!(first["object"]["rows"][0]["cells"][0], "a");
+    assert!(first["object"]["columnDefinitions"].is_array());
+    let second = watch.next().await?.context("event")?;
+    assert_eq!(second["object"]["rows"][0]["cells"][0], "b");
+    assert!(second["object"]["columnDefinitions"].is_null());
+    api.close().await
+}
+
+#[tokio::test]
+async fn time_runs_out() -> Result<()> {
+    let api = TestApi::start().await?;
+    let mut watch = api
+        .watch(&format!("{CONFIG_MAPS}?watch=1&timeoutSeconds=1"), &[])
+        .await?;
+    assert_eq!(watch.next().await?, None);
+    api.close().await
+}
+
+/// The ring forgets; the store does not, until it is compacted.
+#[tokio::test]
+async fn old_revisions_come_from_the_store_until_compacted() -> Result<()> {
+    let api = TestApi::start_with(|c| c.limits.events_max = 2).await?;
+    let first = api
+        .call("POST", CONFIG_MAPS, Some(&config_map("a", "x")))
+        .await?
+        .json;
+    let revision = first["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    for name in ["b", "c", "d", "e"] {
+        api.call("POST", CONFIG_MAPS, Some(&config_map(name, "x")))
+            .await?;
+    }
+    let path = format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}");
+    let mut watch = api.watch(&path, &[]).await?;
+    for want in ["ADDED b", "ADDED c", "ADDED d", "ADDED e"] {
+        assert_eq!(watch.brief().await?, want);
+    }
+    api.call("POST", CONFIG_MAPS, Some(&config_map("f", "x")))
+        .await?;
+    assert_eq!(watch.brief().await?, "ADDED f");
+    let newest = api.store.revision().await?;
+    api.store.compact(newest).await?;
+    let gone = api.call("GET", &path, None).await?;
+    assert_eq!(
+        (gone.code, gone.json["reason"].as_str()),
+        (410, Some("Expired")),
+        "{}",
+        gone.text
+    );
+    api.close().await
+}
+
+#[tokio::test]
+async fn the_server_ends_its_watches_when_it_stops() -> Result<()> {
+    let api = TestApi::start().await?;
+    let mut watch = api.watch(&format!("{CONFIG_MAPS}?watch=1"), &[]).await?;
+    api.close().await?;
+    assert_eq!(watch.next().await?, None);
+    Ok(())
+}
