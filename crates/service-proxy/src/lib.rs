@@ -114,7 +114,8 @@ impl Proxy {
         }
     }
 
-    /// Returns when the Services known at the start are listened for. Cancel-safe.
+    /// Returns when the Services known at the start are listened for, which can't be before
+    /// the API server has told them. Cancel-safe.
     pub async fn ready(&self) {
         // An error means that the proxy was stopped.
         let _ = self.ready.clone().wait_for(|ready| *ready).await;
@@ -212,6 +213,11 @@ impl State {
                     .select_namespace(&key.0, |slice| is_of(slice, &key.1));
                 self.set(&key, &slices);
             }
+        }
+        let due = self.listeners.again();
+        let due = due.is_some_and(|at| at <= tokio::time::Instant::now());
+        if !self.table.take_listens_changed() && !due {
+            return;
         }
         let wanted = self.table.listens();
         let routes: HashSet<_> = self.table.routes().map(|route| &route.name).collect();

@@ -81,6 +81,7 @@ pub struct Route {
 #[derive(Debug, Default)]
 pub struct ServiceTable {
     services: BTreeMap<(String, String), Vec<Route>>,
+    listens_changed: bool,
 }
 
 impl ServiceTable {
@@ -98,12 +99,24 @@ impl ServiceTable {
         let routes = service.map_or_else(Vec::new, |service| {
             routes(namespace, name, service, slices, node)
         });
+        let listens = |routes: &[Route]| -> Vec<_> {
+            let names_and_listens = routes.iter().map(|r| (r.name.clone(), r.listens.clone()));
+            names_and_listens.collect()
+        };
+        let old = self.services.get(&key).map_or(&[][..], Vec::as_slice);
+        self.listens_changed |= listens(old) != listens(&routes);
         if routes.is_empty() {
             self.services.remove(&key);
             return &[];
         }
         let entry = self.services.entry(key).insert_entry(routes);
         entry.into_mut()
+    }
+
+    /// Whether [`ServiceTable::listens`] may be different from when this was last asked:
+    /// endpoints change far more often than addresses.
+    pub fn take_listens_changed(&mut self) -> bool {
+        std::mem::take(&mut self.listens_changed)
     }
 
     /// The Services that have routes.
@@ -492,11 +505,15 @@ mod tests {
         table.set("d", "b", Some(&service("10.43.0.2", 80)), &[], &node());
         table.set("d", "c", Some(&service("10.43.0.3", 80)), &[], &node());
         let before = table.listens();
+        assert!(table.take_listens_changed());
+        table.set("d", "a", Some(&service("10.43.0.1", 80)), &[], &node());
+        assert!(!table.take_listens_changed());
         table.set("d", "a", Some(&service("10.43.0.1", 81)), &[], &node());
         table.set("d", "b", None, &[], &node());
         // The address of one that is gone; and one that somebody before it has.
         table.set("d", "e", Some(&service("10.43.0.2", 80)), &[], &node());
         table.set("d", "z", Some(&service("10.43.0.3", 80)), &[], &node());
+        assert!(table.take_listens_changed());
         let actions = plan(&before, &table.listens());
         let text: Vec<_> = actions.iter().map(ToString::to_string).collect();
         expect![[r#"
