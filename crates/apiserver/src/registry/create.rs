@@ -48,7 +48,7 @@ async fn attempt(
 ) -> Result<Arc<Object>, Status> {
     let row = call.row;
     check_identity(call, &value)?;
-    if row.status {
+    if row.status && !row.status_on_create {
         value.as_object_mut().map(|o| o.remove("status"));
     }
     fill_metadata(call, &mut value);

@@ -130,7 +130,10 @@ impl View {
 
     fn table_row(&self, object: &Object) -> Value {
         let value = convert::from_stored(self.row, object.value());
-        let mut cells = vec![Value::from(object.name())];
+        let mut cells = Vec::with_capacity(self.row.columns.len() + 1);
+        if self.row.name_column {
+            cells.push(Value::from(object.name()));
+        }
         cells.extend((self.row.row)(&value, self.now));
         let shown = match self.include {
             Include::None => Value::Null,
@@ -150,10 +153,13 @@ pub(crate) fn version_meta(revision: u64) -> Value {
 }
 
 fn columns(row: &Resource) -> Value {
-    let mut out = vec![json!({
-        "name": "Name", "type": "string", "format": "name", "priority": 0,
-        "description": "Name must be unique within a namespace.",
-    })];
+    let mut out = Vec::with_capacity(row.columns.len() + 1);
+    if row.name_column {
+        out.push(json!({
+            "name": "Name", "type": "string", "format": "name", "priority": 0,
+            "description": "Name must be unique within a namespace.",
+        }));
+    }
     out.extend(row.columns.iter().map(|c| {
         json!({"name": c.name, "type": c.kind, "format": "", "priority": c.priority, "description": ""})
     }));

@@ -299,7 +299,7 @@ impl Watch {
 }
 
 fn empty_cells(row: &api::Resource) -> Vec<Value> {
-    vec![Value::from(""); row.columns.len() + 1]
+    vec![Value::from(""); row.columns.len() + usize::from(row.name_column)]
 }
 
 /// The least object of a kind that typed clients can parse: a bookmark carries only a
