@@ -2,13 +2,19 @@
 //!
 //! Where the `wasm32-wasip2` target is installed (`rustup target add wasm32-wasip2`) this is
 //! a plain `cargo build`. Elsewhere Debian's `rustc-web` and its library source are unpacked
-//! under `target/tools/rust-web` (nothing is installed) and the standard library is built
-//! along. Start reading at [`run`].
+//! under `target/tools` (nothing is installed), the standard library is built along, and the
+//! module becomes a component here. Start reading at [`run`].
 
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::fetch;
+use anyhow::{Context as _, Result, ensure};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as ADAPTER_NAME,
+    WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as COMMAND_ADAPTER,
+    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER as REACTOR_ADAPTER,
+};
 
 /// A guest written in Rust.
 struct Guest {
@@ -16,17 +22,58 @@ struct Guest {
     name: &'static str,
     /// Where its Cargo.toml is, from the workspace's root.
     dir: &'static str,
+    kind: Kind,
     /// Where the component is committed, from the workspace's root.
     fixture: &'static str,
 }
 
-const GUESTS: &[Guest] = &[Guest {
-    name: "hello",
-    dir: "examples/hello",
-    fixture: "examples/hello/hello.wasm",
-}];
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A library that uses WASI only through its interfaces: the smallest.
+    Bare,
+    /// A library that also uses files or the environment of the standard library.
+    Library,
+    /// A program.
+    Command,
+    /// A program as a preview-1 core module.
+    Module,
+}
 
-/// Debian packages that hold a compiler with a WebAssembly back end and the library's source.
+const GUESTS: &[Guest] = &[
+    Guest {
+        name: "hello",
+        dir: "examples/hello",
+        kind: Kind::Bare,
+        fixture: "examples/hello/hello.wasm",
+    },
+    Guest {
+        name: "counter",
+        dir: "examples/counter",
+        kind: Kind::Library,
+        fixture: "examples/counter/counter.wasm",
+    },
+    Guest {
+        name: "job",
+        dir: "examples/job",
+        kind: Kind::Command,
+        fixture: "examples/job/job.wasm",
+    },
+    Guest {
+        name: "job",
+        dir: "examples/job",
+        kind: Kind::Module,
+        fixture: "crates/testkit/fixtures/job-preview1.wasm",
+    },
+    Guest {
+        name: "misbehave",
+        dir: "crates/testkit/guests/misbehave",
+        kind: Kind::Library,
+        fixture: "crates/testkit/fixtures/misbehave.wasm",
+    },
+];
+
+/// A compiler with a WebAssembly back end, its libraries, the standard library's source and a
+/// C library for it.
 const DEBIAN_PACKAGES: &[&str] = &[
     "rustc-web",
     "libstd-rust-web-1.96",
@@ -38,6 +85,7 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "libxml2",
     "libbsd0",
     "libicu72",
+    "wasi-libc",
 ];
 
 /// Builds the named guests, or all.
@@ -48,15 +96,16 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
             "no guest is called {name}"
         );
     }
-    let toolchain = Toolchain::find(root)?;
+    let toolchain = Toolchain::find()?;
     for guest in GUESTS {
         if names.is_empty() || names.iter().any(|name| name == guest.name) {
             let component = toolchain
                 .build(root, guest)
                 .with_context(|| format!("build guest {}", guest.name))?;
             let path = root.join(guest.fixture);
-            std::fs::write(&path, component)
+            std::fs::write(&path, &component)
                 .with_context(|| format!("write {}", path.display()))?;
+            println!("{} ({} bytes)", guest.fixture, component.len());
         }
     }
     Ok(())
@@ -71,25 +120,18 @@ enum Toolchain {
 }
 
 impl Toolchain {
-    fn find(root: &Path) -> Result<Self> {
-        let lib = output(Command::new("rustc").args([
-            "--print",
-            "target-libdir",
-            "--target",
-            "wasm32-wasip2",
-        ]))?;
+    fn find() -> Result<Self> {
+        let target = ["--print", "target-libdir", "--target", "wasm32-wasip2"];
+        let lib = fetch::run(Command::new("rustc").args(target))?;
         if Path::new(lib.trim()).is_dir() {
             return Ok(Self::Installed);
         }
-        let dir = root.join("target/tools/rust-web");
-        let usr = dir.join("usr");
-        if !usr.join("bin/rustc").is_file() {
-            unpack_debian(&dir)?;
-        }
-        Ok(Self::Debian(usr))
+        let dir = fetch::tools_dir().join("rust-web");
+        fetch::once(&dir, unpack_debian)?;
+        Ok(Self::Debian(dir.join("usr")))
     }
 
-    /// The component's bytes.
+    /// The component's (or module's) bytes.
     fn build(&self, root: &Path, guest: &Guest) -> Result<Vec<u8>> {
         let target_dir = root.join("target/guests/build");
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -100,38 +142,61 @@ impl Toolchain {
             // The host compiler's settings are not the guest's.
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS");
-        let target = match self {
-            Self::Installed => "wasm32-wasip2",
-            Self::Debian(usr) => {
-                cargo
-                    .env("RUSTC", usr.join("bin/rustc"))
-                    .env("RUSTC_BOOTSTRAP", "1")
-                    .env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu"))
-                    .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", rust_lld()?)
-                    .arg("-Zbuild-std=std,panic_abort");
-                "wasm32-unknown-unknown"
-            }
+        let target = match (self, guest.kind) {
+            (Self::Installed, Kind::Module) => "wasm32-wasip1",
+            (Self::Installed, _) => "wasm32-wasip2",
+            (Self::Debian(_), Kind::Bare) => "wasm32-unknown-unknown",
+            (Self::Debian(_), _) => "wasm32-wasip1",
         };
-        status(cargo.args(["--target", target]))?;
+        if let Self::Debian(usr) = self {
+            debian_settings(&mut cargo, usr, guest.kind)?;
+        }
+        fetch::run(cargo.args(["--target", target]))?;
         let file = target_dir
             .join(target)
             .join("release")
             .join(format!("{}.wasm", guest.name.replace('-', "_")));
         let bytes = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        match self {
-            Self::Installed => Ok(bytes),
-            Self::Debian(_) => wit_component::ComponentEncoder::default()
-                .module(&bytes)?
-                .validate(true)
-                .encode(),
+        let adapter = match (self, guest.kind) {
+            (Self::Installed, _) | (_, Kind::Module) => return Ok(bytes),
+            (_, Kind::Bare) => None,
+            (_, Kind::Library) => Some(REACTOR_ADAPTER),
+            (_, Kind::Command) => Some(COMMAND_ADAPTER),
+        };
+        let mut encoder = wit_component::ComponentEncoder::default()
+            .module(&bytes)?
+            .validate(true);
+        if let Some(adapter) = adapter {
+            encoder = encoder.adapter(ADAPTER_NAME, adapter)?;
         }
+        encoder.encode()
     }
+}
+
+fn debian_settings(cargo: &mut Command, usr: &Path, kind: Kind) -> Result<()> {
+    let lld = rust_lld()?;
+    let libc = usr.join("lib/wasm32-wasi");
+    let mut flags = format!("-Clink-self-contained=no -Lnative={}", libc.display());
+    if matches!(kind, Kind::Command | Kind::Module) {
+        let start = libc.join("crt1-command.o");
+        flags = format!("{flags} -Clink-arg={}", start.display());
+    }
+    cargo
+        .env("RUSTC", usr.join("bin/rustc"))
+        // Building the standard library is not stable; this is what the compiler offers for it.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu"))
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", &lld)
+        .env("CARGO_TARGET_WASM32_WASIP1_LINKER", &lld)
+        .env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags)
+        .arg("-Zbuild-std=std,panic_abort");
+    Ok(())
 }
 
 /// The linker that comes with the host's Rust.
 fn rust_lld() -> Result<OsString> {
-    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let host = output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    let sysroot = fetch::run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let host = fetch::run(Command::new("rustc").args(["--print", "host-tuple"]))?;
     let lld = Path::new(sysroot.trim())
         .join("lib/rustlib")
         .join(host.trim())
@@ -140,52 +205,18 @@ fn rust_lld() -> Result<OsString> {
     Ok(lld.into())
 }
 
-/// Downloads the packages and unpacks them into `dir`, which appears only when complete.
+/// Downloads the packages and unpacks them.
 fn unpack_debian(dir: &Path) -> Result<()> {
-    let partial = dir.with_extension("partial");
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial)?;
-    }
-    let debs = partial.join("deb");
-    std::fs::create_dir_all(&debs)?;
-    status(
-        Command::new("apt-get")
-            .args(["download", "-q"])
-            .args(DEBIAN_PACKAGES)
-            .current_dir(&debs),
-    )
-    .context("no wasm32-wasip2 target and no Debian packages: rustup target add wasm32-wasip2")?;
+    let debs = dir.join("deb");
+    std::fs::create_dir(&debs)?;
+    let mut download = Command::new("apt-get");
+    download.args(["download", "-q"]).args(DEBIAN_PACKAGES);
+    fetch::run(download.current_dir(&debs)).context(
+        "this Rust has no WebAssembly target and there are no Debian packages: \
+         rustup target add wasm32-wasip1 wasm32-wasip2",
+    )?;
     for entry in std::fs::read_dir(&debs)? {
-        status(
-            Command::new("dpkg")
-                .arg("-x")
-                .arg(entry?.path())
-                .arg(&partial),
-        )?;
+        fetch::run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(dir))?;
     }
-    std::fs::remove_dir_all(&debs)?;
-    std::fs::rename(&partial, dir)?;
-    Ok(())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let out = command
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
-    if !out.status.success() {
-        bail!(
-            "{command:?}: {}: {}",
-            out.status,
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8(out.stdout)?)
-}
-
-fn status(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("run {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
+    Ok(std::fs::remove_dir_all(&debs)?)
 }
