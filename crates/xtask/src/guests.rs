@@ -137,7 +137,7 @@ impl Toolchain {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .current_dir(root.join(guest.dir))
-            .args(["build", "--release", "--locked", "--target-dir"])
+            .args(["rustc", "--release", "--locked", "--target-dir"])
             .arg(&target_dir)
             // The host compiler's settings are not the guest's.
             .env_remove("RUSTFLAGS")
@@ -148,10 +148,11 @@ impl Toolchain {
             (Self::Debian(_), Kind::Bare) => "wasm32-unknown-unknown",
             (Self::Debian(_), _) => "wasm32-wasip1",
         };
+        cargo.args(["--target", target]);
         if let Self::Debian(usr) = self {
-            debian_settings(&mut cargo, usr, guest.kind)?;
+            debian_settings(&mut cargo, usr, &target_dir, guest.kind)?;
         }
-        fetch::run(cargo.args(["--target", target]))?;
+        fetch::run(&mut cargo)?;
         let file = target_dir
             .join(target)
             .join("release")
@@ -173,24 +174,49 @@ impl Toolchain {
     }
 }
 
-fn debian_settings(cargo: &mut Command, usr: &Path, kind: Kind) -> Result<()> {
-    let lld = rust_lld()?;
-    let libc = usr.join("lib/wasm32-wasi");
-    let mut flags = format!("-Clink-self-contained=no -Lnative={}", libc.display());
+fn debian_settings(cargo: &mut Command, usr: &Path, target_dir: &Path, kind: Kind) -> Result<()> {
+    let (lld, libc) = (rust_lld()?, usr.join("lib/wasm32-wasi"));
+    // The same for all guests, or the standard library would be built anew for each.
+    let flags = format!("-Clink-self-contained=no -Lnative={}", libc.display());
+    compiler(cargo, usr)
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", &lld)
+        .env("CARGO_TARGET_WASM32_WASIP1_LINKER", &lld)
+        .env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags)
+        .arg("-Zbuild-std=std,panic_abort")
+        .arg("--");
     if matches!(kind, Kind::Command | Kind::Module) {
         let start = libc.join("crt1-command.o");
-        flags = format!("{flags} -Clink-arg={}", start.display());
+        cargo.arg(format!("-Clink-arg={}", start.display()));
     }
-    cargo
+    if kind == Kind::Command {
+        std::fs::create_dir_all(target_dir)?;
+        let object = target_dir.join("cabi_realloc.o");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/cabi_realloc.rs");
+        let mut rustc = Command::new(usr.join("bin/rustc"));
+        rustc
+            .args(["--edition", "2024", "--crate-type", "lib", "--emit", "obj"])
+            .args([
+                "--target",
+                "wasm32-wasip1",
+                "-Copt-level=s",
+                "-Cpanic=abort",
+            ])
+            .args([OsString::from("-o"), object.clone().into(), source.into()]);
+        fetch::run(compiler(&mut rustc, usr))?;
+        cargo
+            .arg(format!("-Clink-arg={}", object.display()))
+            .arg("-Clink-arg=--export=cabi_realloc");
+    }
+    Ok(())
+}
+
+/// Makes a command use Debian's compiler.
+fn compiler<'a>(command: &'a mut Command, usr: &Path) -> &'a mut Command {
+    command
         .env("RUSTC", usr.join("bin/rustc"))
         // Building the standard library is not stable; this is what the compiler offers for it.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu"))
-        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", &lld)
-        .env("CARGO_TARGET_WASM32_WASIP1_LINKER", &lld)
-        .env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags)
-        .arg("-Zbuild-std=std,panic_abort");
-    Ok(())
 }
 
 /// The linker that comes with the host's Rust.
