@@ -74,13 +74,7 @@ pub fn apply(
     strip(&mut own);
 
     let Some(live) = live else {
-        let mut object = without_nulls(config);
-        managers::take(&mut object);
-        let mut entry = Entry::new(manager, Operation::Apply);
-        entry.set = own;
-        entry.time = Some(manager.time.to_owned());
-        managers::write(&mut object, vec![entry]);
-        return Ok(object);
+        return Ok(created(config, own, manager));
     };
 
     let listed = &live["metadata"]["managedFields"];
@@ -204,6 +198,17 @@ pub fn update(
     managers::bound(&mut entries);
     managers::write(new, entries);
     Ok(())
+}
+
+/// A configuration as a new object that its applier owns.
+fn created(config: &Value, own: Set, manager: &Manager<'_>) -> Value {
+    let mut object = without_nulls(config);
+    managers::take(&mut object);
+    let mut entry = Entry::new(manager, Operation::Apply);
+    entry.set = own;
+    entry.time = Some(manager.time.to_owned());
+    managers::write(&mut object, vec![entry]);
+    object
 }
 
 /// One empty entry is how a client says: forget who owns what.

@@ -63,9 +63,6 @@ impl Entry {
         }
         if self.operation == Operation::Update {
             out.push_str(&format!(" using {}", self.api_version));
-            if let Some(time) = &self.time {
-                out.push_str(&format!(" at {time}"));
-            }
         }
         out
     }
