@@ -33,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) in_flight: Semaphore,
     /// Cancelled when the server stops: ends watches and streams.
     pub(crate) stop: CancellationToken,
+    /// Owns the streams between clients and nodes.
+    pub(crate) streams: lifecycle::Scope,
     /// Set once the bootstrap objects are there.
     pub(crate) ready: AtomicBool,
     pub(crate) openapi: crate::discovery::OpenApi,

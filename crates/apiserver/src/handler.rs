@@ -25,6 +25,7 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -146,7 +147,8 @@ async fn serve(
         user
     };
     authorize(core, info, &user)?;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
     let ctx = Ctx {
         core,
         info,
@@ -160,7 +162,7 @@ async fn serve(
     let Some(row) = row else {
         return Ok(respond::text(404, "404 page not found\n"));
     };
-    Box::pin(resource(&ctx, row, &parts.method, body)).await
+    Box::pin(resource(&ctx, row, &parts.method, body, upgrade)).await
 }
 
 fn authorize(core: &Core, info: &RequestInfo, user: &User) -> Result<(), Status> {
@@ -222,6 +224,7 @@ async fn resource(
     row: &'static Resource,
     method: &Method,
     body: Incoming,
+    upgrade: Option<OnUpgrade>,
 ) -> Result<Response<Body>, Status> {
     let info = ctx.info;
     let sub = info.subresource.as_str();
@@ -274,7 +277,15 @@ async fn resource(
         return Ok(respond::text(404, "404 page not found\n"));
     }
     if matches!(sub, "log" | "exec" | "attach" | "portforward" | "proxy") {
-        return kubelet::serve(&call, ctx.query, &info.tail, method, ctx.headers, body).await;
+        let forwarded = kubelet::Forwarded {
+            query: ctx.query,
+            tail: &info.tail,
+            method,
+            headers: ctx.headers,
+            body,
+            upgrade,
+        };
+        return kubelet::serve(&call, forwarded).await;
     }
     subresources(ctx, &call, body).await
 }

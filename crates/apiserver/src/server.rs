@@ -124,6 +124,7 @@ impl ApiServer {
             issuer: config.issuer.clone(),
             in_flight: Semaphore::new(config.limits.in_flight_max),
             stop: serving.token().clone(),
+            streams: serving.clone(),
             ready: AtomicBool::new(false),
             openapi: crate::discovery::OpenApi::default(),
         });

@@ -6,6 +6,7 @@ mod deletion;
 mod discovery;
 mod events;
 mod kubectl;
+mod kubelet;
 mod list;
 mod patch;
 mod services;

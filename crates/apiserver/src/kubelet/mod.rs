@@ -1,0 +1,185 @@
+//! Requests that a node answers: logs, exec, attach, port-forward, and the node, pod and
+//! service proxies. `target.rs` says where each goes, `upgrade.rs` passes connections through.
+
+mod target;
+mod unchecked;
+mod upgrade;
+
+use crate::config::KubeletAccess;
+use crate::handler::Incoming;
+use crate::http::request::Query;
+use crate::http::respond::{Body, BoxError};
+use crate::registry::Call;
+use crate::server::Error;
+use apimachinery::Status;
+use futures::StreamExt as _;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use hyper::upgrade::OnUpgrade;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::sync::Arc;
+
+/// Reaches nodes and what runs on them.
+pub(crate) struct Kubelets {
+    client: Client<HttpsConnector<HttpConnector>, Incoming>,
+    tls: Arc<ClientConfig>,
+}
+
+impl Kubelets {
+    pub(crate) fn new(access: &KubeletAccess) -> Result<Self, Error> {
+        let fail = |e: BoxError| Error::Kubelet(e);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| fail(e.into()))?;
+        let builder = match &access.ca {
+            Some(pem) => {
+                let mut roots = RootCertStore::empty();
+                for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                    roots
+                        .add(cert.map_err(|e| fail(e.into()))?)
+                        .map_err(|e| fail(e.into()))?;
+                }
+                builder.with_root_certificates(roots)
+            }
+            None => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(unchecked::Unchecked(provider))),
+        };
+        let tls = match &access.client_identity {
+            Some((cert, key)) => {
+                let chain = CertificateDer::pem_slice_iter(cert.as_bytes())
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| fail(e.into()))?;
+                let key =
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| fail(e.into()))?;
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|e| fail(e.into()))?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls.clone())
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            tls: Arc::new(tls),
+        })
+    }
+}
+
+/// A request for something that runs elsewhere.
+pub(crate) struct Forwarded<'a> {
+    pub(crate) query: &'a Query,
+    /// Path below `proxy`.
+    pub(crate) tail: &'a str,
+    pub(crate) method: &'a Method,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: Incoming,
+    /// Where the connection goes after `101 Switching Protocols`.
+    pub(crate) upgrade: Option<OnUpgrade>,
+}
+
+/// Answers a subresource that lives on a node.
+pub(crate) async fn serve(
+    call: &Call<'_>,
+    request: Forwarded<'_>,
+) -> Result<Response<Body>, Status> {
+    let target = target::url(call, request.query, request.tail).await?;
+    if request.headers.contains_key(header::UPGRADE) {
+        return upgrade::forward(call, &target, request).await;
+    }
+    if matches!(call.subresource, "exec" | "attach" | "portforward") {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
+    forward(call, &target, request).await
+}
+
+async fn forward(
+    call: &Call<'_>,
+    target: &str,
+    sent: Forwarded<'_>,
+) -> Result<Response<Body>, Status> {
+    let Forwarded {
+        method,
+        headers,
+        body,
+        ..
+    } = sent;
+    let uri: Uri = target.parse().map_err(Status::internal)?;
+    let host = uri.authority().map(ToString::to_string).unwrap_or_default();
+    let mut request = Request::new(body);
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = uri;
+    for (name, value) in headers {
+        if !hop_by_hop(name) {
+            request.headers_mut().append(name, value.clone());
+        }
+    }
+    let response = call
+        .core
+        .kubelets
+        .client
+        .request(request)
+        .await
+        .map_err(|e| unreachable(&host, &e))?;
+    pass_on(call, response)
+}
+
+/// A node's answer as ours; its body ends when the server stops.
+fn pass_on(
+    call: &Call<'_>,
+    response: Response<hyper::body::Incoming>,
+) -> Result<Response<Body>, Status> {
+    let (mut parts, incoming) = response.into_parts();
+    for name in ["connection", "transfer-encoding", "keep-alive"] {
+        parts.headers.remove(name);
+    }
+    let stop = call.core.stop.clone();
+    let stream = incoming
+        .into_data_stream()
+        .map(|r| r.map_err(|e| Box::new(e) as BoxError))
+        .take_until(async move { stop.cancelled().await });
+    parts.extensions = http::Extensions::new();
+    parts.version = http::Version::default();
+    Ok(Response::from_parts(parts, Body::stream(stream)))
+}
+
+/// 503 with the innermost cause.
+fn unreachable(host: &str, e: &(dyn std::error::Error + 'static)) -> Status {
+    let cause = std::iter::successors(Some(e), |e| e.source())
+        .last()
+        .map_or_else(String::new, ToString::to_string);
+    Status::new(
+        503,
+        "ServiceUnavailable",
+        format!("error trying to reach service: {host}: {cause}"),
+    )
+}
+
+/// Headers of this connection, not of the request; and credentials, which are for us alone.
+fn hop_by_hop(name: &HeaderName) -> bool {
+    [
+        header::CONNECTION,
+        header::HOST,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::TE,
+        header::TRAILER,
+        header::AUTHORIZATION,
+        header::ACCEPT_ENCODING,
+        header::CONTENT_LENGTH,
+    ]
+    .contains(name)
+        || name == "keep-alive"
+}
