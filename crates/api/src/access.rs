@@ -47,12 +47,13 @@ pub(crate) fn object_mut<'a>(v: &'a mut Value, name: &str) -> Option<&'a mut Val
     v.get_mut(name).filter(|v| v.is_object())
 }
 
-/// The items of the list at `name`.
+/// The objects in the list at `name`.
 pub(crate) fn items_mut<'a>(v: &'a mut Value, name: &str) -> impl Iterator<Item = &'a mut Value> {
     v.get_mut(name)
         .and_then(Value::as_array_mut)
         .into_iter()
         .flatten()
+        .filter(|v| v.is_object())
 }
 
 /// Sets a field that is missing or `null`; `v` must be an object, else nothing happens.

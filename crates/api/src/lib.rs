@@ -131,6 +131,7 @@ pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Reso
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::collections::HashSet;
 
     #[test]
@@ -162,6 +163,37 @@ mod tests {
         for r in resources().iter().filter(|r| r.stored_as.is_none()) {
             for s in r.short_names {
                 assert!(seen.insert(*s), "{s} twice");
+            }
+        }
+    }
+
+    /// Bodies are type-checked before, but anything may be missing or null.
+    #[test]
+    fn sparse_objects_do_no_harm() {
+        let spec = json!({
+            "ports": [null, {}], "containers": [null, {"env": [null], "ports": [{}]}], "volumes": [{}, null],
+            "template": {"spec": {"containers": [{}]}, "metadata": null}, "selector": {}, "strategy": {},
+            "jobTemplate": {"spec": {"template": {}}}, "versions": [{}], "rules": [{}], "limits": [{}],
+        });
+        for r in resources() {
+            for v in [
+                json!({}),
+                json!({"metadata": null, "spec": null, "status": null}),
+                json!({"metadata": {}, "spec": {}, "data": {}, "rules": [{}], "subjects": [{}], "webhooks": [{}]}),
+                json!({"metadata": {"name": "a", "uid": "u", "labels": null}, "spec": spec.clone()}),
+            ] {
+                let mut made = v.clone();
+                (r.default)(&mut made);
+                let once = made.clone();
+                (r.default)(&mut made);
+                assert_eq!(made, once, "{}: defaults are idempotent", r.plural);
+                (r.prepare_create)(&mut made);
+                let mut new = made.clone();
+                (r.prepare_update)(&mut new, &v);
+                let _ = (r.validate)(&new);
+                let _ = (r.validate_update)(&new, &v);
+                assert_eq!((r.validate_update)(&made, &made), [], "{}", r.plural);
+                let _ = (r.row)(&made, 0);
             }
         }
     }

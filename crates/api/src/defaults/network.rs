@@ -21,8 +21,9 @@ pub(crate) fn service(v: &mut Value) {
     for p in items_mut(spec, "ports") {
         default_text(p, "protocol", "TCP");
         let target = at(p, "targetPort");
-        if target.is_null() || target == 0 || target == "" {
-            let port = at(p, "port").clone();
+        let port = at(p, "port");
+        if (target.is_null() || target == 0 || target == "") && !port.is_null() {
+            let port = port.clone();
             p["targetPort"] = port;
         }
     }
