@@ -34,6 +34,9 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::replicaset::start(&context);
     crate::deployment::start(&context);
     crate::endpoints::start(&context);
+    crate::gc::start(&context);
+    crate::namespace::start(&context);
+    crate::job::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
 }
 

@@ -414,6 +414,8 @@ fn the_hash_differs_by_template_and_collision_but_not_by_chance() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Whatever the size, the fenceposts and how pods come up: during a rollout there
     /// are never more pods than allowed, never fewer that serve, and it comes to its end.
     #[test]

@@ -256,6 +256,8 @@ fn the_older_object_splits_ready_from_not_ready() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     /// Whatever comes and goes: the slices hold each address once, none is too full, and
     /// a second look finds nothing to write.
     #[test]

@@ -1,5 +1,6 @@
 //! The controllers against a real API server in this process, with a stand-in for the
 //! node that makes pods ready at once.
 
+mod collection;
 mod site;
 mod workloads;
