@@ -27,7 +27,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,7 @@ pub(crate) struct Agent {
     pub(crate) objects: Arc<ObjectCache>,
     pub(crate) tokens: Tokens,
     pub(crate) addresses: Addresses,
-    pub(crate) checkpoint: Checkpoint,
+    pub(crate) checkpoint: Arc<Checkpoint>,
     /// Pods to reconcile.
     pub(crate) queue: WorkQueue<Uid>,
     /// Pods whose status may have changed.
@@ -75,6 +75,8 @@ pub(crate) struct Agent {
     pub(crate) scope: lifecycle::Scope,
     /// Held for sums only.
     totals: Mutex<Totals>,
+    /// When the agent started, Unix milliseconds.
+    pub(crate) started_ms: i64,
     /// The zero of [`Agent::now`].
     origin: Instant,
     /// What runtimes had when the agent started, until its pods are known. Held for
@@ -89,6 +91,8 @@ pub(crate) struct Slot {
     pub(crate) uid: Uid,
     /// Cancelled when the pod is to end: pulls and probes stop.
     pub(crate) ending: CancellationToken,
+    /// Notified after every reconcile: who follows a log learns of its container's end.
+    pub(crate) changed: Notify,
     /// Never held across an await.
     record: Mutex<Record>,
 }
@@ -122,6 +126,8 @@ pub(crate) struct Record {
     pub(crate) setups: crate::backoff::Backoff,
     pub(crate) conditions: Vec<core::PodCondition>,
     pub(crate) published: Published,
+    /// All that it had to do is done.
+    over: bool,
     /// It was checked against the node's resources.
     admitted: bool,
     /// What it is counted with in the node's totals.
@@ -152,7 +158,7 @@ pub(crate) struct Parts {
     pub(crate) runtimes: Vec<(String, Arc<dyn PodRuntime>)>,
     pub(crate) services: Informer<core::Service>,
     pub(crate) addresses: Addresses,
-    pub(crate) checkpoint: Checkpoint,
+    pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) scope: lifecycle::Scope,
 }
 
@@ -171,7 +177,7 @@ impl Agent {
             tokens: Tokens::new(parts.client.clone(), parts.clock.clone()),
             fixed: parts.fixed,
             client: parts.client,
-            clock: parts.clock,
+            clock: parts.clock.clone(),
             events: parts.events,
             images: parts.images,
             runtimes: parts.runtimes,
@@ -186,6 +192,7 @@ impl Agent {
             scope: parts.scope,
             totals: Mutex::default(),
             adoptable: Mutex::default(),
+            started_ms: parts.clock.now().as_millisecond(),
             origin: Instant::now(),
             pods: RwLock::default(),
         })
@@ -247,6 +254,7 @@ impl Agent {
                 let slot = Arc::new(Slot {
                     uid: uid.clone(),
                     ending: CancellationToken::new(),
+                    changed: Notify::new(),
                     record: Mutex::new(self.new_record(desired, confirmed)),
                 });
                 pods.insert(uid.clone(), slot.clone());
@@ -262,6 +270,23 @@ impl Agent {
         self.queue.add(uid);
     }
 
+    /// Runs what the checkpoint holds until the API server tells of its pods.
+    pub(crate) fn restore(self: &Arc<Self>, restored: crate::checkpoint::Restored) {
+        for pod in restored.pods {
+            let uid = Uid::from(pod.metadata.uid.as_deref().unwrap_or_default());
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let refs = crate::objects::references(&pod);
+            for entry in restored.objects.iter().filter(|e| e.namespace == namespace) {
+                if refs.contains(&(entry.kind, entry.name.clone())) {
+                    let object = entry.object.clone();
+                    self.objects
+                        .seed(&uid, entry.kind, namespace, &entry.name, object);
+                }
+            }
+            self.update(pod, false);
+        }
+    }
+
     fn new_record(&self, desired: Desired, confirmed: bool) -> Record {
         let status = desired.pod.status.as_ref();
         let now = self.clock.now();
@@ -274,16 +299,17 @@ impl Agent {
                 .saturating_sub(passed);
             self.now() + u64::try_from(left).unwrap_or(0)
         });
-        if confirmed {
-            self.checkpoint.put_pod(&desired.pod);
-        }
         let admitted = known_start.is_some() || !confirmed;
         let over = matches!(desired.api_phase(), Some("Succeeded" | "Failed"));
+        if confirmed && !over {
+            self.checkpoint.put_pod(&desired.pod);
+        }
         let counted = (admitted && !over).then(|| Requests::of(&desired.pod));
         if let Some(requests) = counted {
             self.totals.lock().add(requests);
         }
         Record {
+            over: false,
             counted,
             actual: Actual::seed(&desired),
             sides: desired.containers.iter().map(|_| Side::default()).collect(),
@@ -310,6 +336,7 @@ impl Agent {
 
     fn update_record(&self, record: &mut Record, desired: Desired, confirmed: bool) {
         let spec_changed = record.desired.pod.metadata.generation != desired.generation();
+        let newly_confirmed = confirmed && !record.confirmed;
         record.confirmed |= confirmed;
         record.actual.gone = false;
         for (index, wanted) in desired.containers.iter().enumerate() {
@@ -321,6 +348,9 @@ impl Agent {
             if changed && let Some(container) = record.actual.containers.get_mut(index) {
                 container.image = Image::Unknown;
             }
+        }
+        if newly_confirmed {
+            Self::confirm(record, &desired);
         }
         // The number of containers of a pod can't change; be safe all the same.
         record
@@ -342,8 +372,29 @@ impl Agent {
             .filter(|c| crate::publish::OWN_CONDITIONS.contains(&c.type_.as_str()));
         record.conditions = own.chain(foreign).cloned().collect();
         record.desired = desired;
-        if spec_changed && confirmed {
+        if (spec_changed || newly_confirmed)
+            && confirmed
+            && !plan::has_finished(&record.desired, &record.actual)
+        {
             self.checkpoint.put_pod(&record.desired.pod);
+        }
+    }
+
+    /// The API server tells of a pod that the checkpoint told of: what it knows of earlier
+    /// runs is taken over, and what it was told is not told again.
+    fn confirm(record: &mut Record, desired: &Desired) {
+        let status = desired.pod.status.as_ref();
+        record.published = Published::seed(status);
+        record.conditions = status
+            .and_then(|s| s.conditions.clone())
+            .unwrap_or_default();
+        if let Some(at) = status.and_then(|s| s.start_time.as_ref()) {
+            record.start_time = at.0;
+        }
+        let seeded = Actual::seed(desired);
+        record.actual.ended = record.actual.ended.take().or(seeded.ended);
+        for (container, known) in record.actual.containers.iter_mut().zip(seeded.containers) {
+            container.confirm(known);
         }
     }
 
@@ -431,6 +482,11 @@ impl Agent {
             self.admit(record);
             self.check_deadline(record, now);
             let plan = plan::plan(&record.desired, &record.actual, now);
+            if plan::has_finished(&record.desired, &record.actual) && !record.over {
+                // It must not be run again by a boot without an API server.
+                record.over = true;
+                self.checkpoint.remove_pod(uid);
+            }
             if record.desired.deleting || record.actual.gone || record.actual.ended.is_some() {
                 slot.ending.cancel();
             }
@@ -453,6 +509,7 @@ impl Agent {
                 self.announce(&slot, record);
             }
         }
+        slot.changed.notify_waiters();
         if forget {
             self.uncount(&mut slot.lock());
             self.pods.write().remove(uid);
@@ -674,3 +731,6 @@ impl Agent {
         SandboxId(uid.0.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use crate::pod::PullPolicy;
 use async_trait::async_trait;
+use images::{Auth, Image, ImageKind, ImageStore, Policy, PullError, PullOptions, Reference};
 
 /// An image in the content store, ready to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,5 +80,91 @@ pub(crate) async fn obtain(
     match images.pull(image, secrets).await {
         Ok(pulled) => Ok(Obtained::Pulled(pulled)),
         Err(failure) => Err(failure),
+    }
+}
+
+#[async_trait]
+impl ImageSource for ImageStore {
+    async fn local(&self, image: &str) -> Result<Option<PulledImage>, PullFailure> {
+        let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
+        match self.get(&reference, None) {
+            Ok(found) => Ok(found.map(pulled)),
+            Err(source) => Err(failure(PullError::Disk { reference, source })),
+        }
+    }
+
+    async fn pull(&self, image: &str, secrets: &[Vec<u8>]) -> Result<PulledImage, PullFailure> {
+        let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
+        let mut auths = Vec::new();
+        for secret in secrets {
+            match Auth::from_docker_config_json(secret) {
+                Ok(more) => auths.extend(more),
+                // The registry may do without, or say itself what it lacks.
+                Err(error) => tracing::warn!(image, %error, "pull secret not usable"),
+            }
+        }
+        let options = PullOptions {
+            policy: Policy::Always,
+            auths,
+            ..PullOptions::default()
+        };
+        // The inherent method of the same name.
+        ImageStore::pull(self, &reference, options)
+            .await
+            .map(pulled)
+            .map_err(failure)
+    }
+
+    async fn list(&self) -> Vec<(Vec<String>, u64)> {
+        match ImageStore::list(self) {
+            Ok(list) => list
+                .into_iter()
+                .map(|i| {
+                    let by_digest = format!("{}@{}", i.reference.name(), i.digest);
+                    (vec![by_digest, i.reference.to_string()], i.size_bytes)
+                })
+                .collect(),
+            Err(error) => {
+                tracing::debug!(%error, "images not listed");
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn pulled(image: Image) -> PulledImage {
+    let artifact = match &image.kind {
+        ImageKind::Wasm {
+            digest,
+            path,
+            rootfs,
+            ..
+        } => runtime::Artifact::Wasm {
+            digest: digest.as_str().into(),
+            path: path.clone(),
+            rootfs: rootfs.clone(),
+        },
+        // Its layers are not unpacked: no runtime here runs them, and each says so.
+        ImageKind::Container { .. } => runtime::Artifact::Container {
+            digest: image.manifest_digest.as_str().into(),
+            layers: Vec::new(),
+        },
+    };
+    PulledImage {
+        id: image.id(),
+        artifact,
+        entrypoint: image.config.entrypoint,
+        cmd: image.config.cmd,
+        env: image.config.env,
+        working_dir: image.config.working_dir,
+        size_bytes: image.size_bytes,
+    }
+}
+
+fn failure(error: PullError) -> PullFailure {
+    PullFailure {
+        reason: error.reason(),
+        message: error.report(),
+        unreachable: matches!(error, PullError::Network { .. }),
     }
 }

@@ -119,7 +119,7 @@ impl Agent {
         let refresh = volumes::set_up(&dir, &sources)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        self.checkpoint.put_objects(&slot.uid, pod, &objects);
+        self.checkpoint.put_objects(pod, &objects);
         let mut record = slot.lock();
         record.objects = objects;
         record.refresh_at = refresh.map(|at_s| {
@@ -288,6 +288,11 @@ impl Agent {
 
     /// Creates a container and starts it.
     pub(crate) async fn start(self: &Arc<Self>, slot: &Arc<Slot>, index: usize, attempt: u32) {
+        let confirmed = slot.lock().confirmed;
+        if confirmed && !self.services.has_synced() {
+            // Past the deadline the pod starts without what Services would add.
+            let _ = tokio::time::timeout(SERVICES_DEADLINE, self.services.synced()).await;
+        }
         let Ok(_turn) = self.starts.acquire().await else {
             return;
         };
@@ -372,11 +377,6 @@ impl Agent {
             .for_pod(&slot.uid, &desired.pod)
             .await
             .map_err(|e| config_error(e.to_string()))?;
-        let confirmed = slot.lock().confirmed;
-        if confirmed && !self.services.has_synced() {
-            // Past the deadline the pod starts without what Services would add.
-            let _ = tokio::time::timeout(SERVICES_DEADLINE, self.services.synced()).await;
-        }
         let services = self.visible_services(&desired.namespace);
         let spec = container::container_spec(&Ingredients {
             desired: &desired,

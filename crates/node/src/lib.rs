@@ -15,6 +15,8 @@ mod checkpoint;
 mod config;
 mod container;
 mod env;
+#[cfg(test)]
+mod fakes;
 mod feed;
 mod hooks;
 mod http_get;
@@ -29,11 +31,12 @@ mod pod;
 mod probes;
 mod publish;
 mod register;
+mod server;
 mod state;
 mod status;
 mod tokens;
 mod volumes;
 
-pub use config::{Config, Error};
+pub use config::{Config, Error, Kubelet, TlsError};
 pub use image::{ImageSource, PullFailure, PulledImage};
 pub use node::Node;

@@ -73,6 +73,49 @@ impl Pressure {
     }
 }
 
+/// What is in use on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) cpu_ns: u64,
+    pub(crate) memory_used_bytes: u64,
+    pub(crate) memory_free_bytes: u64,
+    pub(crate) disk_bytes: u64,
+    pub(crate) disk_free_bytes: u64,
+}
+
+impl Used {
+    pub(crate) fn read(dir: &Path) -> Self {
+        let free = meminfo("MemAvailable").unwrap_or(0);
+        let (disk_bytes, disk_free_bytes) = disk(dir).unwrap_or_default();
+        Self {
+            cpu_ns: cpu_ns().unwrap_or(0),
+            memory_used_bytes: meminfo("MemTotal").unwrap_or(0).saturating_sub(free),
+            memory_free_bytes: free,
+            disk_bytes,
+            disk_free_bytes,
+        }
+    }
+}
+
+/// CPU time of the whole machine that was not idle. `/proc/stat` counts in hundredths of
+/// a second on every Linux.
+fn cpu_ns() -> Option<u64> {
+    let text = read("/proc/stat");
+    let fields: Vec<u64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    // user, nice, system, (idle, iowait), irq, softirq, steal
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|i| fields.get(*i))
+        .sum();
+    Some(busy * 10_000_000)
+}
+
 /// Less than a tenth of the process ids is left.
 fn pids_short() -> bool {
     let max = read("/proc/sys/kernel/pid_max").parse::<u64>().ok();

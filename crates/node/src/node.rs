@@ -2,11 +2,12 @@
 
 use crate::addresses::Addresses;
 use crate::agent::{Agent, Fixed, Parts};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Restored};
 use crate::config::{Config, Error};
 use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
+use crate::server::Server;
 use client::{EventRecorder, Informer, Selected};
 use k8s_openapi::api::core::v1::Pod;
 use lifecycle::Scope;
@@ -55,6 +56,7 @@ impl Node {
             config.clock.clone(),
             &scope,
         );
+        let (checkpoint, restored) = Checkpoint::open(&config.dir, &scope);
         let agent = Agent::new(Parts {
             fixed: Fixed {
                 name: config.name.clone(),
@@ -72,7 +74,7 @@ impl Node {
             runtimes: config.runtimes.clone(),
             services: config.informers.get(),
             addresses: Addresses::new(config.pod_cidr).map_err(Error::Addresses)?,
-            checkpoint: Checkpoint {},
+            checkpoint,
             scope: scope.clone(),
         });
         let port = config
@@ -88,7 +90,8 @@ impl Node {
             let mine = format!("spec.nodeName={}", config.name);
             config.informers.get_selected(Selected::fields(mine))
         };
-        run(&agent, pods, &scope);
+        run(&agent, pods, restored, &scope);
+        Server::start(agent.clone(), config.kubelet, &scope)?;
         Ok(Self { agent, scope })
     }
 
@@ -104,22 +107,28 @@ impl Node {
     }
 }
 
-/// The loop, the status writers, and what wakes them.
-pub(crate) fn run(agent: &Arc<Agent>, pods: Informer<Pod>, scope: &Scope) {
+/// The loops, and what feeds them.
+fn run(agent: &Arc<Agent>, pods: Informer<Pod>, restored: Restored, scope: &Scope) {
+    run_loops(agent, scope);
+    let fed = agent.clone();
+    scope.spawn_cancellable(async move {
+        feed::list_runtimes(&fed).await;
+        fed.restore(restored);
+        feed::follow_pods(fed, pods).await;
+    });
+}
+
+/// The reconcile loop, the status writers, the runtimes' followers.
+pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
     agent.start_publishing();
     for index in 0..agent.runtimes.len() {
         scope.spawn_cancellable(feed::follow_runtime(agent.clone(), index));
     }
-    let fed = agent.clone();
+    let agent = agent.clone();
     scope.spawn_cancellable(async move {
-        feed::list_runtimes(&fed).await;
-        feed::follow_pods(fed, pods).await;
-    });
-    let loop_agent = agent.clone();
-    scope.spawn_cancellable(async move {
-        while let Some(uid) = loop_agent.queue.next().await {
-            loop_agent.reconcile(&uid);
-            loop_agent.queue.done(&uid);
+        while let Some(uid) = agent.queue.next().await {
+            agent.reconcile(&uid);
+            agent.queue.done(&uid);
             // One loop for thousands of pods must let others run.
             tokio::task::consume_budget().await;
         }

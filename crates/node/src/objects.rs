@@ -199,6 +199,9 @@ struct Entry {
     scope: lifecycle::Scope,
 }
 
+/// Called with the users of an object that changed.
+type Changed = Box<dyn Fn(&HashSet<Uid>) + Send + Sync>;
+
 /// The objects in use. One watch each; it ends with the object's last user.
 pub(crate) struct ObjectCache {
     client: kube::Client,
@@ -206,7 +209,7 @@ pub(crate) struct ObjectCache {
     /// Held for look-ups and never across an await.
     entries: Mutex<HashMap<Key, Entry>>,
     /// Told the users of an object that changed.
-    changed: Box<dyn Fn(&HashSet<Uid>) + Send + Sync>,
+    changed: Changed,
 }
 
 impl ObjectCache {

@@ -170,7 +170,7 @@ fn end(desired: &Desired, actual: &Actual, plan: &mut Plan) {
             plan.steps.push(stop(index, Why::PodEnds));
         }
     }
-    if !waiting && let Some((index, container)) = alive(Role::Sidecar).last() {
+    if !waiting && let Some((index, container)) = alive(Role::Sidecar).next_back() {
         waiting = true;
         if can_stop(container) {
             plan.steps.push(stop(index, Why::PodEnds));

@@ -174,6 +174,40 @@ impl ContainerActual {
         self.run_image.as_deref().is_some_and(|has| has != wanted)
     }
 
+    /// Takes over what the API server knows and this does not. `known` is older.
+    pub(crate) fn confirm(&mut self, known: Self) {
+        if self.run == Run::None && self.next_attempt == 0 {
+            // Its job, if one is under way, has its number already.
+            let image = std::mem::take(&mut self.image);
+            *self = Self { image, ..known };
+            return;
+        }
+        self.image_id = self.image_id.take().or(known.image_id);
+        if self.attempt != known.attempt {
+            return;
+        }
+        self.last = self.last.take().or(known.last);
+        if let (
+            Run::Running {
+                started_ms,
+                started,
+                ready,
+                ..
+            },
+            Run::Running {
+                started_ms: told_ms,
+                started: told_started,
+                ready: told_ready,
+                ..
+            },
+        ) = (&mut self.run, known.run)
+            && *started_ms / 1000 == told_ms / 1000
+        {
+            *started |= told_started;
+            *ready |= told_ready;
+        }
+    }
+
     fn seed(status: &core::ContainerStatus) -> Self {
         let mut seeded = Self {
             attempt: u32::try_from(status.restart_count).unwrap_or(0),

@@ -228,6 +228,12 @@ fn container_status(
     }
 }
 
+/// Why a container that has not run yet waits.
+pub(crate) fn waiting_reason(desired: &Desired, actual: &Actual, index: usize) -> String {
+    waiting(desired, actual, index, true)
+        .map_or_else(|| "ContainerCreating".into(), |(reason, _)| reason)
+}
+
 /// Reason and message when the container waits.
 fn waiting(
     desired: &Desired,

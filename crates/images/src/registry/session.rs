@@ -288,7 +288,7 @@ impl Session {
     async fn send(
         &self,
         url: &Url,
-        what: &dyn std::fmt::Display,
+        what: &(dyn std::fmt::Display + Sync),
         make: impl Fn(&reqwest::Client) -> RequestBuilder,
     ) -> Result<Response, RegistryError> {
         loop {
