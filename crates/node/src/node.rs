@@ -151,6 +151,7 @@ fn register(config: &Config, capacity: Capacity, port: u16) -> Registration {
         handlers: config.runtimes.iter().map(|(h, _)| h.clone()).collect(),
         images: config.images.clone(),
         version: config.version.clone(),
+        listed: Default::default(),
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Patches and deletes under way at once.
@@ -165,6 +166,10 @@ impl Agent {
     }
 
     async fn publish(&self, uid: &Uid) -> Result<(), kube::Error> {
+        // The ends that a drain brings are not the pods' own.
+        if self.draining.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let Some(slot) = self.slot(uid) else {
             return Ok(());
         };

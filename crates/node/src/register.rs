@@ -28,6 +28,8 @@ const STATUS_LOOK: Duration = Duration::from_secs(10);
 const STATUS_SEND_SECONDS: i64 = 300;
 /// Delay between tries while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often images are listed for the status.
+const IMAGES_LOOK_SECONDS: i64 = 60;
 /// Images listed in the status, as upstream's default.
 const IMAGES_MAX: usize = 50;
 
@@ -47,7 +49,12 @@ pub(crate) struct Registration {
     pub(crate) handlers: Vec<String>,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) version: String,
+    /// Images as last listed, and when, Unix seconds.
+    pub(crate) listed: parking_lot::Mutex<Option<Listed>>,
 }
+
+/// When, and names and sizes.
+type Listed = (i64, Vec<(Vec<String>, u64)>);
 
 impl Registration {
     /// Registers and goes on telling until the scope is cancelled.
@@ -182,9 +189,7 @@ impl Registration {
     }
 
     async fn status(&self, conditions: Vec<core::NodeCondition>) -> core::NodeStatus {
-        let mut images = self.images.list().await;
-        images.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        images.truncate(IMAGES_MAX);
+        let images = self.listed_images().await;
         let images = images
             .into_iter()
             .map(|(names, bytes)| core::ContainerImage {
@@ -222,6 +227,21 @@ impl Registration {
             ),
             ..core::NodeStatus::default()
         }
+    }
+
+    /// The largest images. Listing reads the store, so it is not done at each look.
+    async fn listed_images(&self) -> Vec<(Vec<String>, u64)> {
+        let now = self.clock.now().as_second();
+        if let Some((at, known)) = &*self.listed.lock()
+            && (0..IMAGES_LOOK_SECONDS).contains(&(now - at))
+        {
+            return known.clone();
+        }
+        let mut images = self.images.list().await;
+        images.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        images.truncate(IMAGES_MAX);
+        *self.listed.lock() = Some((now, images.clone()));
+        images
     }
 
     fn conditions(

@@ -22,8 +22,8 @@ async fn a_pod_runs_and_its_status_tells() {
     expect![[r#"
         Pulling: Pulling image "hello:1"
         Pulled: Successfully pulled image "hello:1" in 0ms (0ms including waiting). Image size: 9 bytes.
-        Created: Created container: c
-        Started: Started container c
+        Created: Container created
+        Started: Container started
     "#]]
     .assert_eq(&rig.api.events());
     expect![[r#"
@@ -421,5 +421,131 @@ async fn many_pods_come_up_each_for_one_write() {
         .filter(|(to, body)| to.ends_with("/status") && body["status"]["phase"] != "Running")
         .count();
     assert_eq!(early, 0);
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_status_says_to_run_and_no_runtime_has_is_run_again() {
+    let rig = Rig::new().await;
+    let mut known = pod("web", one());
+    known.status = serde_json::from_value(json!({"phase": "Running", "podIP": "127.42.0.9",
+        "startTime": EPOCH, "containerStatuses": [{"name": "c", "image": "hello:1",
+            "imageID": "x", "ready": true, "restartCount": 3,
+            "state": {"running": {"startedAt": EPOCH}}}]}))
+    .unwrap();
+    rig.agent.update(known.into(), true);
+    rig.until("again", |r| r.container("web", "/restartCount") == 4)
+        .await;
+    expect![[r#"
+        0 run_sandbox web
+        0 create web/c/4
+        0 start web/c/4
+    "#]]
+    .assert_eq(&rig.runtime.told());
+    assert_eq!(
+        rig.runtime
+            .sandboxes
+            .lock()
+            .values()
+            .next()
+            .unwrap()
+            .ip
+            .to_string(),
+        "127.42.0.9"
+    );
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_node_ends_containers_and_tells_nobody() {
+    let rig = Rig::new().await;
+    let mut spec = one();
+    spec["restartPolicy"] = json!("Never");
+    spec["terminationGracePeriodSeconds"] = json!(3);
+    rig.apply("job", spec);
+    rig.until("running", |r| r.api.status("job")["phase"] == "Running")
+        .await;
+    rig.agent.drain_all().await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(
+        rig.runtime
+            .told()
+            .ends_with("stop job/c/0 within 3000 ms\n")
+    );
+    assert_eq!(rig.api.status("job")["phase"], "Running");
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_decide_on_ready_and_on_restarts() {
+    let rig = Rig::new().await;
+    // Nobody listens there: a port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.42.0.2:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let probe = |threshold: u32| json!({"tcpSocket": {"port": port}, "periodSeconds": 5, "failureThreshold": threshold});
+    rig.apply(
+        "web",
+        json!({"terminationGracePeriodSeconds": 9, "containers": [{"name": "c", "image": "hello:1",
+        "readinessProbe": probe(1), "livenessProbe": probe(3)}]}),
+    );
+    rig.until("running", |r| r.api.status("web")["phase"] == "Running")
+        .await;
+    assert_eq!(rig.container("web", "/ready"), false);
+    assert_eq!(rig.container("web", "/started"), true);
+    rig.until("killed", |r| r.runtime.told().contains("stop web/c/0"))
+        .await;
+    assert!(
+        rig.runtime
+            .told()
+            .contains("10 stop web/c/0 within 9000 ms"),
+        "{}",
+        rig.runtime.told()
+    );
+    let events = rig.api.events();
+    assert!(
+        events.contains("Killing: Container c failed liveness probe, will be restarted"),
+        "{events}"
+    );
+    assert!(
+        events.contains("Unhealthy: Liveness probe failed: dial tcp 127.42.0.2:"),
+        "{events}"
+    );
+    rig.until("restarted", |r| r.container("web", "/restartCount") == 1)
+        .await;
+    // Somebody listens now.
+    let _listener = std::net::TcpListener::bind(("127.42.0.2", port)).unwrap();
+    rig.until("ready", |r| r.container("web", "/ready") == true)
+        .await;
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_else_is_probed_before_startup_passed() {
+    let rig = Rig::new().await;
+    let port = std::net::TcpListener::bind("127.42.0.2:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    rig.apply(
+        "web",
+        json!({"containers": [{"name": "c", "image": "hello:1",
+        "startupProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 100},
+        "livenessProbe": {"exec": {"command": ["true"]}}}]}),
+    );
+    rig.until("failing", |r| {
+        r.api.events().contains("Unhealthy: Startup probe failed")
+    })
+    .await;
+    assert_eq!(rig.container("web", "/started"), false);
+    assert!(!rig.api.events().contains("Liveness"));
+    let _listener = std::net::TcpListener::bind(("127.42.0.2", port)).unwrap();
+    rig.until("ready", |r| r.container("web", "/ready") == true)
+        .await;
+    let words = "Unhealthy: Liveness probe errored: exec probes are not supported by this runtime";
+    rig.until("told", |r| r.api.events().contains(words)).await;
     rig.scope.close().await;
 }
