@@ -23,6 +23,7 @@ pub(crate) async fn run(
     core: &Arc<Core>,
     cidr: ServiceCidr,
     advertise: Option<SocketAddr>,
+    client_ca: &str,
 ) -> Result<(), Status> {
     let mut first: Vec<Value> = ["default", "kube-system", "kube-public", "kube-node-lease"]
         .iter()
@@ -31,10 +32,9 @@ pub(crate) async fn run(
     first.extend(policy::objects());
     first.extend(priority_classes());
     ensure_all(core, first).await?;
-    let second = vec![service(cidr, advertise), policy_in_namespaces()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let mut second = policy::namespaced();
+    second.push(service(cidr, advertise));
+    second.push(authentication(client_ca));
     ensure_all(core, second).await?;
     if let Some(address) = advertise {
         endpoint(core, address).await?;
@@ -123,9 +123,9 @@ fn priority_classes() -> Vec<Value> {
 }
 
 /// The Service through which pods reach this server.
-fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Vec<Value> {
+fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Value {
     let port = advertise.map_or(6443, |a| a.port());
-    vec![json!({
+    json!({
         "kind": "Service", "apiVersion": "v1",
         "metadata": {
             "name": "kubernetes", "namespace": "default",
@@ -136,11 +136,16 @@ fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Vec<Value> {
             "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
         },
-    })]
+    })
 }
 
-fn policy_in_namespaces() -> Vec<Value> {
-    policy::namespaced()
+/// How extension servers check the certificates of those who call through this one.
+fn authentication(client_ca: &str) -> Value {
+    json!({
+        "kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": client_ca},
+    })
 }
 
 /// Keeps the endpoint at the address that is served now.

@@ -44,7 +44,7 @@ pub struct Limits {
     pub in_flight_max: usize,
     /// Open connections; above: new ones wait in the listen queue.
     pub connections_max: usize,
-    /// Events kept a kind for watchers to start from; older starts read the store.
+    /// Events kept a kind for watchers to read; those further behind read the store.
     pub events_max: usize,
     /// Bytes of those events.
     pub event_bytes_max: usize,
@@ -59,7 +59,7 @@ impl Default for Limits {
             in_flight_max: 400,
             connections_max: 4096,
             events_max: 1024,
-            event_bytes_max: 2 * 1024 * 1024,
+            event_bytes_max: 512 * 1024,
             request_timeout: Duration::from_secs(60),
         }
     }

@@ -6,30 +6,33 @@ use crate::authz::{Attributes, review};
 use crate::core::Core;
 use crate::discovery;
 use crate::health;
-use crate::http::negotiate::{self, Accepted, Shape, body_media, content_type};
+use crate::http::negotiate::{self, Accepted, Shape};
 use crate::http::request::{Query, RequestInfo};
 use crate::http::respond::{self, Body, BoxError};
+use crate::input::{delete_options, manager_of, read_input, read_named, read_patch};
 use crate::kubelet;
 use crate::registry::create::{Tracking, create};
-use crate::registry::delete::{self, DeleteOptions, Deleted, Propagation};
+use crate::registry::delete::{self, Deleted};
 use crate::registry::list::Filter;
-use crate::registry::patch::{self, Patch};
+use crate::registry::patch;
 use crate::registry::render::{Include, View};
-use crate::registry::{Call, Input, list, subresource, update, watch};
+use crate::registry::{Call, list, subresource, token_request, update, watch};
 use api::Resource;
-use apimachinery::decode::{self, FieldValidation, MediaType};
-use apimachinery::schema::Schema;
-use apimachinery::{FieldError, Status};
+use apimachinery::Status;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
+
+/// Deletions of one collection that are under way together.
+const DELETES_AT_ONCE: usize = 32;
 
 /// Body of a request, whatever it came over.
 pub(crate) type Incoming = UnsyncBoxBody<Bytes, BoxError>;
@@ -44,12 +47,12 @@ pub(crate) enum Caller {
 }
 
 /// A request taken apart.
-struct Ctx<'a> {
-    core: &'a Arc<Core>,
-    info: &'a RequestInfo,
-    query: &'a Query,
-    headers: &'a HeaderMap,
-    user: &'a User,
+pub(crate) struct Ctx<'a> {
+    pub(crate) core: &'a Arc<Core>,
+    pub(crate) info: &'a RequestInfo,
+    pub(crate) query: &'a Query,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) user: &'a User,
 }
 
 /// Answers a request.
@@ -58,7 +61,15 @@ pub(crate) fn handle(
     request: Request<Incoming>,
     caller: Caller,
 ) -> BoxFuture<'static, Response<Body>> {
-    Box::pin(respond_to(core, request, caller))
+    // A defect in one request must not take its connection, or the client of this process
+    // that shares the task, down with it.
+    let answered = AssertUnwindSafe(respond_to(core, request, caller)).catch_unwind();
+    Box::pin(answered.map(|answer| {
+        answer.unwrap_or_else(|_| {
+            tracing::error!("a request ended in a panic");
+            respond::status(&Status::internal("the request ended in a panic"))
+        })
+    }))
 }
 
 async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller) -> Response<Body> {
@@ -335,7 +346,7 @@ async fn subresources(
             Ok(respond::value(
                 201,
                 accept(ctx)?,
-                &subresource::token(call, &v).await?,
+                &token_request::token(call, &v).await?,
             ))
         }
         (_, "get") if subresource::part(call).is_some() => show(ctx, call).await,
@@ -510,13 +521,20 @@ async fn deletes_all(
     let view = view(ctx, call.row)?;
     let filter = Filter::parse(call.row, call.namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
+    // At once, so that the store commits them together.
+    let mut all = Vec::with_capacity(page.objects.len());
     for object in &page.objects {
         let one = Call {
             namespace: object.namespace(),
             name: object.name(),
             ..*call
         };
-        match delete::delete(&one, &options).await {
+        let options = &options;
+        all.push(async move { delete::delete(&one, options).await });
+    }
+    let mut done = futures::stream::iter(all).buffer_unordered(DELETES_AT_ONCE);
+    while let Some(result) = done.next().await {
+        match result {
             Ok(_) => {}
             Err(s) if s.code == 404 => {}
             Err(s) => return Err(s),
@@ -558,160 +576,6 @@ fn not_allowed() -> Status {
         "MethodNotAllowed",
         "the server does not allow this method on the requested resource",
     )
-}
-
-/// `fieldManager`, or the program that the User-Agent names; server-side apply must state it.
-fn manager_of(ctx: &Ctx<'_>, method: &Method) -> String {
-    if let Some(m) = ctx.query.get("fieldManager") {
-        return m.to_owned();
-    }
-    if *method == Method::PATCH && content_type(ctx.headers) == "application/apply-patch+yaml" {
-        return String::new();
-    }
-    ctx.headers
-        .get(header::USER_AGENT)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.split('/').next())
-        .filter(|v| !v.is_empty())
-        .unwrap_or("unknown")
-        .to_owned()
-}
-
-fn field_validation(query: &Query) -> Result<FieldValidation, Status> {
-    match query.get("fieldValidation") {
-        None | Some("Warn") => Ok(FieldValidation::Warn),
-        Some("Strict") => Ok(FieldValidation::Strict),
-        Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some(other) => {
-            let error = FieldError::not_supported(
-                "fieldValidation",
-                &other.into(),
-                &["Ignore", "Strict", "Warn"],
-            );
-            Err(Status::invalid(
-                "meta.k8s.io",
-                "CreateOptions",
-                "",
-                &[error],
-            ))
-        }
-    }
-}
-
-async fn read_body(ctx: &Ctx<'_>, mut body: Incoming) -> Result<Bytes, Status> {
-    let limit = ctx.core.limits.body_max;
-    let mut first = Bytes::new();
-    let mut all: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|e| Status::bad_request(format!("unable to read the body: {e}")))?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if first.len() + all.len() + data.len() > limit {
-            return Err(Status::new(
-                413,
-                "RequestEntityTooLarge",
-                format!("limit is {limit}"),
-            ));
-        }
-        // Most bodies come in one piece, which is not copied.
-        if first.is_empty() && all.is_empty() {
-            first = data;
-        } else {
-            if all.is_empty() {
-                all.extend_from_slice(&std::mem::take(&mut first));
-            }
-            all.extend_from_slice(&data);
-        }
-    }
-    Ok(if all.is_empty() { first } else { all.into() })
-}
-
-async fn read_input(ctx: &Ctx<'_>, body: Incoming) -> Result<Input, Status> {
-    let media = body_media(ctx.headers)?;
-    let validation = field_validation(ctx.query)?;
-    let bytes = read_body(ctx, body).await?;
-    if bytes.is_empty() {
-        return Err(Status::bad_request(
-            "the request body is empty: an object is required",
-        ));
-    }
-    Ok(Input {
-        media,
-        bytes,
-        validation,
-    })
-}
-
-async fn read_patch(ctx: &Ctx<'_>, body: Incoming) -> Result<Patch, Status> {
-    let media = content_type(ctx.headers);
-    let input = Input {
-        media: if media.ends_with("yaml") {
-            MediaType::Yaml
-        } else {
-            MediaType::Json
-        },
-        validation: field_validation(ctx.query)?,
-        bytes: read_body(ctx, body).await?,
-    };
-    Ok(Patch {
-        media,
-        input,
-        force: ctx.query.flag("force"),
-    })
-}
-
-/// A body of a type that has no row of its own here.
-async fn read_named(
-    ctx: &Ctx<'_>,
-    body: Incoming,
-    type_name: &str,
-    kind: &str,
-) -> Result<Value, Status> {
-    let input = read_input(ctx, body).await?;
-    let (_, sent) = decode::type_meta(input.media, &input.bytes)?;
-    if sent.as_deref().is_some_and(|k| !k.is_empty() && k != kind) {
-        return Err(Status::bad_request(format!(
-            "expected a {kind} in the body"
-        )));
-    }
-    let schema = Schema::builtin();
-    let ty = schema
-        .by_name(type_name)
-        .ok_or_else(|| Status::internal(format!("no schema for {type_name}")))?;
-    Ok(decode::decode(schema, ty, input.media, &input.bytes, input.validation)?.value)
-}
-
-async fn delete_options(ctx: &Ctx<'_>, body: Incoming) -> Result<DeleteOptions, Status> {
-    let bytes = read_body(ctx, body).await?;
-    let mut options = if bytes.is_empty() {
-        DeleteOptions::default()
-    } else {
-        let schema = Schema::builtin();
-        let ty = schema
-            .by_name("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
-            .ok_or_else(|| Status::internal("no schema for DeleteOptions"))?;
-        let media = body_media(ctx.headers)?;
-        let decoded = decode::decode(schema, ty, media, &bytes, FieldValidation::Ignore)?;
-        DeleteOptions::from_value(&decoded.value)?
-    };
-    if options.grace.is_none() {
-        options.grace = ctx.query.number("gracePeriodSeconds")?;
-    }
-    if options.propagation.is_none() {
-        options.propagation = match ctx.query.get("propagationPolicy") {
-            Some(p) => Some(Propagation::parse(p)?),
-            None => ctx.query.get("orphanDependents").map(|v| {
-                if v == "true" {
-                    Propagation::Orphan
-                } else {
-                    Propagation::Background
-                }
-            }),
-        };
-    }
-    Ok(options)
 }
 
 /// Whether the server has what it needs to serve.

@@ -19,6 +19,7 @@ mod expiry;
 mod handler;
 mod health;
 mod http;
+mod input;
 mod kubelet;
 mod metrics;
 mod registry;

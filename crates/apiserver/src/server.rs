@@ -37,8 +37,11 @@ use tokio_rustls::TlsAcceptor;
 
 /// Streams of one HTTP/2 connection at once: client-go opens a watch a kind on one connection.
 const STREAMS_MAX: u32 = 1000;
-/// How long a client may take over its TLS handshake and its request head.
+/// How long a client may take over its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an HTTP/1.1 connection may be without a request: longer than clients keep idle
+/// connections (90 s in Go), so that they never write into one that is being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why an API server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -153,9 +156,14 @@ impl ApiServer {
                 connections.clone(),
             ));
         }
-        bootstrap::run(&core, config.service_cidr, config.advertise)
-            .await
-            .map_err(|s| Error::Bootstrap(s.message))?;
+        bootstrap::run(
+            &core,
+            config.service_cidr,
+            config.advertise,
+            &config.client_ca,
+        )
+        .await
+        .map_err(|s| Error::Bootstrap(s.message))?;
         Ok(Self { core, addresses })
     }
 
@@ -309,7 +317,7 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_TIMEOUT)
+        .header_read_timeout(IDLE_TIMEOUT)
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)

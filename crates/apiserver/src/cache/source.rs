@@ -1,8 +1,8 @@
-//! Where one watcher's events come from: the kind's ring, or, when it starts below the
-//! ring, the store's own history.
+//! Where one watcher's events come from: the kind's ring, or, when it is below the ring,
+//! the store's own history until it has caught up.
 //!
-//! A watcher holds a position, not a queue: one that does not keep up finds its position
-//! gone from the ring and is told that it expired.
+//! A watcher holds a position, not a queue. One that does not keep up finds its position
+//! gone from the ring and reads on from the store; only what is compacted is lost to it.
 
 use super::{Cache, Change, Event, Kind, Object, Snapshot, store_prefix};
 use apimachinery::Status;
@@ -26,27 +26,35 @@ pub(crate) enum Next {
 
 /// A watcher's events.
 pub(crate) struct Source {
+    cache: Arc<Cache>,
+    store: Arc<dyn Store>,
     kind: Arc<Kind>,
     from: From,
+    /// Events that are taken but not yet yielded.
     batch: VecDeque<Arc<Event>>,
+    /// Everything up to this revision is yielded or in the batch.
+    reached: u64,
+    /// What was last told with [`Next::CaughtUp`].
+    told: u64,
+    end: watch::Receiver<u64>,
 }
 
 enum From {
-    Ring {
-        cache: Arc<Cache>,
-        next: u64,
-        end: watch::Receiver<u64>,
-        told: u64,
-    },
+    /// At a position of the ring.
+    Ring { next: u64 },
+    /// Reading history.
     Store {
         events: BoxStream<'static, Result<WatchItem, store::Error>>,
     },
+    /// Below the ring: history is to be opened.
+    Behind,
 }
 
 impl Source {
     /// Events after a list of all objects, which is returned.
     pub(crate) fn after_list(
         cache: &Arc<Cache>,
+        store: &Arc<dyn Store>,
         kind: &Arc<Kind>,
         namespace: &str,
     ) -> (Snapshot, Self) {
@@ -59,7 +67,17 @@ impl Source {
         };
         let next = state.first + state.ring.len() as u64;
         drop(state);
-        (snapshot, Self::ring(cache, kind, next, end))
+        let source = Self {
+            cache: cache.clone(),
+            store: store.clone(),
+            kind: kind.clone(),
+            from: From::Ring { next },
+            batch: VecDeque::new(),
+            reached: snapshot.revision,
+            told: 0,
+            end,
+        };
+        (snapshot, source)
     }
 
     /// Events after a revision.
@@ -72,40 +90,46 @@ impl Source {
         kind: &Arc<Kind>,
         revision: u64,
     ) -> Result<Self, Status> {
-        let end = kind.end.subscribe();
-        {
-            let state = kind.state.read();
-            if revision >= state.floor {
-                let skip = state
-                    .ring
-                    .partition_point(|e| e.object.revision <= revision);
-                let next = state.first + skip as u64;
-                drop(state);
-                return Ok(Self::ring(cache, kind, next, end));
-            }
-        }
-        let events = store
-            .watch(&store_prefix(kind.row), Some(Revision(revision)))
-            .await
-            .map_err(|e| expired_or_internal(e, revision))?;
-        Ok(Self {
+        let mut source = Self {
+            cache: cache.clone(),
+            store: store.clone(),
             kind: kind.clone(),
-            from: From::Store { events },
+            from: From::Behind,
             batch: VecDeque::new(),
-        })
+            reached: revision,
+            told: 0,
+            end: kind.end.subscribe(),
+        };
+        if !source.join_ring() {
+            source.open_history().await?;
+        }
+        Ok(source)
     }
 
-    fn ring(cache: &Arc<Cache>, kind: &Arc<Kind>, next: u64, end: watch::Receiver<u64>) -> Self {
-        Self {
-            kind: kind.clone(),
-            from: From::Ring {
-                cache: cache.clone(),
-                next,
-                end,
-                told: 0,
-            },
-            batch: VecDeque::new(),
+    /// Goes to the ring if it has everything after what is reached.
+    fn join_ring(&mut self) -> bool {
+        let state = self.kind.state.read();
+        if self.reached < state.floor {
+            return false;
         }
+        let skip = state
+            .ring
+            .partition_point(|e| e.object.revision <= self.reached);
+        self.from = From::Ring {
+            next: state.first + skip as u64,
+        };
+        true
+    }
+
+    async fn open_history(&mut self) -> Result<(), Status> {
+        let prefix = store_prefix(self.kind.row);
+        let events = self
+            .store
+            .watch(&prefix, Some(Revision(self.reached)))
+            .await
+            .map_err(|e| expired_or_internal(e, self.reached))?;
+        self.from = From::Store { events };
+        Ok(())
     }
 
     /// The next change, at once or when it happens. [`Next::CaughtUp`] comes whenever there is
@@ -116,53 +140,64 @@ impl Source {
                 return Ok(Next::Event(event));
             }
             match &mut self.from {
-                From::Ring {
-                    cache,
-                    next,
-                    end,
-                    told,
-                } => {
+                From::Behind => self.open_history().await?,
+                From::Ring { next } => {
                     // Read before the ring: what it says is then in the ring.
-                    let applied = cache.applied();
-                    end.borrow_and_update();
-                    *next = self
-                        .kind
-                        .events_from(*next, BATCH, &mut self.batch)
-                        .ok_or_else(|| {
-                            Status::expired("the watcher did not keep up: too old resource version")
-                        })?;
-                    if !self.batch.is_empty() {
+                    let applied = self.cache.applied();
+                    self.end.borrow_and_update();
+                    match self.kind.events_from(*next, BATCH, &mut self.batch) {
+                        Some(end) => *next = end,
+                        None => {
+                            self.from = From::Behind;
+                            continue;
+                        }
+                    }
+                    // Where history was left, the ring may repeat its last events.
+                    while self
+                        .batch
+                        .front()
+                        .is_some_and(|e| e.object.revision <= self.reached)
+                    {
+                        self.batch.pop_front();
+                    }
+                    if let Some(last) = self.batch.back() {
+                        self.reached = last.object.revision;
                         continue;
                     }
-                    if applied > *told {
-                        *told = applied;
+                    self.reached = self.reached.max(applied);
+                    if applied > self.told {
+                        self.told = applied;
                         return Ok(Next::CaughtUp);
                     }
-                    if end.changed().await.is_err() {
+                    if self.end.changed().await.is_err() {
                         return Err(Status::expired("the watch cache was closed"));
                     }
                 }
                 From::Store { events } => match events.next().await {
-                    Some(Ok(WatchItem::Progress(_))) => return Ok(Next::CaughtUp),
+                    Some(Ok(WatchItem::Progress(revision))) => {
+                        self.reached = self.reached.max(revision.0);
+                        self.join_ring();
+                        return Ok(Next::CaughtUp);
+                    }
                     Some(Ok(WatchItem::Events(list))) => {
                         self.batch
                             .extend(list.iter().filter_map(|e| historic(&self.kind, e)));
+                        if let Some(last) = list.last() {
+                            self.reached = last.record.modified.0;
+                        }
                     }
-                    Some(Err(e)) => return Err(expired_or_internal(e, 0)),
+                    // The client is slower than the store's buffer: read on from the file.
+                    Some(Err(store::Error::Slow)) => self.from = From::Behind,
+                    Some(Err(e)) => return Err(expired_or_internal(e, self.reached)),
                     None => return Err(Status::expired("the store was closed")),
                 },
             }
         }
     }
 
-    /// Newest revision that a bookmark may state now, if everything before it was yielded.
+    /// Newest revision that a bookmark may state now: everything up to it was yielded.
     pub(crate) fn bookmark(&self) -> Option<u64> {
-        let From::Ring { cache, next, .. } = &self.from else {
-            return None;
-        };
-        let applied = cache.applied();
-        let state = self.kind.state.read();
-        (self.batch.is_empty() && *next == state.first + state.ring.len() as u64).then_some(applied)
+        self.batch.is_empty().then_some(self.reached)
     }
 }
 

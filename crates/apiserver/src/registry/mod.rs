@@ -10,6 +10,7 @@ pub(crate) mod meta;
 pub(crate) mod patch;
 pub(crate) mod render;
 pub(crate) mod subresource;
+pub(crate) mod token_request;
 pub(crate) mod update;
 pub(crate) mod watch;
 

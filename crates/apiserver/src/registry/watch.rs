@@ -73,13 +73,14 @@ pub(crate) async fn open(
         if initial_events == Some(true) {
             core.fresh().await?;
         }
-        let (snapshot, source) = Source::after_list(&core.cache, &kind, &filter.namespace);
+        let (snapshot, source) =
+            Source::after_list(&core.cache, &core.store, &kind, &filter.namespace);
         (Some(snapshot), source)
     } else {
         match version.unwrap_or(0) {
             0 => (
                 None,
-                Source::after_list(&core.cache, &kind, &filter.namespace).1,
+                Source::after_list(&core.cache, &core.store, &kind, &filter.namespace).1,
             ),
             v => (
                 None,

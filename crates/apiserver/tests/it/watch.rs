@@ -211,3 +211,27 @@ async fn the_server_ends_its_watches_when_it_stops() -> Result<()> {
     assert_eq!(watch.next().await?, None);
     Ok(())
 }
+
+/// A watcher that the ring has left behind misses nothing and sees nothing twice.
+#[tokio::test]
+async fn a_slow_watcher_reads_on_from_the_store() -> Result<()> {
+    let api = TestApi::start_with(|c| c.limits.events_max = 2).await?;
+    let mut watch = api.watch(&format!("{CONFIG_MAPS}?watch=1"), &[]).await?;
+    for round in 0..3 {
+        for i in 0..10 {
+            let name = format!("r{round}-{i}");
+            let made = api
+                .call("POST", CONFIG_MAPS, Some(&config_map(&name, "x")))
+                .await?;
+            assert_eq!(made.code, 201, "{}", made.text);
+        }
+        for i in 0..10 {
+            assert_eq!(watch.brief().await?, format!("ADDED r{round}-{i}"));
+        }
+    }
+    // Caught up, it is in step again.
+    api.call("POST", CONFIG_MAPS, Some(&config_map("last", "x")))
+        .await?;
+    assert_eq!(watch.brief().await?, "ADDED last");
+    api.close().await
+}
