@@ -487,3 +487,6 @@ fn remove(path: &Path) -> io::Result<()> {
         done => done,
     }
 }
+
+#[cfg(test)]
+mod tests;

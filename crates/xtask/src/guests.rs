@@ -88,17 +88,36 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "wasi-libc",
 ];
 
-/// Builds the named guests, or all.
+/// Builds into the second path, from the workspace's root.
+type Build = fn(&Path, &Path) -> Result<()>;
+
+/// Guests that bring an interpreter. Not committed, and built only when named.
+const INTERPRETED: &[(&str, Build)] = &[
+    ("hello-js", build_javascript),
+    ("hello-python", build_python),
+];
+
+/// Builds the named guests, or all that are committed.
 pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
     for name in names {
-        ensure!(
-            GUESTS.iter().any(|guest| guest.name == name),
-            "no guest is called {name}"
-        );
+        if let Some((_, build)) = INTERPRETED.iter().find(|(known, _)| known == name) {
+            let out = root.join("target/guests").join(format!("{name}.wasm"));
+            build(root, &out).with_context(|| format!("build guest {name}"))?;
+            println!("{}", out.display());
+        } else {
+            ensure!(
+                GUESTS.iter().any(|guest| guest.name == name),
+                "no guest is called {name}"
+            );
+        }
+    }
+    let compiled = |guest: &Guest| names.is_empty() || names.iter().any(|name| name == guest.name);
+    if !GUESTS.iter().any(compiled) {
+        return Ok(());
     }
     let toolchain = Toolchain::find()?;
     for guest in GUESTS {
-        if names.is_empty() || names.iter().any(|name| name == guest.name) {
+        if compiled(guest) {
             let component = toolchain
                 .build(root, guest)
                 .with_context(|| format!("build guest {}", guest.name))?;
@@ -229,6 +248,41 @@ fn rust_lld() -> Result<OsString> {
         .join("bin/rust-lld");
     ensure!(lld.is_file(), "{} is missing", lld.display());
     Ok(lld.into())
+}
+
+/// By Node.js, in a copy of the example, as it fills its folder with packages.
+fn build_javascript(root: &Path, out: &Path) -> Result<()> {
+    let work = root.join("target/guests/hello-js");
+    std::fs::create_dir_all(&work)?;
+    for name in ["package.json", "build.mjs", "world.wit", "hello.js"] {
+        std::fs::copy(root.join("examples/hello-js").join(name), work.join(name))?;
+    }
+    for args in [
+        &["install", "--no-audit", "--no-fund"][..],
+        &["run", "build"],
+    ] {
+        fetch::run(Command::new("npm").args(args).current_dir(&work))?;
+    }
+    std::fs::rename(work.join("hello.wasm"), out)?;
+    Ok(())
+}
+
+/// By componentize-py, in an environment of its own.
+fn build_python(root: &Path, out: &Path) -> Result<()> {
+    let tool = fetch::tools_dir().join("componentize-py-0.25.0");
+    let python = |tool: &Path| Command::new(tool.join("bin/python"));
+    if !tool.join("bin/componentize-py").is_file() {
+        fetch::run(Command::new("python3").args(["-m", "venv"]).arg(&tool))?;
+        let install = ["-m", "pip", "install", "--quiet", "componentize-py==0.25.0"];
+        fetch::run(python(&tool).args(install))?;
+    }
+    std::fs::create_dir_all(root.join("target/guests"))?;
+    let mut path = tool.join("bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let script = root.join("examples/hello-python/build.py");
+    fetch::run(python(&tool).arg(script).arg(out).env("PATH", path))?;
+    Ok(())
 }
 
 /// Downloads the packages and unpacks them.
