@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) active: Arc<Semaphore>,
     /// Instances kept for reuse with nothing to do.
     pub(crate) warm: Arc<Semaphore>,
+    /// Instances of 0.3 guests, at work or not; their engine has a pool of its own.
+    pub(crate) concurrent_slots: Arc<Semaphore>,
 }
 
 /// An engine with all that guests of its dialect may import.
@@ -104,6 +106,7 @@ impl Runtime {
                 ticker,
                 active: Arc::new(Semaphore::new(active)),
                 warm: Arc::new(Semaphore::new(warm)),
+                concurrent_slots: Arc::new(Semaphore::new(active + warm)),
             }),
         })
     }

@@ -7,13 +7,14 @@ use crate::limits::{CpuMeter, Limiter, MemoryMeter};
 use crate::program::{Code, Program};
 use crate::state::{ComponentState, Live, ModuleState};
 use crate::stdio::{GuestOutput, LogSink, LogStream};
+use crate::ticker::TICK;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
-use wasmtime::Store;
+use std::time::{Duration, Instant};
 use wasmtime::component::ResourceTable;
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
@@ -202,6 +203,25 @@ impl Bound {
         );
         store.limiter(|state| &mut state.limiter);
         yield_each_tick(&mut store);
+        store
+    }
+
+    /// A store for an instance that serves several requests at a time. Its processor time is
+    /// counted by ticks, because its tasks share one poll; a limit holds all of them back.
+    pub(crate) fn concurrent_store(&self, engine: &wasmtime::Engine) -> Store<ComponentState> {
+        let mut store = self.component_store(engine);
+        let cpu = self.cpu.clone();
+        store.epoch_deadline_callback(move |_| {
+            let now = Instant::now();
+            let tick = now.checked_sub(TICK).unwrap_or(now);
+            Ok(match cpu.charge(tick, now) {
+                Some(resume) => UpdateDeadline::YieldCustom(
+                    1,
+                    Box::pin(tokio::time::sleep_until(resume.into())),
+                ),
+                None => UpdateDeadline::Yield(1),
+            })
+        });
         store
     }
 

@@ -8,6 +8,7 @@
 
 use crate::admit::{Gate, Ticket};
 use crate::guest::{Bound, HttpOptions};
+use crate::http03::Handler03;
 use crate::limits::MemoryExceeded;
 use crate::program::Code;
 use crate::running::{Ended, Metered};
@@ -36,6 +37,9 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 /// How long a guest may go on after its caller has gone or its response has ended.
 const AFTERWARDS_MAX: Duration = Duration::from_secs(60);
+
+/// Between looks at instances that are ending.
+const STOP_LOOK: Duration = Duration::from_millis(5);
 
 /// Errors of request and response bodies.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -70,10 +74,12 @@ pub struct HttpGuest {
 }
 
 struct Shared {
-    bound: Bound,
+    bound: Arc<Bound>,
     options: HttpOptions,
     requests_per_instance: u32,
-    gate: Gate,
+    gate: Arc<Gate>,
+    /// For a 0.3 guest.
+    concurrent: Option<Handler03>,
     /// Instances that wait for their next request, the last used on top.
     warm: Mutex<Vec<Warm>>,
     requests: AtomicU64,
@@ -97,21 +103,40 @@ struct Warm {
 
 impl HttpGuest {
     pub(crate) fn new(bound: Bound, options: HttpOptions) -> Self {
-        let gate = Gate::new(
+        let bound = Arc::new(bound);
+        let gate = Arc::new(Gate::new(
             options.requests_max,
             bound.program.runtime.shared.active.clone(),
-        );
+        ));
+        let out_of_memory = CancellationToken::new();
+        let stopped = CancellationToken::new();
+        let concurrent = match bound.code() {
+            Code::Http03(pre) => {
+                let (told, oom) = (bound.clone(), out_of_memory.clone());
+                let failed = Arc::new(move |error: &HttpError| report(&told, &oom, error));
+                Some(Handler03::new(
+                    pre.clone(),
+                    bound.clone(),
+                    gate.clone(),
+                    &options,
+                    stopped.clone(),
+                    failed,
+                ))
+            }
+            _ => None,
+        };
         Self {
             shared: Arc::new(Shared {
                 requests_per_instance: options.requests_per_instance.unwrap_or(1).max(1),
                 gate,
                 bound,
                 options,
+                concurrent,
                 warm: Mutex::default(),
                 requests: AtomicU64::new(0),
                 in_flight: AtomicUsize::new(0),
-                out_of_memory: CancellationToken::new(),
-                stopped: CancellationToken::new(),
+                out_of_memory,
+                stopped,
                 tasks: TaskTracker::new(),
             }),
         }
@@ -129,13 +154,15 @@ impl HttpGuest {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let in_flight = InFlight::count(self.shared.clone());
-        let result = match self.shared.bound.code() {
-            Code::Http02(pre) => self.shared.handle_02(pre.clone(), request, in_flight).await,
-            _ => Err(HttpError::NoResponse("not an HTTP guest".into())),
+        let shared = &self.shared;
+        let in_flight = InFlight::count(shared.clone());
+        let result = match (shared.bound.code(), &shared.concurrent) {
+            (Code::Http02(pre), _) => shared.handle_02(pre.clone(), request, in_flight).await,
+            (_, Some(concurrent)) => shared.handle_03(concurrent, request, in_flight).await,
+            _ => Err(HttpError::NoResponse("it serves no HTTP".into())),
         };
         if let Err(error) = &result {
-            self.shared.report(error);
+            shared.report(error);
         }
         result
     }
@@ -167,6 +194,10 @@ impl HttpGuest {
         self.shared.warm.lock().clear();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        // Instances of 0.3 guests end in tasks that wasmtime started.
+        while self.shared.concurrent.is_some() && self.instances() > 0 {
+            tokio::time::sleep(STOP_LOOK).await;
+        }
     }
 }
 
@@ -295,18 +326,54 @@ impl Shared {
         }
     }
 
-    /// Says in the guest's log what it did wrong, and passes on that it is out of memory.
-    fn report(&self, error: &HttpError) {
-        match error {
-            HttpError::Trap(_) | HttpError::NoResponse(_) | HttpError::Timeout(_) => {
-                self.bound.note(&error.to_string());
-            }
-            HttpError::OutOfMemory(_) => {
-                self.bound.note(&error.to_string());
-                self.out_of_memory.cancel();
-            }
-            HttpError::Overloaded | HttpError::Stopped => {}
+    async fn handle_03<B>(
+        &self,
+        handler: &Handler03,
+        request: Request<B>,
+        in_flight: InFlight,
+    ) -> Result<Response<GuestBody>, HttpError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let ticket = self.gate.enter().await?;
+        if self.stopped.is_cancelled() {
+            return Err(HttpError::Stopped);
         }
+        let held = Held {
+            _ticket: ticket,
+            _ticking: self.bound.program.runtime.shared.ticker.start(),
+            _in_flight: in_flight,
+        };
+        let request = with_host(request).map(|body| {
+            body.map_err(|error| body_error(error.into()))
+                .boxed_unsync()
+        });
+        let response = handler.handle(request).await?;
+        Ok(response.map(|body| GuestBody {
+            first: None,
+            rest: Some(body),
+            work: Work::Elsewhere(held),
+            failed: None,
+        }))
+    }
+
+    fn report(&self, error: &HttpError) {
+        report(&self.bound, &self.out_of_memory, error);
+    }
+}
+
+/// Says in the guest's log what it did wrong, and passes on that it is out of memory.
+fn report(bound: &Bound, out_of_memory: &CancellationToken, error: &HttpError) {
+    match error {
+        HttpError::Trap(_) | HttpError::NoResponse(_) | HttpError::Timeout(_) => {
+            bound.note(&error.to_string());
+        }
+        HttpError::OutOfMemory(_) => {
+            bound.note(&error.to_string());
+            out_of_memory.cancel();
+        }
+        HttpError::Overloaded | HttpError::Stopped => {}
     }
 }
 
@@ -467,19 +534,28 @@ pub struct GuestBody {
     /// What was there when the guest had ended at once.
     first: Option<Bytes>,
     rest: Option<HyperOutgoingBody>,
-    running: Running,
+    work: Work,
     failed: Option<HttpError>,
+}
+
+/// Who does the work behind a body.
+enum Work {
+    /// Whoever reads the body.
+    Here(Running),
+    /// A task of its own; what counts the request as under way is held here.
+    Elsewhere(#[allow(dead_code, reason = "held for its drop")] Held),
 }
 
 impl GuestBody {
     fn new(body: HyperOutgoingBody, running: Running) -> Self {
+        let ended = running.guest.is_none();
         let mut this = Self {
             first: None,
             rest: Some(body),
-            running,
+            work: Work::Here(running),
             failed: None,
         };
-        if this.running.guest.is_none() {
+        if ended {
             this.take_whole();
         }
         this
@@ -574,8 +650,10 @@ impl Body for GuestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if let Poll::Ready(Err(error)) = this.running.poll(cx) {
-            this.running.shared.report(&error);
+        if let Work::Here(running) = &mut this.work
+            && let Poll::Ready(Err(error)) = running.poll(cx)
+        {
+            running.shared.report(&error);
             this.failed = Some(error);
         }
         if let Some(first) = this.first.take() {

@@ -15,6 +15,7 @@ mod egress;
 mod engine;
 mod guest;
 mod http;
+mod http03;
 mod kind;
 mod limits;
 mod precompiled;

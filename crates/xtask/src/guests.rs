@@ -47,6 +47,18 @@ const GUESTS: &[Guest] = &[
         fixture: "examples/hello/hello.wasm",
     },
     Guest {
+        name: "trials",
+        dir: "crates/wasm/tests/guest",
+        kind: Kind::Bare,
+        fixture: "crates/wasm/tests/fixtures/trials.wasm",
+    },
+    Guest {
+        name: "trials03",
+        dir: "crates/wasm/tests/guest03",
+        kind: Kind::Bare,
+        fixture: "crates/wasm/tests/fixtures/trials03.wasm",
+    },
+    Guest {
         name: "counter",
         dir: "examples/counter",
         kind: Kind::Library,

@@ -1,0 +1,5 @@
+//! The Wasm runtime as an agent sees it, in its own process and over the socket.
+
+mod containers;
+mod pod;
+mod socket;
