@@ -325,6 +325,18 @@ impl<K> Informer<K> {
             .collect()
     }
 
+    /// Those that `wanted` picks, by namespace and name. As [`Informer::select_namespace`],
+    /// it holds back changes.
+    pub fn select(&self, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.inner
+            .objects
+            .read()
+            .all()
+            .filter(|(_, _, o)| wanted(o))
+            .map(|(_, _, o)| o.clone())
+            .collect()
+    }
+
     /// Those whose controller has this uid, in no order.
     pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
         self.inner.objects.read().owned_by(uid).cloned().collect()

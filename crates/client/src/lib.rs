@@ -12,6 +12,7 @@ pub mod informer;
 pub mod labels;
 pub mod queue;
 mod store;
+pub mod taints;
 
 pub use clock::Clock;
 pub use events::{EventRecorder, EventType};

@@ -36,6 +36,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::endpoints::start(&context);
     crate::gc::start(&context);
     crate::namespace::start(&context);
+    crate::nodes::start(&context);
     crate::job::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
 }

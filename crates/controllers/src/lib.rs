@@ -12,6 +12,7 @@ mod error;
 mod gc;
 mod job;
 mod namespace;
+mod nodes;
 mod pods;
 mod replicaset;
 mod roots;

@@ -306,11 +306,7 @@ impl<'a> Demand<'a> {
     }
 
     pub(crate) fn tolerations(&self) -> &[Toleration] {
-        self.pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.tolerations.as_deref())
-            .unwrap_or_default()
+        client::taints::tolerations(self.pod)
     }
 
     /// The node that the pod itself names.

@@ -3,7 +3,8 @@
 use crate::demand::{Demand, host_ports};
 use crate::snapshot::NodeState;
 use api::constants::TAINT_UNSCHEDULABLE;
-use client::k8s_openapi::api::core::v1::{Taint, Toleration};
+use client::k8s_openapi::api::core::v1::Taint;
+use client::taints::tolerates;
 
 /// Why a node can't take a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,24 +49,6 @@ pub(crate) fn check(demand: &Demand<'_>, name: &str, node: &NodeState) -> Result
     }
     ports(demand, node)?;
     fit(demand, node)
-}
-
-/// Whether a toleration covers a taint.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    let tolerated = toleration.value.as_deref().unwrap_or_default();
-    let value = taint.value.as_deref().unwrap_or_default();
-    let number = |text: &str| text.parse::<i64>().ok();
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or_default() {
-            "" | "Equal" => tolerated == value,
-            "Exists" => true,
-            "Lt" => number(value) < number(tolerated) && number(value).is_some(),
-            "Gt" => number(value) > number(tolerated) && number(tolerated).is_some(),
-            _ => false,
-        }
 }
 
 fn unschedulable(demand: &Demand<'_>, node: &NodeState) -> Result<(), Rejection> {

@@ -4,10 +4,10 @@
 //! default profile does.
 
 use crate::demand::Demand;
-use crate::filter::tolerates;
 use crate::resources::Resources;
 use crate::snapshot::{NodeState, Snapshot};
 use crate::topology;
+use client::taints::tolerates;
 
 const MAX: i64 = 100;
 

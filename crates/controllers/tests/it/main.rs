@@ -2,5 +2,6 @@
 //! node that makes pods ready at once.
 
 mod collection;
+mod nodes;
 mod site;
 mod workloads;
