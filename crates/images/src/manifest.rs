@@ -92,7 +92,7 @@ impl Platform {
     /// Whether it names WebAssembly in one of the spellings in use.
     pub fn is_wasm(&self) -> bool {
         matches!(self.architecture.as_str(), "wasm" | "wasm32" | "wasm64")
-            || matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
+            || matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2" | "wasip3")
     }
 }
 

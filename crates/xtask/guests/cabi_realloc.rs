@@ -1,11 +1,11 @@
-// Not part of xtask: compiled for programs that the preview-1 adapter turns into components.
-//
-// The adapter takes its memory from the program's allocator if there is this export, and else
-// by growing the memory. Debian's C library (2022) takes all memory that is there at its first
-// allocation for its own, also what the adapter grew before.
-//
-// Without `core`, which has no ready-made build for this target: these are the traits that a
-// function can't do without.
+//! Not part of xtask: compiled for programs that the preview-1 adapter turns into components.
+//!
+//! The adapter takes its memory from the program's allocator if there is this export, and else
+//! by growing the memory. Debian's C library (2022) takes all memory that is there at its first
+//! allocation for its own, also what the adapter grew before.
+//!
+//! Without `core`, which has no ready-made build for this target: these are the traits that a
+//! function can't do without.
 #![feature(no_core, lang_items)]
 #![no_core]
 #![allow(internal_features)]

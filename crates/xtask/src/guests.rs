@@ -77,6 +77,12 @@ const GUESTS: &[Guest] = &[
         fixture: "crates/testkit/fixtures/job-preview1.wasm",
     },
     Guest {
+        name: "hello-p3",
+        dir: "crates/testkit/guests/hello-p3",
+        kind: Kind::Bare,
+        fixture: "crates/testkit/fixtures/hello-p3.wasm",
+    },
+    Guest {
         name: "misbehave",
         dir: "crates/testkit/guests/misbehave",
         kind: Kind::Library,
