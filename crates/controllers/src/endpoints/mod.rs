@@ -16,14 +16,21 @@ use client::k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use client::k8s_openapi::api::discovery::v1::EndpointSlice;
 use client::{Informer, ObjectKey, Outcome, WorkQueue, labels};
 use kube::api::{Api, DeleteParams, PostParams};
+use parking_lot::Mutex;
 use plan::Changes;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const NAME: &str = "endpointslice-controller";
 const WORKERS: usize = 4;
 /// Another look in case what is waited for was told before it was waited for.
 const UNSEEN_RETRY: Duration = Duration::from_millis(200);
+/// A Service with more pods than this has its Endpoints object, which is then large and
+/// always written as a whole, written no more often than [`LARGE_EVERY`].
+const LARGE: usize = 100;
+const LARGE_EVERY: Duration = Duration::from_secs(1);
 
 struct Controller {
     context: Context,
@@ -33,6 +40,8 @@ struct Controller {
     slices: Informer<EndpointSlice>,
     endpoints: Informer<Endpoints>,
     unseen: Unseen,
+    /// When the Endpoints of large Services were last written; guards only itself.
+    written_at: Mutex<HashMap<ObjectKey, Instant>>,
 }
 
 pub(crate) fn start(context: &Context) {
@@ -68,6 +77,7 @@ pub(crate) fn start(context: &Context) {
         slices,
         endpoints,
         unseen: Unseen::default(),
+        written_at: Mutex::default(),
     });
     context.work(NAME, queue, WORKERS, ready, move |key| {
         let controller = controller.clone();
@@ -111,6 +121,7 @@ impl Controller {
         let Some(service) = self.services.get_key(&key) else {
             // Its slices go by garbage collection, the Endpoints by name.
             self.unseen.forget(&key);
+            self.written_at.lock().remove(&key);
             self.remove_endpoints(&key).await?;
             return Ok(Outcome::Done);
         };
@@ -144,8 +155,7 @@ impl Controller {
         let wanted = plan::wanted(&service, &pods, zone);
         let changes = plan::changes(&service, wanted, &known);
         self.act(&key, changes).await?;
-        self.write_endpoints(&key, &service, &pods).await?;
-        Ok(Outcome::Done)
+        self.write_endpoints(&key, &service, &pods).await
     }
 
     async fn act(&self, key: &ObjectKey, changes: Changes) -> Result<(), Error> {
@@ -192,10 +202,15 @@ impl Controller {
         key: &ObjectKey,
         service: &Service,
         pods: &[Arc<Pod>],
-    ) -> Result<(), Error> {
+    ) -> Result<Outcome, Error> {
+        let written_at = self.written_at.lock().get(key).copied();
+        if let Some(left) = written_at.and_then(|at| LARGE_EVERY.checked_sub(at.elapsed())) {
+            return Ok(Outcome::After(left));
+        }
         let known = self.endpoints.get_key(key);
         let Some(wanted) = legacy::change(service, pods, known.as_deref()) else {
-            return Ok(());
+            self.written_at.lock().remove(key);
+            return Ok(Outcome::Done);
         };
         let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let written = if known.is_some() {
@@ -205,7 +220,12 @@ impl Controller {
             api.create(&PostParams::default(), &wanted).await
         };
         match written {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if pods.len() > LARGE {
+                    self.written_at.lock().insert(key.clone(), Instant::now());
+                }
+                Ok(Outcome::Done)
+            }
             Err(source) => Err(Error::Update {
                 what: named::<Endpoints>(key),
                 source,

@@ -107,19 +107,18 @@ impl Controller {
             SILENCE_MAX
         };
         let now = self.context.clock.now();
-        if silence >= limit {
-            if let Some(conditions) = plan::silent_conditions(&node, now) {
-                self.recorder.record(
-                    client::events::reference(&*node),
-                    client::EventType::Normal,
-                    "NodeNotReady",
-                    &format!("Node {name} status is now: NodeNotReady"),
-                );
-                let patch = json!({"metadata": {"uid": node.metadata.uid},
-                    "status": {"conditions": conditions}});
-                // The change comes back and sets the taints.
-                return self.patch_status(name, patch).await.map(|()| Outcome::Done);
-            }
+        if silence >= limit
+            && let Some(conditions) = plan::silent_conditions(&node, now)
+        {
+            self.recorder.normal(
+                &*node,
+                "NodeNotReady",
+                &format!("Node {name} status is now: NodeNotReady"),
+            );
+            let patch = json!({"metadata": {"uid": node.metadata.uid},
+                "status": {"conditions": conditions}});
+            // The change comes back and sets the taints.
+            return self.patch_status(name, patch).await.map(|()| Outcome::Done);
         }
         if let Some(taints) = plan::taints(&node, now) {
             self.set_taints(name, &node, taints).await?;

@@ -13,6 +13,8 @@ use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
 use kube::api::{Api, PostParams};
 use plan::Plan;
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,14 +95,17 @@ impl Controller {
         let mine = pods::claim(&self.context.client, &*set, &selector, &self.pods).await?;
         let uids = mine.iter().filter_map(|p| p.metadata.uid.as_deref());
         let deleted = self.unseen.deleted_of(&key, uids);
-        let node_crowding = |pod: &Pod| self.crowding(&set, pod);
-        let plan = plan::plan(
-            &set,
-            &mine,
-            &deleted,
-            node_crowding,
-            self.context.clock.now(),
-        );
+        let plan = {
+            // Counted only when some pods must go.
+            let crowding = OnceCell::new();
+            let node_crowding = |pod: &Pod| {
+                let nodes = crowding.get_or_init(|| self.crowding(&set));
+                let node = pod.spec.as_ref().and_then(|s| s.node_name.as_ref());
+                node.and_then(|n| nodes.get(n)).copied().unwrap_or(0)
+            };
+            let now = self.context.clock.now();
+            plan::plan(&set, &mine, &deleted, node_crowding, now)
+        };
         let failure = self.act(&key, &set, &plan).await;
         let after = plan.available_in;
         self.write_status(&key, &set, plan, failure.as_ref())
@@ -111,11 +116,9 @@ impl Controller {
         }
     }
 
-    /// How many active pods of the same owner (a Deployment's sets taken together) are
-    /// on a pod's node.
-    fn crowding(&self, set: &ReplicaSet, pod: &Pod) -> usize {
-        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
-        let Some(node) = node else { return 0 };
+    /// How many active pods of the same owner (a Deployment's sets taken together) are on
+    /// each node.
+    fn crowding(&self, set: &ReplicaSet) -> HashMap<String, usize> {
         let family: Vec<String> = match crate::context::controller_uid(set) {
             Some(owner) => self
                 .sets
@@ -125,14 +128,14 @@ impl Controller {
                 .collect(),
             None => set.metadata.uid.iter().cloned().collect(),
         };
-        family
-            .iter()
-            .flat_map(|uid| self.pods.owned_by(uid))
-            .filter(|p| {
-                pods::is_active(p)
-                    && p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
-            })
-            .count()
+        let mut nodes = HashMap::new();
+        for pod in family.iter().flat_map(|uid| self.pods.owned_by(uid)) {
+            let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+            if let Some(node) = node.filter(|_| pods::is_active(&pod)) {
+                *nodes.entry(node).or_insert(0) += 1;
+            }
+        }
+        nodes
     }
 
     /// Creates or deletes pods; the first failure.

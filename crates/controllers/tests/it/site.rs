@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use client::informer::Kind;
-use client::k8s_openapi::api::core::v1::Pod;
+use client::k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use client::{Change, Clock, Informers};
 use futures::StreamExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -39,12 +39,21 @@ impl Site {
             },
             &scope,
         );
-        Ok(Self {
+        let site = Self {
             api,
             client,
             informers,
             scope,
+        };
+        // Pods are refused before their namespace has its account.
+        site.until::<ServiceAccount, _>("the account of the default namespace", |accounts| {
+            accounts
+                .iter()
+                .any(|a| a.metadata.namespace.as_deref() == Some("default"))
+                .then_some(())
         })
+        .await?;
+        Ok(site)
     }
 
     /// Makes each new pod ready, or ended as `phase` says of its image, and lets deleted
