@@ -5,6 +5,7 @@
 
 use api::Resource;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// (core/v1 name, events.k8s.io/v1 name)
 const EVENT_FIELDS: &[(&str, &str)] = &[
@@ -31,14 +32,14 @@ pub(crate) fn from_stored(row: &Resource, stored: Value) -> Value {
 }
 
 /// From a row's version to the stored one.
-pub(crate) fn to_stored(row: &Resource, value: &Value) -> Value {
-    let Some((group, version)) = row.stored_as else {
-        return value.clone();
-    };
-    let Some(target) = api::find(group, version, row.plural) else {
-        return value.clone();
-    };
-    rename(target, value.clone(), |(old, new)| (new, old))
+pub(crate) fn to_stored<'v>(row: &Resource, value: &'v Value) -> Cow<'v, Value> {
+    let target = row
+        .stored_as
+        .and_then(|(group, version)| api::find(group, version, row.plural));
+    match target {
+        None => Cow::Borrowed(value),
+        Some(target) => Cow::Owned(rename(target, value.clone(), |(old, new)| (new, old))),
+    }
 }
 
 fn rename(

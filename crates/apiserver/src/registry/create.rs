@@ -31,14 +31,13 @@ pub(crate) async fn create(
         return Err(Status::method_not_allowed(row.group, row.plural, "create"));
     }
     let generated = meta::text(&value, "name").is_empty();
-    let mut tries = 0;
-    loop {
-        tries += 1;
+    for _ in 1..if generated { GENERATE_TRIES } else { 1 } {
         match attempt(call, value.clone(), tracking).await {
-            Err(s) if s.reason == "AlreadyExists" && generated && tries < GENERATE_TRIES => {}
+            Err(s) if s.reason == "AlreadyExists" => {}
             done => return done,
         }
     }
+    attempt(call, value, tracking).await
 }
 
 async fn attempt(
