@@ -29,7 +29,7 @@ pub(crate) enum ToHost {
 /// An operation of [`runtime::PodRuntime`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Call {
-    RunSandbox(SandboxSpec),
+    RunSandbox(Box<SandboxSpec>),
     CreateContainer(Box<ContainerSpec>),
     StartContainer(ContainerId),
     StopContainer { id: ContainerId, grace_ms: u64 },
@@ -231,7 +231,7 @@ mod tests {
     fn to_host() -> impl Strategy<Value = ToHost> {
         let call = prop_oneof![
             (text(), any::<[u8; 4]>(), prop::option::of(any::<u64>())).prop_map(
-                |(name, ip, limit)| Call::RunSandbox(SandboxSpec {
+                |(name, ip, limit)| Call::RunSandbox(Box::new(SandboxSpec {
                     id: SandboxId(name.clone()),
                     namespace: name.clone(),
                     name: name.clone(),
@@ -241,7 +241,7 @@ mod tests {
                     ip: ip.into(),
                     memory_limit_bytes: limit,
                     dns: Dns::default(),
-                })
+                }))
             ),
             container_spec().prop_map(|spec| Call::CreateContainer(Box::new(spec))),
             (text(), any::<u64>()).prop_map(|(id, grace_ms)| Call::StopContainer {

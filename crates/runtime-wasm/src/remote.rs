@@ -132,7 +132,7 @@ impl PodRuntime for Remote {
     }
 
     async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
-        self.done(Call::RunSandbox(spec)).await
+        self.done(Call::RunSandbox(Box::new(spec))).await
     }
 
     async fn create_container(&self, spec: ContainerSpec) -> Result<(), RuntimeError> {

@@ -323,7 +323,7 @@ impl Container {
 /// Returns when no connection and no request of this process is left.
 async fn drained(serving: &Serving) {
     // The accept loops and connections end by themselves once they drain.
-    while !serving.scope.is_empty() || serving.guest.in_flight() > 0 {
+    while !serving.scope.is_empty() || !serving.endpoint.is_idle() {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -31,6 +31,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct HttpEndpoint {
     guest: HttpGuest,
     gone: AtomicBool,
+    /// Calls that the guest may not know of yet; a container waits for them before it stops.
+    calls: AtomicUsize,
 }
 
 impl HttpEndpoint {
@@ -38,7 +40,30 @@ impl HttpEndpoint {
         Arc::new(Self {
             guest,
             gone: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
         })
+    }
+
+    /// [`HttpEndpoint::call`], unless it takes no more requests: then the request comes back
+    /// untouched, for another endpoint. Once taken, a request is finished before the
+    /// container stops, as far as the grace period allows.
+    ///
+    /// # Errors
+    /// The request.
+    pub async fn try_call<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Response<ResponseBody>, Request<B>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Counted first: whoever drains either sees this call or has set `gone` before.
+        let _counted = Counted::add(&self.calls);
+        if self.is_gone() {
+            return Err(request);
+        }
+        Ok(self.call(request).await)
     }
 
     /// Lets the guest answer. A guest that fails gives a response that says so: 500 when it
@@ -61,11 +86,30 @@ impl HttpEndpoint {
 
     /// Whether it takes no more requests: find another endpoint.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        self.gone.load(Ordering::SeqCst)
     }
 
     pub(super) fn leave(&self) {
-        self.gone.store(true, Ordering::Release);
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.calls.load(Ordering::SeqCst) == 0 && self.guest.in_flight() == 0
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn add(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

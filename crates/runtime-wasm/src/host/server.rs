@@ -148,7 +148,7 @@ async fn write(
 async fn answer(host: &Host, call: Call) -> Result<Answer, RuntimeError> {
     let done = |()| Answer::Done;
     match call {
-        Call::RunSandbox(spec) => host.run_sandbox(spec).await.map(done),
+        Call::RunSandbox(spec) => host.run_sandbox(*spec).await.map(done),
         Call::CreateContainer(spec) => host.create_container(*spec).await.map(done),
         Call::StartContainer(id) => host.start_container(&id).await.map(done),
         Call::StopContainer { id, grace_ms } => host.stop_container(&id, grace_ms).await.map(done),

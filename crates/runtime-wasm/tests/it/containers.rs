@@ -97,6 +97,9 @@ async fn an_http_container_serves_at_its_address_and_in_process() {
     assert!(!endpoint.is_gone());
     site.host.remove_sandbox(&uid).await.unwrap();
     assert!(endpoint.is_gone());
+    let request = Request::get("/again").body(Empty::<Bytes>::new()).unwrap();
+    let back = endpoint.try_call(request).await.unwrap_err();
+    assert_eq!(back.uri(), "/again");
     assert!(site.host.http_endpoint(address).is_none());
     assert!(get(address, "/").await.is_err(), "the port is free again");
     assert_eq!(site.host.sandbox(&uid).await, Ok(None));
