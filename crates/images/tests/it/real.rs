@@ -1,9 +1,10 @@
 //! Against Docker's own registry, open and with passwords, and tools that nobody here wrote.
 
 use crate::fake::Fake;
-use crate::{HELLO, quick, reference, store};
+use crate::{HELLO, quick, reference, store, store_with};
 use images::{
-    Auth, Credential, ImageKind, PullError, PullOptions, PushError, PushOptions, Registry, WasmForm,
+    Auth, Credential, HostConfig, ImageKind, PullError, PullOptions, PushError, PushOptions,
+    Registry, RegistryConfig, Scheme, WasmForm,
 };
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -36,15 +37,25 @@ impl Drop for Real {
 }
 
 impl Real {
-    /// Starts the registry on a free port and waits for its own word that it listens.
     fn start(password: bool) -> Self {
+        Self::start_with(password, None)
+    }
+
+    /// Starts the registry on a free port and waits for its own word that it listens.
+    /// `tls` is certificate and key, PEM.
+    fn start_with(password: bool, tls: Option<(String, String)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().display();
         let mut config = format!(
             "version: 0.1\nlog: {{level: info, formatter: json}}\n\
              storage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '127.0.0.1:0'}}\n"
+             http:\n  addr: '127.0.0.1:0'\n"
         );
+        if let Some((certificate, key)) = tls {
+            std::fs::write(dir.path().join("cert.pem"), certificate).unwrap();
+            std::fs::write(dir.path().join("key.pem"), key).unwrap();
+            config += &format!("  tls: {{certificate: {root}/cert.pem, key: {root}/key.pem}}\n");
+        }
         if password {
             // "me" with the password "secret", bcrypt.
             let line = "me:$2a$04$wm5kT45T7KmWxt5TQHazz.IV9LHw6IheuoOhH6fPxi4yVHS5DeUre\n";
@@ -241,4 +252,39 @@ async fn what_is_no_wasm_is_not_pushed() {
         .unwrap();
     assert!(fake.has_blob(&images::Digest::sha256(HELLO)));
     assert!(!fake.has_blob(&digest));
+}
+
+#[tokio::test]
+async fn tls_is_verified_unless_told_otherwise() {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let real = Real::start_with(
+        false,
+        Some((made.cert.pem(), made.signing_key.serialize_pem())),
+    );
+    let (files, file) = hello_file();
+    let ca = files.path().join("ca.pem");
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let config = |skip_tls_verify, ca_files| {
+        let mut config = RegistryConfig {
+            ca_files,
+            ..quick()
+        };
+        let host = HostConfig {
+            scheme: Some(Scheme::Https),
+            skip_tls_verify,
+            ..HostConfig::default()
+        };
+        config.hosts.insert(real.host.clone(), host);
+        config
+    };
+    let name = real.name("hello:1");
+    let push = PushOptions::default;
+    let trusting = Registry::new(config(false, vec![ca]));
+    trusting.push_wasm(&file, &name, push()).await.unwrap();
+    let (_dir, store) = store_with(config(true, vec![]));
+    store.pull(&name, PullOptions::default()).await.unwrap();
+    let strict = Registry::new(config(false, vec![]));
+    let error = strict.push_wasm(&file, &name, push()).await.unwrap_err();
+    let report = error.report().to_lowercase();
+    assert!(report.contains("certificate"), "{report}");
 }
