@@ -40,7 +40,7 @@ impl Node {
         if config.runtimes.is_empty() {
             return Err(Error::NoRuntime);
         }
-        let scope = scope.child();
+        let scope = scope.clone();
         for dir in [
             &config.dir,
             &config.dir.join("pods"),
@@ -101,7 +101,7 @@ impl Node {
         self.agent.drain_all().await;
     }
 
-    /// Stops the agent; pods run on.
+    /// Stops the agent by closing the scope that it was started in; pods run on.
     pub async fn stop(self) {
         self.scope.close().await;
     }
