@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Delays between set-ups that fail, as upstream retries mounts.
 const SETUP_RETRY_MS: (u64, u64) = (500, 122_000);
+/// How long the API server has to tell of a RuntimeClass.
+const REACH_DEADLINE: Duration = Duration::from_secs(3);
 /// Time after which a runtime that can't be reached is tried again.
 const UNAVAILABLE_RETRY_MS: u64 = 1000;
 
@@ -160,7 +162,10 @@ impl Agent {
         };
         let by_handler = |handler: &str| self.runtimes.iter().position(|(h, _)| h == handler);
         let api = kube::Api::<RuntimeClass>::all(self.client.clone());
-        match api.get_opt(class).await {
+        let Ok(answer) = tokio::time::timeout(REACH_DEADLINE, api.get_opt(class)).await else {
+            return by_handler(class).ok_or_else(|| format!("RuntimeClass {class:?} not read"));
+        };
+        match answer {
             Ok(Some(found)) => by_handler(&found.handler)
                 .ok_or_else(|| format!("no runtime for {:?} is configured", found.handler)),
             Ok(None) => Err(format!("RuntimeClass {class:?} not found")),

@@ -8,9 +8,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Upstream's default lifetime, seconds.
 const LIFETIME_S: i64 = 3600;
+
+/// How long the API server has to answer when there is an older token.
+const REACH_DEADLINE: Duration = Duration::from_secs(3);
+/// Seconds after which it is asked again then.
+const RETRY_S: i64 = 10;
 
 /// Why no token was given; Display is its cause's.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +55,32 @@ impl Tokens {
         }
     }
 
+    /// The token of a projection; `had`, asked again soon, when the API server can't be
+    /// reached.
+    pub(crate) async fn get_or(
+        &self,
+        pod: &core::Pod,
+        projection: &core::ServiceAccountTokenProjection,
+        had: Option<String>,
+    ) -> Result<Token, TokenError> {
+        let Some(had) = had else {
+            return self.get(pod, projection).await;
+        };
+        match tokio::time::timeout(REACH_DEADLINE, self.get(pod, projection)).await {
+            Ok(Ok(token)) => Ok(token),
+            // An answer, and it is no.
+            Ok(Err(TokenError::Request(kube::Error::Api(status)))) if status.code < 500 => {
+                Err(TokenError::Request(kube::Error::Api(status)))
+            }
+            Ok(Err(_)) | Err(_) => Ok(Token {
+                text: had,
+                refresh_at_s: self.clock.now().as_second() + RETRY_S,
+            }),
+        }
+    }
+
     /// The token of a projection; the known one while it is fresh.
-    pub(crate) async fn get(
+    async fn get(
         &self,
         pod: &core::Pod,
         projection: &core::ServiceAccountTokenProjection,

@@ -90,7 +90,7 @@ async fn set_up_one(
         make_dir(&dir, 0o777)?;
         return Ok(None);
     }
-    let (files, refresh) = payload::payload(volume, sources).await?;
+    let (files, refresh) = payload::payload(volume, sources, &dir).await?;
     make_dir(&dir, 0o755)?;
     write::update(&dir, &files).map_err(|source| VolumeError::Write { path: dir, source })?;
     Ok(refresh)

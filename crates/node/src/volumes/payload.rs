@@ -24,6 +24,7 @@ pub(super) type Files = BTreeMap<String, File>;
 pub(super) async fn payload(
     volume: &core::Volume,
     sources: &Sources<'_>,
+    dir: &Path,
 ) -> Result<(Files, Option<i64>), VolumeError> {
     let mut files = Files::new();
     let mut refresh = None;
@@ -49,7 +50,7 @@ pub(super) async fn payload(
     } else if let Some(v) = &volume.projected {
         let default = mode(v.default_mode);
         for projection in v.sources.iter().flatten() {
-            let again = project(projection, sources, default, &mut files).await?;
+            let again = project(projection, sources, dir, default, &mut files).await?;
             refresh = match (refresh, again) {
                 (Some(a), Some(b)) => Some(i64::min(a, b)),
                 (a, b) => a.or(b),
@@ -64,6 +65,7 @@ pub(super) async fn payload(
 async fn project(
     projection: &core::VolumeProjection,
     sources: &Sources<'_>,
+    dir: &Path,
     mode: u32,
     files: &mut Files,
 ) -> Result<Option<i64>, VolumeError> {
@@ -86,11 +88,11 @@ async fn project(
     } else if let Some(p) = &projection.downward_api {
         downward(p.items.as_deref().unwrap_or_default(), sources, mode, files)?;
     } else if let Some(p) = &projection.service_account_token {
-        let token = sources
-            .tokens
-            .get(sources.facts.pod, p)
-            .await
-            .map_err(VolumeError::Token)?;
+        let pod = sources.facts.pod;
+        // Cut off, a pod starts with the token that it had: better an old one than none.
+        let had = std::fs::read_to_string(dir.join("..data").join(&p.path)).ok();
+        let token = sources.tokens.get_or(pod, p, had).await;
+        let token = token.map_err(VolumeError::Token)?;
         insert(files, &p.path, token.text.into_bytes(), mode)?;
         return Ok(Some(token.refresh_at_s));
     } else {
