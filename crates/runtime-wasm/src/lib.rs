@@ -7,6 +7,7 @@
 
 mod host;
 mod log_file;
+mod names;
 mod protocol;
 mod remote;
 

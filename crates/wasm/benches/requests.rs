@@ -72,6 +72,7 @@ fn spec(reuse: u32) -> GuestSpec {
         log: Arc::new(Nowhere),
         address: None,
         egress: EgressRules::anywhere(),
+        names: None,
         http: HttpOptions {
             requests_per_instance: Some(reuse),
             ..HttpOptions::default()

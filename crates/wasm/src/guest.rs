@@ -1,7 +1,7 @@
 //! A program tied to one container: arguments, environment, directories, limits, log.
 
 use crate::command::CommandGuest;
-use crate::egress::{Egress, EgressRules};
+use crate::egress::{Egress, EgressRules, Resolve};
 use crate::http::HttpGuest;
 use crate::limits::{CpuMeter, Limiter, MemoryMeter};
 use crate::program::{Code, Program};
@@ -40,6 +40,8 @@ pub struct GuestSpec {
     pub address: Option<IpAddr>,
     /// To where it may send HTTP requests.
     pub egress: EgressRules,
+    /// Finds the hosts that it sends HTTP requests to.
+    pub names: Option<Arc<dyn Resolve>>,
     /// How requests are served, for HTTP guests.
     pub http: HttpOptions,
 }
@@ -131,6 +133,7 @@ pub(crate) struct Bound {
     env: Vec<(String, String)>,
     cwd: Option<String>,
     egress: Arc<EgressRules>,
+    names: Option<Arc<dyn Resolve>>,
     address: Option<IpAddr>,
     preopens: Vec<Preopen>,
     filesystem: WasiFilesystemCtx,
@@ -160,6 +163,7 @@ impl Bound {
             env,
             cwd: spec.cwd,
             egress: Arc::new(spec.egress),
+            names: spec.names,
             address: spec.address,
             preopens: spec.preopens,
             filesystem: template.filesystem().clone(),
@@ -196,7 +200,10 @@ impl Bound {
                 wasi: self.wasi(),
                 table: ResourceTable::new(),
                 http: WasiHttpCtx::new(),
-                egress: Egress(self.egress.clone()),
+                egress: Egress {
+                    rules: self.egress.clone(),
+                    names: self.names.clone(),
+                },
                 limiter: Limiter::new(self.memory.clone()),
                 _live: Live::new(self.live.clone()),
             },

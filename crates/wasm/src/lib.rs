@@ -26,7 +26,7 @@ mod stdio;
 mod ticker;
 
 pub use command::{CommandGuest, Outcome};
-pub use egress::EgressRules;
+pub use egress::{EgressRules, Resolve};
 pub use engine::{Runtime, RuntimeConfig, RuntimeError};
 pub use guest::{Guest, GuestSpec, HttpOptions, Preopen, PrepareError};
 pub use http::{GuestBody, HttpError, HttpGuest};

@@ -3,6 +3,7 @@
 use super::serve::{self, Closed, HttpEndpoint};
 use super::{Shared, spec};
 use crate::log_file::LogFile;
+use crate::names::PodNames;
 use jiff::Timestamp;
 use lifecycle::{CancellationToken, Scope};
 use parking_lot::Mutex;
@@ -96,6 +97,7 @@ impl Container {
                 log: Arc::new(log),
                 address: Some(sandbox.ip),
                 egress,
+                names: PodNames::of(&sandbox.dns),
                 http,
             })
             .map_err(|error| error.to_string())?;

@@ -75,6 +75,7 @@ pub(crate) fn spec(log: &Log) -> GuestSpec {
         log: Arc::new(log.clone()),
         address: None,
         egress: EgressRules::anywhere(),
+        names: None,
         http: HttpOptions::default(),
     }
 }

@@ -1,0 +1,185 @@
+//! Names as a pod sees them: its DNS servers and search list, as in its `resolv.conf`.
+
+use futures::future::BoxFuture;
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RData, RecordType};
+use runtime::Dns;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use wasm::Resolve;
+
+/// Until the next server is asked.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest answer over UDP without extensions, with room to spare.
+const ANSWER_MAX_BYTES: usize = 4096;
+
+const DNS_PORT: u16 = 53;
+
+/// A pod's resolver.
+pub(crate) struct PodNames {
+    dns: Dns,
+    ndots: usize,
+}
+
+impl PodNames {
+    /// `None` for a pod without DNS servers of its own.
+    pub(crate) fn of(dns: &Dns) -> Option<Arc<dyn Resolve>> {
+        if dns.servers.is_empty() {
+            return None;
+        }
+        let ndots = dns
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix("ndots:")?.parse().ok())
+            .unwrap_or(1);
+        Some(Arc::new(Self {
+            dns: dns.clone(),
+            ndots,
+        }))
+    }
+
+    /// The full names to ask for, in order (resolv.conf(5): `search`, `ndots`).
+    fn candidates(&self, host: &str) -> Vec<String> {
+        if host.ends_with('.') {
+            return vec![host.to_owned()];
+        }
+        let mut names: Vec<String> = self
+            .dns
+            .searches
+            .iter()
+            .map(|search| format!("{host}.{}.", search.trim_end_matches('.')))
+            .collect();
+        let whole = format!("{host}.");
+        if host.matches('.').count() >= self.ndots {
+            names.insert(0, whole);
+        } else {
+            names.push(whole);
+        }
+        names
+    }
+}
+
+impl Resolve for PodNames {
+    fn resolve(&self, host: String) -> BoxFuture<'static, Option<IpAddr>> {
+        let names = self.candidates(&host);
+        let servers = self.dns.servers.clone();
+        Box::pin(async move {
+            for name in names {
+                for server in &servers {
+                    match tokio::time::timeout(
+                        SERVER_TIMEOUT,
+                        ask(SocketAddr::new(*server, DNS_PORT), &name),
+                    )
+                    .await
+                    {
+                        Ok(Some(Some(address))) => return Some(address),
+                        // It knows that there is none: the next name.
+                        Ok(Some(None)) => break,
+                        // It does not answer: the next server.
+                        Ok(None) | Err(_) => {}
+                    }
+                }
+            }
+            None
+        })
+    }
+}
+
+/// `None` without an answer; `Some(None)` when there is no such address.
+async fn ask(server: SocketAddr, name: &str) -> Option<Option<IpAddr>> {
+    let any = if server.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    };
+    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    // Connected: answers of others are not received.
+    socket.connect(server).await.ok()?;
+    let id = u16::try_from(RandomState::new().hash_one(name) & 0xffff).ok()?;
+    let mut query = Message::new(id, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).ok()?, RecordType::A));
+    socket.send(&query.to_vec().ok()?).await.ok()?;
+    let mut answer = [0; ANSWER_MAX_BYTES];
+    loop {
+        let length = socket.recv(&mut answer).await.ok()?;
+        let Ok(message) = Message::from_vec(&answer[..length]) else {
+            continue;
+        };
+        if message.metadata.id == id {
+            return Some(
+                message
+                    .answers
+                    .iter()
+                    .find_map(|record| match &record.data {
+                        RData::A(address) => Some(IpAddr::V4(address.0)),
+                        _ => None,
+                    }),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_tried_as_resolv_conf_says() {
+        let names = PodNames {
+            dns: Dns {
+                servers: Vec::new(),
+                searches: vec![
+                    "default.svc.cluster.local".into(),
+                    "svc.cluster.local.".into(),
+                ],
+                options: Vec::new(),
+            },
+            ndots: 2,
+        };
+        assert_eq!(
+            names.candidates("web"),
+            [
+                "web.default.svc.cluster.local.",
+                "web.svc.cluster.local.",
+                "web."
+            ]
+        );
+        assert_eq!(names.candidates("a.example.com")[0], "a.example.com.");
+        assert_eq!(names.candidates("web.default.")[..], ["web.default."]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_another_question_is_passed_over() {
+        use hickory_proto::rr::{Record, rdata::A};
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let answer = async {
+            let mut buffer = [0; 512];
+            let (length, client) = server.recv_from(&mut buffer).await.unwrap();
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let name = query.queries[0].name().clone();
+            let mut answer = query.into_response();
+            let data = RData::A(A(Ipv4Addr::new(10, 43, 0, 9)));
+            answer.add_answer(Record::from_rdata(name, 5, data));
+            let id = answer.metadata.id;
+            answer.metadata.id = id.wrapping_add(1);
+            server
+                .send_to(&answer.to_vec().unwrap(), client)
+                .await
+                .unwrap();
+            server.send_to(b"noise", client).await.unwrap();
+            answer.metadata.id = id;
+            server
+                .send_to(&answer.to_vec().unwrap(), client)
+                .await
+                .unwrap();
+        };
+        let (found, ()) = tokio::join!(ask(address, "web.default.svc.cluster.local."), answer);
+        assert_eq!(found, Some(Some(IpAddr::from([10, 43, 0, 9]))));
+    }
+}
