@@ -8,7 +8,8 @@
 use crate::config::{Layout, write_atomic};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use pod_network::Prefix;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
 /// Port on which a running site claims its service block, by UDP.
 const CLAIM_PORT: u16 = 10_256;
@@ -39,6 +40,12 @@ impl Site {
         offset(self.service_network, 10)
     }
 
+    /// Both blocks.
+    pub fn networks(&self) -> Result<[Prefix; 2]> {
+        let prefix = |address| Prefix::new(IpAddr::V4(address), PREFIX).context("read site facts");
+        Ok([prefix(self.pod_network)?, prefix(self.service_network)?])
+    }
+
     /// Whether the blocks need a `local` route to be bindable.
     pub fn needs_route(&self) -> bool {
         !self.pod_network.is_loopback()
@@ -56,13 +63,13 @@ pub struct Claim {
 }
 
 /// Reads the site's facts, or settles them at its first start; claims its blocks.
-pub fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
+pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
     let path = layout.site_file();
     match std::fs::read(&path) {
         Ok(bytes) => {
             let site: Site = serde_json::from_slice(&bytes)
                 .with_context(|| format!("read {}", path.display()))?;
-            prepare(&site)?;
+            prepare(&site).await?;
             let claim = claim(&site).with_context(|| {
                 format!(
                     "claim addresses {}/{PREFIX}: another site on this machine uses them",
@@ -72,7 +79,7 @@ pub fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
             Ok((site, claim))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let (site, claim) = settle()?;
+            let (site, claim) = settle().await?;
             write_atomic(
                 &path,
                 &serde_json::to_vec_pretty(&site).context("write site facts")?,
@@ -84,7 +91,7 @@ pub fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
     }
 }
 
-fn settle() -> Result<(Site, Claim)> {
+async fn settle() -> Result<(Site, Claim)> {
     let routed = rustix::process::geteuid().is_root();
     let mut last = None;
     for pair in 0..PAIRS_MAX {
@@ -98,7 +105,11 @@ fn settle() -> Result<(Site, Claim)> {
                 pod_network: Ipv4Addr::new(*first, pods, 0, 0),
                 service_network: Ipv4Addr::new(*first, services, 0, 0),
             };
-            match prepare(&site).and_then(|()| Ok(claim(&site)?)) {
+            let claimed = match prepare(&site).await {
+                Ok(()) => claim(&site).with_context(|| format!("claim {}", site.service_network)),
+                Err(error) => Err(error),
+            };
+            match claimed {
                 Ok(claim) => return Ok((site, claim)),
                 Err(error) => last = Some(error),
             }
@@ -110,10 +121,28 @@ fn settle() -> Result<(Site, Claim)> {
     }
 }
 
-fn prepare(site: &Site) -> Result<()> {
+async fn prepare(site: &Site) -> Result<()> {
     if site.needs_route() {
-        for network in [site.pod_network, site.service_network] {
-            crate::up::add_local_route(network, PREFIX)?;
+        for network in site.networks()? {
+            pod_network::anyip::add(network)
+                .await
+                .with_context(|| format!("make {network} bindable"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the site's routes away: nothing of it is left on the machine.
+pub async fn clear(layout: &Layout) -> Result<()> {
+    let Ok(bytes) = std::fs::read(layout.site_file()) else {
+        return Ok(());
+    };
+    let site: Site = serde_json::from_slice(&bytes).context("read site facts")?;
+    if site.needs_route() {
+        for network in site.networks()? {
+            pod_network::anyip::remove(network)
+                .await
+                .with_context(|| format!("remove route {network}"))?;
         }
     }
     Ok(())
