@@ -190,6 +190,14 @@ pub enum PushError {
         /// What is wrong with it, if it began well.
         source: Option<wasmparser::BinaryReaderError>,
     },
+    /// The content store can't take it.
+    #[error("keep {reference}")]
+    Keep {
+        /// Its name.
+        reference: Reference,
+        /// Why.
+        source: StoreError,
+    },
     /// A digest can't be pushed to, only tags.
     #[error("push {0}: name a tag, not a digest")]
     NotATag(Reference),

@@ -2,10 +2,12 @@
 //! configuration that tells module from component and what it imports and exports.
 
 use crate::auth::Auth;
-use crate::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
+use crate::manifest::{Descriptor, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::pull::blocking;
 use crate::registry::{Content, Moved, RegistryError};
-use crate::{Digest, ImageStore, Progress, PushError, Reference, Registry, Step, WasmForm};
+use crate::{
+    Digest, ImageStore, Progress, PushError, Reference, Registry, Step, StoreError, WasmForm,
+};
 use bytes::Bytes;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -62,6 +64,49 @@ impl ImageStore {
         options: PushOptions,
     ) -> Result<Pushed, PushError> {
         self.registry().push_wasm(path, reference, options).await
+    }
+
+    /// Puts a Wasm file into this store under a tag, as if it had been pushed and pulled:
+    /// for machines without a registry.
+    ///
+    /// # Errors
+    /// [`PushError`]; the name is set last.
+    pub async fn load_wasm(&self, path: &Path, reference: &Reference) -> Result<Pushed, PushError> {
+        if reference.tag().is_none() || reference.digest().is_some() {
+            return Err(PushError::NotATag(reference.clone()));
+        }
+        let (inner, file, reference) = (Arc::clone(&self.inner), path.to_owned(), reference.clone());
+        blocking(move || {
+            let wasm = Described::read(file)?;
+            let (config, manifest) = wasm.documents(&BTreeMap::new());
+            let digest = Digest::sha256(&manifest);
+            let keep = || -> Result<(), StoreError> {
+                inner.blobs.write(&wasm.digest, &wasm.bytes)?;
+                inner.blobs.write(&Digest::sha256(&config), &config)?;
+                inner.blobs.write(&digest, &manifest)?;
+                let top = Descriptor {
+                    media_type: OCI_MANIFEST.to_owned(),
+                    digest: digest.clone(),
+                    size: manifest.len() as u64,
+                    platform: None,
+                    annotations: BTreeMap::new(),
+                };
+                inner.index.update(|names| {
+                    names.insert(reference.clone(), top);
+                })
+            };
+            keep().map_err(|source| PushError::Keep {
+                reference: reference.clone(),
+                source,
+            })?;
+            Ok(Pushed {
+                digest,
+                size_bytes: wasm.bytes.len() as u64,
+                wasm_digest: wasm.digest,
+                form: wasm.form,
+            })
+        })
+        .await
     }
 }
 
