@@ -1,4 +1,134 @@
-//! stub
-pub fn main(config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("{}", config.display())
+//! The data plane process: Wasm host, service proxy and cluster DNS.
+//!
+//! [`ensure`] starts it or keeps the one that runs; [`main`] is what runs in it. It outlives
+//! the control plane; SIGTERM makes it drain and end.
+
+use crate::config::{Layout, write_atomic};
+use crate::{process, stop};
+use anyhow::{Context as _, Result, bail};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use lifecycle::{Scope, Stack};
+use runtime_wasm::{Host, HostConfig, HttpEndpoint, Remote};
+use serde::{Deserialize, Serialize};
+use service_proxy::{CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody, ResponseBody};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long requests and connections may go on after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Connections of the proxy at once; further ones wait in the kernel.
+const CONNECTIONS_MAX: usize = 16_384;
+/// How long a new data plane may take to answer.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the process is told, by a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// Of the program that wrote it.
+    pub version: String,
+    pub socket: PathBuf,
+    pub pid_file: PathBuf,
+    pub images: PathBuf,
+    pub kubeconfig: PathBuf,
+    pub node_name: String,
+    pub node_port_addresses: Vec<IpAddr>,
+    pub dns: SocketAddr,
+}
+
+/// Starts the data plane, or keeps the one that runs with this configuration.
+pub fn ensure(layout: &Layout, config: &Config) -> Result<()> {
+    let path = layout.dataplane_config();
+    let bytes = serde_json::to_vec_pretty(config).context("encode data plane configuration")?;
+    if process::running(&layout.dataplane_pid()).is_some() {
+        if std::fs::read(&path).is_ok_and(|was| was == bytes) {
+            return Ok(());
+        }
+        tracing::warn!("the data plane runs with another configuration or version: it is restarted");
+        stop::end_dataplane(layout)?;
+    }
+    write_atomic(&path, &bytes, 0o600)?;
+    process::spawn_dataplane(layout)
+}
+
+/// The agent's side of the socket, once the data plane answers.
+pub async fn connect(layout: &Layout, stack: &mut Stack) -> Result<Remote> {
+    let scope = Scope::new();
+    let remote = Remote::connect(&layout.dataplane_socket(), &scope);
+    stack.push("data plane connection", Duration::from_secs(1), move || async move { scope.close().await });
+    let answered = tokio::time::timeout(START_DEADLINE, async {
+        while runtime::PodRuntime::sandboxes(&remote).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    if answered.await.is_err() {
+        bail!("start data plane: no answer; see {}", layout.dataplane_log().display());
+    }
+    Ok(remote)
+}
+
+/// `salp dataplane`.
+pub fn main(config: &Path) -> Result<ExitCode> {
+    let bytes = std::fs::read(config).with_context(|| format!("read {}", config.display()))?;
+    let config: Config =
+        serde_json::from_slice(&bytes).with_context(|| format!("read {}", config.display()))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start runtime")?;
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
+    // Ctrl-C in the terminal is for `salp up`, which says what is to happen here.
+    let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
+    write_atomic(&config.pid_file, std::process::id().to_string().as_bytes(), 0o600)?;
+    let (host_scope, proxy_scope) = (Scope::new(), Scope::new());
+    let images = images::ImageStore::open(&config.images).context("open images")?;
+    let host = Host::start(
+        HostConfig::new(config.socket.clone(), images.compiled_dir()),
+        &host_scope,
+    )
+    .await
+    .context("start Wasm host")?;
+    let client = client::connect::from_kubeconfig(&config.kubeconfig).await.context("connect to API server")?;
+    let proxy = Proxy::start(
+        ProxyConfig {
+            informers: client::Informers::new(client, &proxy_scope),
+            local: Arc::new(Guests(host.clone())),
+            node_name: config.node_name.clone(),
+            node_port_addresses: config.node_port_addresses.clone(),
+            dns: Some(service_proxy::dns::DnsConfig::new(config.dns)),
+            connections_max: CONNECTIONS_MAX,
+            drain: DRAIN,
+        },
+        &proxy_scope,
+    );
+    tracing::info!(socket = %config.socket.display(), "data plane is ready");
+    loop {
+        tokio::select! {
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => {}
+        }
+    }
+    drop(proxy);
+    if let Err(left) = proxy_scope.close_within(DRAIN).await {
+        tracing::error!(left, "stop service proxy: tasks still run");
+    }
+    if let Err(left) = host_scope.close_within(DRAIN).await {
+        tracing::error!(left, "stop Wasm host: tasks still run");
+    }
+    // Only its own: another may have started meanwhile.
+    let own = std::process::id().to_string();
+    if std::fs::read_to_string(&config.pid_file).is_ok_and(|pid| pid == own) {
+        std::fs::remove_file(&config.pid_file).context("remove pid file")?;
+    }
+    Ok(())
 }

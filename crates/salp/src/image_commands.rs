@@ -98,7 +98,10 @@ async fn run(args: ImageArgs) -> Result<()> {
         ImageCommand::Pull { reference, platform } => {
             let store = open(&args.data_dir, registry)?;
             let platform = match platform {
-                Some(text) => Some(text.parse().with_context(|| format!("read --platform {text:?}"))?),
+                Some(text) => match text.split_once('/') {
+                    Some((os, architecture)) => Some(images::Platform::new(os, architecture)),
+                    None => bail!("read --platform {text:?}: want OS/ARCHITECTURE, such as wasi/wasm"),
+                },
                 None => None,
             };
             let bar = Bar::new();

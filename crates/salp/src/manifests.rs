@@ -77,6 +77,45 @@ fn read_file(file: &Path, objects: &mut Vec<Value>) -> Result<()> {
     Ok(())
 }
 
+/// Wasm files that lie beside manifests and the images they stand for: `hello.wasm` in a
+/// directory of manifests is the image whose repository ends in `hello`. So an example runs
+/// without a registry.
+pub fn images_beside(paths: &[PathBuf], objects: &[Value]) -> Result<Vec<(PathBuf, String)>> {
+    let mut images = std::collections::BTreeSet::new();
+    objects.iter().for_each(|object| collect_images(object, &mut images));
+    let mut found = Vec::new();
+    for dir in paths.iter().filter(|p| p.is_dir()) {
+        for image in &images {
+            let repository = image.split('@').next().unwrap_or(image);
+            let last = repository.rsplit('/').next().unwrap_or(repository);
+            let stem = last.split(':').next().unwrap_or(last);
+            let file = dir.join(format!("{stem}.wasm"));
+            if !image.contains('@') && file.is_file() {
+                found.push((file, image.clone()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Every `image:` inside `containers` and `initContainers`, at any depth.
+fn collect_images(value: &Value, images: &mut std::collections::BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                if key == "containers" || key == "initContainers" {
+                    let list = inner.as_array().into_iter().flatten();
+                    images.extend(list.filter_map(|c| c["image"].as_str()).map(str::to_owned));
+                } else {
+                    collect_images(inner, images);
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|inner| collect_images(inner, images)),
+        _ => {}
+    }
+}
+
 /// Applies objects in order, namespaces and their like first.
 pub async fn apply(access: &Access, mut objects: Vec<Value>) -> Result<Vec<Applied>> {
     objects.sort_by_key(|o| match o["kind"].as_str() {

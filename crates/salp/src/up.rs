@@ -5,6 +5,8 @@ use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::output::{self, Phases};
 use crate::site::Site;
+use crate::image_commands::registry_config;
+use crate::image_source::Images;
 use crate::{dataplane, manifests, pki, process, site, stop};
 use anyhow::{Context as _, Result, bail};
 use lifecycle::{Scope, Stack};
@@ -75,7 +77,7 @@ async fn serve(
     };
     tokio::pin!(wait_for_stop);
     let stop = {
-        let applied = apply_and_wait(&running, &config, files, objects);
+        let applied = apply_and_wait(&running.client, &config, &layout, files, objects);
         tokio::pin!(applied);
         tokio::select! {
             stop = &mut wait_for_stop => Some(stop),
@@ -101,7 +103,7 @@ async fn serve(
 /// What the rest of `up` needs of a started site.
 struct Running {
     client: kube::Client,
-    node: node::Node,
+    node: Arc<node::Node>,
     /// Held until the end.
     _lock: process::Lock,
     _claim: site::Claim,
@@ -117,7 +119,7 @@ async fn start(
     layout.create()?;
     let lock = process::lock(layout)?;
     let api_listener = listen_api(config)?;
-    let (kubelet_listener, kubelet_address) = listen_kubelet(config)?;
+    let kubelet_listener = listen_kubelet(config)?;
     let (site, claim) = site::load_or_create(layout).await?;
     let node_ip = node_ip(config.bind_address)?;
     let addresses = vec![
@@ -143,13 +145,10 @@ async fn start(
         socket: layout.dataplane_socket(),
         pid_file: layout.dataplane_pid(),
         images: layout.images(),
-        state: layout.root.join("dataplane"),
         kubeconfig: proxy_kubeconfig,
         node_name: config.node_name.clone(),
         node_port_addresses: vec![config.bind_address],
         dns: SocketAddr::new(IpAddr::V4(site.dns()), 53),
-        service_network: site.service_network,
-        pod_network: site.pod_network,
     };
     dataplane::ensure(layout, &dataplane_config)?;
 
@@ -178,15 +177,268 @@ async fn start(
     let informers = start_control(&system, &pki, stack);
 
     phases.begin("data plane");
-    let remote = dataplane::connect(layout).await?;
+    let remote = dataplane::connect(layout, stack).await?;
 
     phases.begin("node");
-    let node = start_node(
-        NodeParts { config, layout, site: &site, pki: &pki, node_ip, kubelet_listener, kubelet_address },
-        informers,
-        remote,
-        stack,
-    )
-    .await?;
+    let parts = NodeParts { config, layout, site: &site, pki: &pki, node_ip, kubelet_listener };
+    let node = start_node(parts, system.clone(), informers.clone(), remote, stack).await?;
+    node_ready(&informers, &config.node_name).await;
     Ok(Running { client: system, node, _lock: lock, _claim: claim })
+}
+
+/// Listens for the API, or says who to ask.
+fn listen_api(config: &SiteConfig) -> Result<TcpListener> {
+    let address = SocketAddr::new(config.bind_address, config.api_port);
+    TcpListener::bind(address).with_context(|| {
+        format!("listen on {address}: choose another port with --api-port, or another address with --bind-address")
+    })
+}
+
+/// Listens for the kubelet API: the port asked for, else 10250, else any.
+fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
+    let bind = |port| TcpListener::bind(SocketAddr::new(config.bind_address, port));
+    match config.kubelet_port {
+        Some(port) => {
+            bind(port).with_context(|| format!("listen on port {port}: choose another with --kubelet-port"))
+        }
+        None => bind(KUBELET_PORT).or_else(|_| bind(0)).context("listen for the kubelet API"),
+    }
+}
+
+/// The address by which this machine is reached: the one bound, else that of the default route.
+fn node_ip(bind: IpAddr) -> Result<IpAddr> {
+    if !bind.is_unspecified() {
+        return Ok(bind);
+    }
+    // Connecting a UDP socket sends nothing; it makes the kernel choose a source address.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").context("find own address")?;
+    match probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) {
+        Ok(address) => Ok(address.ip()),
+        // Cut off: there is no route, but the site must start.
+        Err(_) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    }
+}
+
+/// The address that clients on this machine use.
+fn local(bind: IpAddr) -> IpAddr {
+    if bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bind }
+}
+
+async fn start_apiserver(
+    store: Arc<dyn store::Store>,
+    listener: TcpListener,
+    pki: &pki::Pki,
+    site: &Site,
+    advertise: SocketAddr,
+    stack: &mut Stack,
+) -> Result<apiserver::ApiServer> {
+    listener.set_nonblocking(true).context("listen for the API")?;
+    let scope = Scope::new();
+    let mut config = apiserver::Config::new(
+        store,
+        pki.apiserver.cert_pem.clone(),
+        pki.apiserver.key_pem.clone(),
+        pki.ca_pem.clone(),
+        pki.service_account_key_pem.clone(),
+    );
+    config.listeners = vec![listener];
+    config.service_cidr = apiserver::ServiceCidr { base: site.service_network, prefix: site::PREFIX };
+    config.advertise = Some(advertise);
+    config.kubelet = apiserver::KubeletAccess {
+        client_identity: Some((pki.kubelet_client.cert_pem.clone(), pki.kubelet_client.key_pem.clone())),
+        ca: Some(pki.ca_pem.clone()),
+    };
+    let server = apiserver::ApiServer::start(config, &scope).await.context("start API server")?;
+    stack.push("API server", STOP_DEADLINE, move || async move { scope.close().await });
+    Ok(server)
+}
+
+fn start_control(client: &kube::Client, pki: &pki::Pki, stack: &mut Stack) -> client::Informers {
+    let scope = Scope::new();
+    let clock = client::Clock::system();
+    let informers = client::Informers::new(client.clone(), &scope);
+    scheduler::run(
+        scheduler::Config { informers: informers.clone(), clock: clock.clone(), seed: rand::random() },
+        &scope,
+    );
+    controllers::run(
+        controllers::Config {
+            informers: informers.clone(),
+            root_ca_pem: pki.ca_pem.clone(),
+            clock,
+            seed: rand::random(),
+        },
+        &scope,
+    );
+    stack.push("controllers", STOP_DEADLINE, move || async move { scope.close().await });
+    informers
+}
+
+/// What the node agent is made of.
+struct NodeParts<'a> {
+    config: &'a SiteConfig,
+    layout: &'a Layout,
+    site: &'a Site,
+    pki: &'a pki::Pki,
+    node_ip: IpAddr,
+    kubelet_listener: TcpListener,
+}
+
+async fn start_node(
+    parts: NodeParts<'_>,
+    client: kube::Client,
+    informers: client::Informers,
+    remote: runtime_wasm::Remote,
+    stack: &mut Stack,
+) -> Result<Arc<node::Node>> {
+    let NodeParts { config, layout, site, pki, node_ip, kubelet_listener } = parts;
+    kubelet_listener.set_nonblocking(true).context("listen for the kubelet API")?;
+    let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
+    let images = {
+        let dir = layout.images();
+        tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry))
+            .await
+            .context("open images")?
+            .context("open images")?
+    };
+    let [pod_cidr, _] = site.networks()?;
+    let scope = Scope::new();
+    let node = node::Node::start(
+        node::Config {
+            name: config.node_name.clone(),
+            client,
+            informers,
+            images: Arc::new(Images(images)),
+            runtimes: vec![("wasm".to_owned(), Arc::new(remote))],
+            dir: layout.node(),
+            node_ip,
+            pod_cidr,
+            cluster_dns: vec![IpAddr::V4(site.dns())],
+            cluster_domain: "cluster.local".to_owned(),
+            kubelet: node::Kubelet {
+                listener: kubelet_listener,
+                cert_pem: pki.kubelet.cert_pem.clone(),
+                key_pem: pki.kubelet.key_pem.clone(),
+                client_ca_pem: pki.ca_pem.clone(),
+            },
+            labels: std::collections::BTreeMap::new(),
+            taints: Vec::new(),
+            max_pods: config.max_pods,
+            share_pod_informer: true,
+            version: format!("{}+salp.{}", api::constants::KUBERNETES_VERSION, env!("CARGO_PKG_VERSION")),
+            clock: client::Clock::system(),
+        },
+        &scope,
+    )
+    .await
+    .context("start node agent")?;
+    stack.push("node agent", STOP_DEADLINE, move || async move { scope.close().await });
+    Ok(Arc::new(node))
+}
+
+/// Waits until the Node says Ready.
+async fn node_ready(informers: &client::Informers, name: &str) {
+    use futures::StreamExt as _;
+    use k8s_openapi::api::core::v1::Node;
+    let nodes = informers.get::<Node>();
+    let mut changes = nodes.subscribe();
+    loop {
+        let ready = nodes.get("", name).is_some_and(|node| {
+            let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+            conditions.is_some_and(|l| l.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+        });
+        if ready || changes.next().await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Says how to use the site.
+fn usage(layout: &Layout, config: &SiteConfig) {
+    let kubeconfig = layout.kubeconfig();
+    output::line(format!(
+        "Site in {} with API on {}:{}\n\n  export KUBECONFIG={}\n  kubectl get nodes\n  salp ps -A\n",
+        layout.root.display(),
+        local(config.bind_address),
+        config.api_port,
+        kubeconfig.display(),
+    ));
+}
+
+/// `-f`: loads images that lie beside the manifests, applies these and prints what answers.
+async fn apply_and_wait(
+    client: &kube::Client,
+    config: &SiteConfig,
+    layout: &Layout,
+    files: &[std::path::PathBuf],
+    objects: Vec<serde_json::Value>,
+) -> Result<()> {
+    if objects.is_empty() {
+        return Ok(());
+    }
+    for (file, reference) in manifests::images_beside(files, &objects)? {
+        let store = images::ImageStore::open(layout.images()).context("open images")?;
+        let name = images::Reference::parse(&reference).with_context(|| format!("read image name {reference:?}"))?;
+        if store.get(&name, None).context("read images")?.is_none() {
+            store.load_wasm(&file, &name).await.with_context(|| format!("load {}", file.display()))?;
+            output::line(format!("loaded {} as {reference}", file.display()));
+        }
+    }
+    let access = Access { client: client.clone(), namespace: "default".to_owned() };
+    let applied = manifests::apply(&access, objects).await?;
+    for object in &applied {
+        output::line(format!("{}/{} applied", object.kind.to_lowercase(), object.name));
+    }
+    let address = local(config.bind_address).to_string();
+    for url in manifests::urls(&access, &applied, &address).await? {
+        if answers(&url).await {
+            output::line(format!("answers at {url}"));
+        } else {
+            bail!("wait for {url}: no answer; see `kubectl get pods` and `kubectl describe pods`");
+        }
+    }
+    Ok(())
+}
+
+/// Whether something answers HTTP at the URL before the deadline.
+async fn answers(url: &str) -> bool {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Ok(url) = url::Url::parse(url) else { return false };
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+    let ask = async {
+        loop {
+            if let Ok(mut stream) = tokio::net::TcpStream::connect((host, port)).await {
+                let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+                let mut head = [0u8; 12];
+                if stream.write_all(request.as_bytes()).await.is_ok()
+                    && stream.read_exact(&mut head).await.is_ok()
+                    && head.starts_with(b"HTTP/1.")
+                    && head[9] != b'5'
+                {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(ANSWER_DEADLINE, ask).await.is_ok()
+}
+
+/// Stops in reverse; on Ctrl-C the pods and the data plane too.
+async fn finish(stop: Stop, running: Running, stack: Stack, layout: &Layout) -> Result<()> {
+    if stop == Stop::Everything {
+        output::note("stopping; pods get their grace period");
+        running.node.drain_all().await;
+    }
+    for laggard in stack.stop().await {
+        tracing::error!("{laggard}");
+    }
+    if stop == Stop::Everything {
+        let ended = layout.clone();
+        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended)).await.context("stop data plane")??;
+        site::clear(layout).await?;
+    } else {
+        output::note("stopped the control plane; pods go on, `salp up` adopts them, `salp down` stops them");
+    }
+    Ok(())
 }
