@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use lifecycle::{Scope, Stack};
-use runtime_wasm::{Host, HostConfig, HttpEndpoint, Remote};
+use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote};
 use serde::{Deserialize, Serialize};
 use service_proxy::{CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody, ResponseBody};
 use std::net::{IpAddr, SocketAddr};
@@ -93,7 +93,11 @@ async fn serve(config: Config) -> Result<()> {
     let (host_scope, proxy_scope) = (Scope::new(), Scope::new());
     let images = images::ImageStore::open(&config.images).context("open images")?;
     let host = Host::start(
-        HostConfig::new(config.socket.clone(), images.compiled_dir()),
+        HostConfig {
+            socket: Some(config.socket.clone()),
+            compiled_dir: images.compiled_dir(),
+            log_limits: LogLimits::default(),
+        },
         &host_scope,
     )
     .await
@@ -105,7 +109,11 @@ async fn serve(config: Config) -> Result<()> {
             local: Arc::new(Guests(host.clone())),
             node_name: config.node_name.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
-            dns: Some(service_proxy::dns::DnsConfig::new(config.dns)),
+            dns: Some(service_proxy::dns::DnsConfig {
+                address: config.dns,
+                domain: "cluster.local".to_owned(),
+                upstreams: None,
+            }),
             connections_max: CONNECTIONS_MAX,
             drain: DRAIN,
         },
@@ -122,6 +130,7 @@ async fn serve(config: Config) -> Result<()> {
     if let Err(left) = proxy_scope.close_within(DRAIN).await {
         tracing::error!(left, "stop service proxy: tasks still run");
     }
+    host.stop(u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX)).await;
     if let Err(left) = host_scope.close_within(DRAIN).await {
         tracing::error!(left, "stop Wasm host: tasks still run");
     }
@@ -131,4 +140,36 @@ async fn serve(config: Config) -> Result<()> {
         std::fs::remove_file(&config.pid_file).context("remove pid file")?;
     }
     Ok(())
+}
+
+/// The Wasm host's HTTP guests as the proxy's local endpoints.
+struct Guests(Host);
+
+impl LocalEndpoints for Guests {
+    fn http(&self, address: SocketAddr) -> Option<Arc<dyn LocalHttp>> {
+        let endpoint = self.0.http_endpoint(address)?;
+        (!endpoint.is_gone()).then(|| Arc::new(Guest(endpoint)) as Arc<dyn LocalHttp>)
+    }
+}
+
+struct Guest(Arc<HttpEndpoint>);
+
+impl LocalHttp for Guest {
+    fn call(
+        &self,
+        request: Request<RequestBody>,
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, CallError>> {
+        let endpoint = self.0.clone();
+        async move {
+            if endpoint.is_gone() {
+                return Err(CallError::Gone(Some(Box::new(request))));
+            }
+            Ok(endpoint.call(request).await.map(ResponseBody::new))
+        }
+        .boxed()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
 }

@@ -99,7 +99,11 @@ async fn run(args: ImageArgs) -> Result<()> {
             let store = open(&args.data_dir, registry)?;
             let platform = match platform {
                 Some(text) => match text.split_once('/') {
-                    Some((os, architecture)) => Some(images::Platform::new(os, architecture)),
+                    Some((os, architecture)) => Some(images::Platform {
+                        os: os.to_owned(),
+                        architecture: architecture.to_owned(),
+                        variant: None,
+                    }),
                     None => bail!("read --platform {text:?}: want OS/ARCHITECTURE, such as wasi/wasm"),
                 },
                 None => None,
