@@ -4,6 +4,7 @@
 
 mod cli;
 mod faults;
+mod guests;
 mod harness;
 mod packages;
 mod pods;
