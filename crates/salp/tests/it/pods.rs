@@ -158,7 +158,13 @@ fn bad_images_give_the_conditions_that_users_know() {
     let missing = module(
         dir.path(),
         "missing",
-        r#"(component (import "example:absent/api@1.0.0" (instance (export "call" (func)))))"#,
+        r#"(component
+            (import "example:absent/api@1.0.0" (instance (export "call" (func))))
+            (core module $m (func (export "run") (result i32) i32.const 0))
+            (core instance $i (instantiate $m))
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (instance $r (export "run" (func $run)))
+            (export "wasi:cli/run@0.2.0" (instance $r)))"#,
     );
     let missing = registry.push(&missing, "missing:1");
     site.apply(&pod("missing", &missing, "Always", ""));
