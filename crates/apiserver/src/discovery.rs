@@ -7,7 +7,7 @@ use crate::http::request::Query;
 use crate::http::respond::{self, Body};
 use api::Resource;
 use apimachinery::Status;
-use apimachinery::openapi::{ResourcePaths, v3_document};
+use apimachinery::openapi::{ResourcePaths, v3_document_described};
 use apimachinery::schema::Schema;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
@@ -400,7 +400,7 @@ fn document(core: &Core, group: &str, version: &str) -> Result<Bytes, Status> {
             subresources: subs,
         })
         .collect();
-    let value = v3_document(Schema::builtin(), group, version, &paths);
+    let value = v3_document_described(Schema::builtin(), group, version, &paths);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     serde_json::to_writer(&mut encoder, &value).map_err(Status::internal)?;
     encoder.flush().map_err(Status::internal)?;
