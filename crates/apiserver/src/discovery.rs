@@ -400,7 +400,8 @@ fn document(core: &Core, group: &str, version: &str) -> Result<Bytes, Status> {
             subresources: subs,
         })
         .collect();
-    let value = v3_document_described(Schema::builtin(), group, version, &paths);
+    let docs = Schema::descriptions();
+    let value = v3_document_described(Schema::builtin(), &docs, group, version, &paths);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     serde_json::to_writer(&mut encoder, &value).map_err(Status::internal)?;
     encoder.flush().map_err(Status::internal)?;

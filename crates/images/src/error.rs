@@ -196,7 +196,7 @@ pub enum PushError {
         /// Its name.
         reference: Reference,
         /// Why.
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// A digest can't be pushed to, only tags.
     #[error("push {0}: name a tag, not a digest")]

@@ -75,7 +75,8 @@ impl ImageStore {
         if reference.tag().is_none() || reference.digest().is_some() {
             return Err(PushError::NotATag(reference.clone()));
         }
-        let (inner, file, reference) = (Arc::clone(&self.inner), path.to_owned(), reference.clone());
+        let (inner, file, reference) =
+            (Arc::clone(&self.inner), path.to_owned(), reference.clone());
         blocking(move || {
             let wasm = Described::read(file)?;
             let (config, manifest) = wasm.documents(&BTreeMap::new());
@@ -97,7 +98,7 @@ impl ImageStore {
             };
             keep().map_err(|source| PushError::Keep {
                 reference: reference.clone(),
-                source,
+                source: Box::new(source),
             })?;
             Ok(Pushed {
                 digest,

@@ -12,7 +12,9 @@ use http::{Request, Response};
 use lifecycle::{Scope, Stack};
 use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote};
 use serde::{Deserialize, Serialize};
-use service_proxy::{CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody, ResponseBody};
+use service_proxy::{
+    CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody, ResponseBody,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,7 +52,9 @@ pub fn ensure(layout: &Layout, config: &Config) -> Result<()> {
         if std::fs::read(&path).is_ok_and(|was| was == bytes) {
             return Ok(());
         }
-        tracing::warn!("the data plane runs with another configuration or version: it is restarted");
+        tracing::warn!(
+            "the data plane runs with another configuration or version: it is restarted"
+        );
         stop::end_dataplane(layout)?;
     }
     write_atomic(&path, &bytes, 0o600)?;
@@ -61,14 +65,21 @@ pub fn ensure(layout: &Layout, config: &Config) -> Result<()> {
 pub async fn connect(layout: &Layout, stack: &mut Stack) -> Result<Remote> {
     let scope = Scope::new();
     let remote = Remote::connect(&layout.dataplane_socket(), &scope);
-    stack.push("data plane connection", Duration::from_secs(1), move || async move { scope.close().await });
+    stack.push(
+        "data plane connection",
+        Duration::from_secs(1),
+        move || async move { scope.close().await },
+    );
     let answered = tokio::time::timeout(START_DEADLINE, async {
         while runtime::PodRuntime::sandboxes(&remote).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
     if answered.await.is_err() {
-        bail!("start data plane: no answer; see {}", layout.dataplane_log().display());
+        bail!(
+            "start data plane: no answer; see {}",
+            layout.dataplane_log().display()
+        );
     }
     Ok(remote)
 }
@@ -78,8 +89,10 @@ pub fn main(config: &Path) -> Result<ExitCode> {
     let bytes = std::fs::read(config).with_context(|| format!("read {}", config.display()))?;
     let config: Config =
         serde_json::from_slice(&bytes).with_context(|| format!("read {}", config.display()))?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start runtime")?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_timeout(Duration::from_millis(200));
     result.map(|()| ExitCode::SUCCESS)
@@ -89,7 +102,11 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
     // Ctrl-C in the terminal is for `salp up`, which says what is to happen here.
     let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
-    write_atomic(&config.pid_file, std::process::id().to_string().as_bytes(), 0o600)?;
+    write_atomic(
+        &config.pid_file,
+        std::process::id().to_string().as_bytes(),
+        0o600,
+    )?;
     let (host_scope, proxy_scope) = (Scope::new(), Scope::new());
     let images = images::ImageStore::open(&config.images).context("open images")?;
     let host = Host::start(
@@ -102,7 +119,9 @@ async fn serve(config: Config) -> Result<()> {
     )
     .await
     .context("start Wasm host")?;
-    let client = client::connect::from_kubeconfig(&config.kubeconfig).await.context("connect to API server")?;
+    let client = client::connect::from_kubeconfig(&config.kubeconfig)
+        .await
+        .context("connect to API server")?;
     let proxy = Proxy::start(
         ProxyConfig {
             informers: client::Informers::new(client, &proxy_scope),
@@ -130,7 +149,8 @@ async fn serve(config: Config) -> Result<()> {
     if let Err(left) = proxy_scope.close_within(DRAIN).await {
         tracing::error!(left, "stop service proxy: tasks still run");
     }
-    host.stop(u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX)).await;
+    host.stop(u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX))
+        .await;
     if let Err(left) = host_scope.close_within(DRAIN).await {
         tracing::error!(left, "stop Wasm host: tasks still run");
     }

@@ -18,7 +18,13 @@ pub struct ImageArgs {
     #[command(flatten)]
     data_dir: DataDir,
     /// Registries that are asked over plain HTTP (host:port); loopback always is.
-    #[arg(long, global = true, env = "SALP_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
+    #[arg(
+        long,
+        global = true,
+        env = "SALP_INSECURE_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
     insecure_registry: Vec<String>,
     #[command(subcommand)]
     command: ImageCommand,
@@ -87,7 +93,10 @@ async fn run(args: ImageArgs) -> Result<()> {
         ImageCommand::Push { file, reference } => {
             let to = parse(&reference)?;
             let bar = Bar::new();
-            let options = PushOptions { progress: Some(bar.clone()), ..PushOptions::default() };
+            let options = PushOptions {
+                progress: Some(bar.clone()),
+                ..PushOptions::default()
+            };
             let pushed = Registry::new(registry)
                 .push_wasm(&file, &to, options)
                 .await
@@ -95,7 +104,10 @@ async fn run(args: ImageArgs) -> Result<()> {
             bar.clear();
             output::line(format!("{reference}@{}", pushed?.digest));
         }
-        ImageCommand::Pull { reference, platform } => {
+        ImageCommand::Pull {
+            reference,
+            platform,
+        } => {
             let store = open(&args.data_dir, registry)?;
             let platform = match platform {
                 Some(text) => match text.split_once('/') {
@@ -104,7 +116,9 @@ async fn run(args: ImageArgs) -> Result<()> {
                         architecture: architecture.to_owned(),
                         variant: None,
                     }),
-                    None => bail!("read --platform {text:?}: want OS/ARCHITECTURE, such as wasi/wasm"),
+                    None => {
+                        bail!("read --platform {text:?}: want OS/ARCHITECTURE, such as wasi/wasm")
+                    }
                 },
                 None => None,
             };
@@ -127,11 +141,17 @@ async fn run(args: ImageArgs) -> Result<()> {
                 .with_context(|| format!("load {}", file.display()))?;
             output::line(format!("{reference}@{}", loaded.digest));
         }
-        ImageCommand::Ls { output, quiet } => list(&open(&args.data_dir, registry)?, output, quiet)?,
+        ImageCommand::Ls { output, quiet } => {
+            list(&open(&args.data_dir, registry)?, output, quiet)?
+        }
         ImageCommand::Rm { references } => {
             let store = open(&args.data_dir, registry)?;
             for reference in references {
-                if !store.remove(&parse(&reference)?).await.context("remove image")? {
+                if !store
+                    .remove(&parse(&reference)?)
+                    .await
+                    .context("remove image")?
+                {
                     bail!("remove image {reference}: not in the store; see `salp image ls`");
                 }
                 output::line(format!("removed {reference}"));
@@ -158,18 +178,28 @@ fn list(store: &ImageStore, format: Option<Format>, quiet: bool) -> Result<()> {
             if format == Some(Format::Json) {
                 output::line(serde_json::to_string_pretty(&list).context("encode list")?);
             } else {
-                output::line(serde_saphyr::to_string(&list).context("encode list")?.trim_end());
+                output::line(
+                    serde_saphyr::to_string(&list)
+                        .context("encode list")?
+                        .trim_end(),
+                );
             }
         }
         (Some(Format::Name), _) | (_, true) => {
-            images.iter().for_each(|i| output::line(i.reference.to_string()));
+            images
+                .iter()
+                .for_each(|i| output::line(i.reference.to_string()));
         }
         _ => {
             let rows: Vec<Vec<String>> = images
                 .iter()
                 .map(|i| {
                     let digest = i.digest.to_string();
-                    let short = if format == Some(Format::Wide) { digest.len() } else { 19 };
+                    let short = if format == Some(Format::Wide) {
+                        digest.len()
+                    } else {
+                        19
+                    };
                     vec![
                         i.reference.to_string(),
                         digest.chars().take(short).collect(),
@@ -185,14 +215,19 @@ fn list(store: &ImageStore, format: Option<Format>, quiet: bool) -> Result<()> {
 }
 
 fn parse(text: &str) -> Result<Reference> {
-    Reference::parse(text).with_context(|| format!("read image name {text:?}: want such as localhost:5000/hello:1"))
+    Reference::parse(text)
+        .with_context(|| format!("read image name {text:?}: want such as localhost:5000/hello:1"))
 }
 
 fn open(dir: &DataDir, registry: images::RegistryConfig) -> Result<ImageStore> {
     let layout = Layout::new(config::data_dir(dir)?);
     layout.create()?;
-    ImageStore::open_with(layout.images(), registry)
-        .with_context(|| format!("open images in {}: choose another with --data-dir", layout.root.display()))
+    ImageStore::open_with(layout.images(), registry).with_context(|| {
+        format!(
+            "open images in {}: choose another with --data-dir",
+            layout.root.display()
+        )
+    })
 }
 
 /// Registry settings from flags and the configuration file.
@@ -208,7 +243,12 @@ pub fn registry_config(
         config.hosts.entry(host.clone()).or_default().scheme = Some(images::Scheme::Http);
     }
     for (host, list) in mirrors {
-        config.hosts.entry(host.clone()).or_default().mirrors.clone_from(list);
+        config
+            .hosts
+            .entry(host.clone())
+            .or_default()
+            .mirrors
+            .clone_from(list);
     }
     config
 }
@@ -221,8 +261,10 @@ impl Bar {
         use std::io::IsTerminal as _;
         let bar = if std::io::stderr().is_terminal() {
             indicatif::ProgressBar::new(0).with_style(
-                indicatif::ProgressStyle::with_template("{msg:12} {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-                    .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
+                indicatif::ProgressStyle::with_template(
+                    "{msg:12} {bar:40} {bytes}/{total_bytes} {bytes_per_sec}",
+                )
+                .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
             )
         } else {
             indicatif::ProgressBar::hidden()
@@ -240,7 +282,11 @@ impl Progress for Bar {
         match step {
             Step::Resolving => self.0.set_message("resolving"),
             Step::Resolved { total_bytes, .. } => self.0.set_length(total_bytes),
-            Step::Blob { done_bytes, total_bytes, .. } => {
+            Step::Blob {
+                done_bytes,
+                total_bytes,
+                ..
+            } => {
                 self.0.set_message("copying");
                 self.0.set_length(total_bytes);
                 self.0.set_position(done_bytes);

@@ -15,7 +15,9 @@ impl ImageSource for Images {
         let reference = parse(image)?;
         let store = self.0.clone();
         let found = tokio::task::spawn_blocking(move || store.get(&reference, None)).await;
-        let found = found.map_err(|e| failure(e.to_string()))?.map_err(|e| failure(e.to_string()))?;
+        let found = found
+            .map_err(|e| failure(e.to_string()))?
+            .map_err(|e| failure(e.to_string()))?;
         found.map(|image| pulled(&image)).transpose()
     }
 
@@ -29,7 +31,11 @@ impl ImageSource for Images {
                 Err(error) => tracing::warn!(%error, image, "read image pull secret"),
             }
         }
-        let options = PullOptions { policy: Policy::Always, auths, ..PullOptions::default() };
+        let options = PullOptions {
+            policy: Policy::Always,
+            auths,
+            ..PullOptions::default()
+        };
         match self.0.pull(&reference, options).await {
             Ok(image) => pulled(&image),
             Err(error) => Err(PullFailure {
@@ -65,17 +71,29 @@ fn parse(image: &str) -> Result<Reference, PullFailure> {
 }
 
 fn failure(message: String) -> PullFailure {
-    PullFailure { reason: "ErrImagePull", message, unreachable: false }
+    PullFailure {
+        reason: "ErrImagePull",
+        message,
+        unreachable: false,
+    }
 }
 
 fn pulled(image: &Image) -> Result<PulledImage, PullFailure> {
     let artifact = match &image.kind {
-        ImageKind::Wasm { digest, path, rootfs, .. } => {
-            Artifact::Wasm { digest: digest.to_string(), path: path.clone(), rootfs: rootfs.clone() }
-        }
-        ImageKind::Container { .. } => {
-            Artifact::Container { digest: image.manifest_digest.to_string(), layers: Vec::new() }
-        }
+        ImageKind::Wasm {
+            digest,
+            path,
+            rootfs,
+            ..
+        } => Artifact::Wasm {
+            digest: digest.to_string(),
+            path: path.clone(),
+            rootfs: rootfs.clone(),
+        },
+        ImageKind::Container { .. } => Artifact::Container {
+            digest: image.manifest_digest.to_string(),
+            layers: Vec::new(),
+        },
     };
     Ok(PulledImage {
         id: image.id(),

@@ -82,7 +82,9 @@ fn read_file(file: &Path, objects: &mut Vec<Value>) -> Result<()> {
 /// without a registry.
 pub fn images_beside(paths: &[PathBuf], objects: &[Value]) -> Result<Vec<(PathBuf, String)>> {
     let mut images = std::collections::BTreeSet::new();
-    objects.iter().for_each(|object| collect_images(object, &mut images));
+    objects
+        .iter()
+        .for_each(|object| collect_images(object, &mut images));
     let mut found = Vec::new();
     for dir in paths.iter().filter(|p| p.is_dir()) {
         for image in &images {

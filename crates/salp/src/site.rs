@@ -7,8 +7,8 @@
 
 use crate::config::{Layout, write_atomic};
 use anyhow::{Context as _, Result, bail};
-use serde::{Deserialize, Serialize};
 use pod_network::Prefix;
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
 /// Port on which a running site claims its service block, by UDP.

@@ -3,10 +3,10 @@
 use crate::api_access::Access;
 use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
-use crate::output::{self, Phases};
-use crate::site::Site;
 use crate::image_commands::registry_config;
 use crate::image_source::Images;
+use crate::output::{self, Phases};
+use crate::site::Site;
 use crate::{dataplane, manifests, pki, process, site, stop};
 use anyhow::{Context as _, Result, bail};
 use lifecycle::{Scope, Stack};
@@ -36,8 +36,10 @@ enum Stop {
 pub fn up(args: UpArgs) -> Result<ExitCode> {
     let config = config::site(&args)?;
     let objects = manifests::read(&args.filename)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start runtime")?;
     let result = runtime.block_on(serve(config, &args.filename, objects));
     // Threads that are still reading a file are not worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -93,7 +95,10 @@ async fn serve(
     let stop = match stop {
         Some(stop) => stop,
         None => {
-            output::line(format!("Ready in {} ms. Ctrl-C stops the site.", took.as_millis()));
+            output::line(format!(
+                "Ready in {} ms. Ctrl-C stops the site.",
+                took.as_millis()
+            ));
             wait_for_stop.await
         }
     };
@@ -127,18 +132,36 @@ async fn start(
         node_ip,
         IpAddr::V4(site.api_service()),
     ];
-    let reached = pki::Reached { node_name: config.node_name.clone(), addresses };
+    let reached = pki::Reached {
+        node_name: config.node_name.clone(),
+        addresses,
+    };
     let pki = {
         let layout = layout.clone();
         tokio::task::spawn_blocking(move || pki::load_or_create(&layout, &reached))
             .await
             .context("make certificates")??
     };
-    let api_port = api_listener.local_addr().context("read API address")?.port();
+    let api_port = api_listener
+        .local_addr()
+        .context("read API address")?
+        .port();
     let server = format!("https://{}:{api_port}", local(config.bind_address));
-    pki::write_kubeconfig(&layout.kubeconfig(), &server, &pki.ca_pem, "salp-admin", &pki.admin)?;
+    pki::write_kubeconfig(
+        &layout.kubeconfig(),
+        &server,
+        &pki.ca_pem,
+        "salp-admin",
+        &pki.admin,
+    )?;
     let proxy_kubeconfig = layout.run().join("proxy.kubeconfig");
-    pki::write_kubeconfig(&proxy_kubeconfig, &server, &pki.ca_pem, "salp-proxy", &pki.proxy)?;
+    pki::write_kubeconfig(
+        &proxy_kubeconfig,
+        &server,
+        &pki.ca_pem,
+        "salp-proxy",
+        &pki.proxy,
+    )?;
     // Begins early: it needs nothing of what follows but the files above.
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -155,7 +178,8 @@ async fn start(
     phases.begin("store");
     let store = {
         let path = layout.store();
-        let opened = tokio::task::spawn_blocking(move || store::embedded::EmbeddedStore::open(&path));
+        let opened =
+            tokio::task::spawn_blocking(move || store::embedded::EmbeddedStore::open(&path));
         Arc::new(opened.await.context("open store")??)
     };
     {
@@ -170,7 +194,8 @@ async fn start(
     phases.begin("API server");
     let advertise = SocketAddr::new(node_ip, api_port);
     let server = start_apiserver(store, api_listener, &pki, &site, advertise, stack).await?;
-    let client_for = |user: &str, groups: &[&str]| client::connect::from_service(server.service(user, groups));
+    let client_for =
+        |user: &str, groups: &[&str]| client::connect::from_service(server.service(user, groups));
     let system = client_for("system:salp", &["system:masters"]);
 
     phases.begin("controllers");
@@ -180,10 +205,22 @@ async fn start(
     let remote = dataplane::connect(layout, stack).await?;
 
     phases.begin("node");
-    let parts = NodeParts { config, layout, site: &site, pki: &pki, node_ip, kubelet_listener };
+    let parts = NodeParts {
+        config,
+        layout,
+        site: &site,
+        pki: &pki,
+        node_ip,
+        kubelet_listener,
+    };
     let node = start_node(parts, system.clone(), informers.clone(), remote, stack).await?;
     node_ready(&informers, &config.node_name).await;
-    Ok(Running { client: system, node, _lock: lock, _claim: claim })
+    Ok(Running {
+        client: system,
+        node,
+        _lock: lock,
+        _claim: claim,
+    })
 }
 
 /// Listens for the API, or says who to ask.
@@ -198,10 +235,11 @@ fn listen_api(config: &SiteConfig) -> Result<TcpListener> {
 fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
     let bind = |port| TcpListener::bind(SocketAddr::new(config.bind_address, port));
     match config.kubelet_port {
-        Some(port) => {
-            bind(port).with_context(|| format!("listen on port {port}: choose another with --kubelet-port"))
-        }
-        None => bind(KUBELET_PORT).or_else(|_| bind(0)).context("listen for the kubelet API"),
+        Some(port) => bind(port)
+            .with_context(|| format!("listen on port {port}: choose another with --kubelet-port")),
+        None => bind(KUBELET_PORT)
+            .or_else(|_| bind(0))
+            .context("listen for the kubelet API"),
     }
 }
 
@@ -212,7 +250,10 @@ fn node_ip(bind: IpAddr) -> Result<IpAddr> {
     }
     // Connecting a UDP socket sends nothing; it makes the kernel choose a source address.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").context("find own address")?;
-    match probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) {
+    match probe
+        .connect("192.0.2.1:9")
+        .and_then(|()| probe.local_addr())
+    {
         Ok(address) => Ok(address.ip()),
         // Cut off: there is no route, but the site must start.
         Err(_) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -221,7 +262,11 @@ fn node_ip(bind: IpAddr) -> Result<IpAddr> {
 
 /// The address that clients on this machine use.
 fn local(bind: IpAddr) -> IpAddr {
-    if bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bind }
+    if bind.is_unspecified() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else {
+        bind
+    }
 }
 
 async fn start_apiserver(
@@ -232,7 +277,9 @@ async fn start_apiserver(
     advertise: SocketAddr,
     stack: &mut Stack,
 ) -> Result<apiserver::ApiServer> {
-    listener.set_nonblocking(true).context("listen for the API")?;
+    listener
+        .set_nonblocking(true)
+        .context("listen for the API")?;
     let scope = Scope::new();
     let mut config = apiserver::Config::new(
         store,
@@ -242,14 +289,24 @@ async fn start_apiserver(
         pki.service_account_key_pem.clone(),
     );
     config.listeners = vec![listener];
-    config.service_cidr = apiserver::ServiceCidr { base: site.service_network, prefix: site::PREFIX };
+    config.service_cidr = apiserver::ServiceCidr {
+        base: site.service_network,
+        prefix: site::PREFIX,
+    };
     config.advertise = Some(advertise);
     config.kubelet = apiserver::KubeletAccess {
-        client_identity: Some((pki.kubelet_client.cert_pem.clone(), pki.kubelet_client.key_pem.clone())),
+        client_identity: Some((
+            pki.kubelet_client.cert_pem.clone(),
+            pki.kubelet_client.key_pem.clone(),
+        )),
         ca: Some(pki.ca_pem.clone()),
     };
-    let server = apiserver::ApiServer::start(config, &scope).await.context("start API server")?;
-    stack.push("API server", STOP_DEADLINE, move || async move { scope.close().await });
+    let server = apiserver::ApiServer::start(config, &scope)
+        .await
+        .context("start API server")?;
+    stack.push("API server", STOP_DEADLINE, move || async move {
+        scope.close().await
+    });
     Ok(server)
 }
 
@@ -258,7 +315,11 @@ fn start_control(client: &kube::Client, pki: &pki::Pki, stack: &mut Stack) -> cl
     let clock = client::Clock::system();
     let informers = client::Informers::new(client.clone(), &scope);
     scheduler::run(
-        scheduler::Config { informers: informers.clone(), clock: clock.clone(), seed: rand::random() },
+        scheduler::Config {
+            informers: informers.clone(),
+            clock: clock.clone(),
+            seed: rand::random(),
+        },
         &scope,
     );
     controllers::run(
@@ -270,7 +331,9 @@ fn start_control(client: &kube::Client, pki: &pki::Pki, stack: &mut Stack) -> cl
         },
         &scope,
     );
-    stack.push("controllers", STOP_DEADLINE, move || async move { scope.close().await });
+    stack.push("controllers", STOP_DEADLINE, move || async move {
+        scope.close().await
+    });
     informers
 }
 
@@ -291,8 +354,17 @@ async fn start_node(
     remote: runtime_wasm::Remote,
     stack: &mut Stack,
 ) -> Result<Arc<node::Node>> {
-    let NodeParts { config, layout, site, pki, node_ip, kubelet_listener } = parts;
-    kubelet_listener.set_nonblocking(true).context("listen for the kubelet API")?;
+    let NodeParts {
+        config,
+        layout,
+        site,
+        pki,
+        node_ip,
+        kubelet_listener,
+    } = parts;
+    kubelet_listener
+        .set_nonblocking(true)
+        .context("listen for the kubelet API")?;
     let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
     let images = {
         let dir = layout.images();
@@ -325,14 +397,20 @@ async fn start_node(
             taints: Vec::new(),
             max_pods: config.max_pods,
             share_pod_informer: true,
-            version: format!("{}+salp.{}", api::constants::KUBERNETES_VERSION, env!("CARGO_PKG_VERSION")),
+            version: format!(
+                "{}+salp.{}",
+                api::constants::KUBERNETES_VERSION,
+                env!("CARGO_PKG_VERSION")
+            ),
             clock: client::Clock::system(),
         },
         &scope,
     )
     .await
     .context("start node agent")?;
-    stack.push("node agent", STOP_DEADLINE, move || async move { scope.close().await });
+    stack.push("node agent", STOP_DEADLINE, move || async move {
+        scope.close().await
+    });
     Ok(Arc::new(node))
 }
 
@@ -378,16 +456,27 @@ async fn apply_and_wait(
     }
     for (file, reference) in manifests::images_beside(files, &objects)? {
         let store = images::ImageStore::open(layout.images()).context("open images")?;
-        let name = images::Reference::parse(&reference).with_context(|| format!("read image name {reference:?}"))?;
+        let name = images::Reference::parse(&reference)
+            .with_context(|| format!("read image name {reference:?}"))?;
         if store.get(&name, None).context("read images")?.is_none() {
-            store.load_wasm(&file, &name).await.with_context(|| format!("load {}", file.display()))?;
+            store
+                .load_wasm(&file, &name)
+                .await
+                .with_context(|| format!("load {}", file.display()))?;
             output::line(format!("loaded {} as {reference}", file.display()));
         }
     }
-    let access = Access { client: client.clone(), namespace: "default".to_owned() };
+    let access = Access {
+        client: client.clone(),
+        namespace: "default".to_owned(),
+    };
     let applied = manifests::apply(&access, objects).await?;
     for object in &applied {
-        output::line(format!("{}/{} applied", object.kind.to_lowercase(), object.name));
+        output::line(format!(
+            "{}/{} applied",
+            object.kind.to_lowercase(),
+            object.name
+        ));
     }
     let address = local(config.bind_address).to_string();
     for url in manifests::urls(&access, &applied, &address).await? {
@@ -403,12 +492,17 @@ async fn apply_and_wait(
 /// Whether something answers HTTP at the URL before the deadline.
 async fn answers(url: &str) -> bool {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let Ok(url) = url::Url::parse(url) else { return false };
-    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+    let Ok(url) = url::Url::parse(url) else {
+        return false;
+    };
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return false;
+    };
     let ask = async {
         loop {
             if let Ok(mut stream) = tokio::net::TcpStream::connect((host, port)).await {
-                let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+                let request =
+                    format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
                 let mut head = [0u8; 12];
                 if stream.write_all(request.as_bytes()).await.is_ok()
                     && stream.read_exact(&mut head).await.is_ok()
@@ -435,10 +529,14 @@ async fn finish(stop: Stop, running: Running, stack: Stack, layout: &Layout) -> 
     }
     if stop == Stop::Everything {
         let ended = layout.clone();
-        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended)).await.context("stop data plane")??;
+        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended))
+            .await
+            .context("stop data plane")??;
         site::clear(layout).await?;
     } else {
-        output::note("stopped the control plane; pods go on, `salp up` adopts them, `salp down` stops them");
+        output::note(
+            "stopped the control plane; pods go on, `salp up` adopts them, `salp down` stops them",
+        );
     }
     Ok(())
 }

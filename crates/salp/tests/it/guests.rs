@@ -11,19 +11,38 @@ fn misbehave(site: &Site, registry: &Registry, name: &str, container: &str, spec
     site.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {name}, tier: front}}\nspec:\n  containers:\n  - name: main\n    image: {image}\n    ports: [{{containerPort: 8080, name: http}}]\n{container}{spec}"
     ));
-    let pod = site.wait_for(&["get", "pod", name], "/status/containerStatuses/0/state/running", |r| r.is_object());
+    let pod = site.wait_for(
+        &["get", "pod", name],
+        "/status/containerStatuses/0/state/running",
+        |r| r.is_object(),
+    );
     format!("{}:8080", pod["status"]["podIP"].as_str().expect("pod IP"))
 }
 
 fn body(address: &str, path: &str) -> String {
-    get(address, path).expect("answer").expect_code(200).expect("200")
+    get(address, path)
+        .expect("answer")
+        .expect_code(200)
+        .expect("200")
 }
 
 #[test]
 fn environment_volumes_and_limits() {
     let (registry, site) = (Registry::start(), Site::start());
-    site.ok(&["create", "configmap", "settings", "--from-literal=colour=blue", "--from-literal=size=9"]);
-    site.ok(&["create", "secret", "generic", "key", "--from-literal=token=s3cret"]);
+    site.ok(&[
+        "create",
+        "configmap",
+        "settings",
+        "--from-literal=colour=blue",
+        "--from-literal=size=9",
+    ]);
+    site.ok(&[
+        "create",
+        "secret",
+        "generic",
+        "key",
+        "--from-literal=token=s3cret",
+    ]);
     let host = tempfile::tempdir().expect("directory");
     std::fs::write(host.path().join("there"), "on the host").expect("write");
     let address = misbehave(
@@ -80,11 +99,28 @@ fn environment_volumes_and_limits() {
     body(&address, "/write?path=/scratch/note&text=kept");
     assert_eq!(body(&address, "/read?path=/scratch/note"), "kept");
     for path in ["/host/new", "/settings/new"] {
-        assert_eq!(get(&address, &format!("/write?path={path}&text=no")).expect("answer").code, 500, "{path}");
+        assert_eq!(
+            get(&address, &format!("/write?path={path}&text=no"))
+                .expect("answer")
+                .code,
+            500,
+            "{path}"
+        );
     }
-    assert_eq!(get(&address, "/read?path=/etc/passwd").expect("answer").code, 500);
+    assert_eq!(
+        get(&address, "/read?path=/etc/passwd")
+            .expect("answer")
+            .code,
+        500
+    );
     // A changed ConfigMap reaches the running guest.
-    site.ok(&["patch", "configmap", "settings", "-p", "{\"data\":{\"colour\":\"red\"}}"]);
+    site.ok(&[
+        "patch",
+        "configmap",
+        "settings",
+        "-p",
+        "{\"data\":{\"colour\":\"red\"}}",
+    ]);
     eventually("the volume follows", || {
         let now = body(&address, "/read?path=/settings/colour");
         if now == "red" { Ok(()) } else { Err(now) }
@@ -95,7 +131,11 @@ fn environment_volumes_and_limits() {
     body(&address, "/log?text=seen-in-the-log");
     eventually("the log has it", || {
         let log = site.ok(&["logs", "sees"]);
-        if log.contains("seen-in-the-log") { Ok(()) } else { Err(log) }
+        if log.contains("seen-in-the-log") {
+            Ok(())
+        } else {
+            Err(log)
+        }
     });
 }
 
@@ -114,16 +154,26 @@ fn memory_and_cpu_of_one_do_not_hurt_another() {
         assert_eq!(body(&calm, "/"), "ok\n");
     }
     let _dies = get(&greedy, "/alloc?mb=64");
-    let pod = site.wait_for(&["get", "pod", "greedy"], "/status/containerStatuses/0/restartCount", |n| {
-        n.as_u64().is_some_and(|n| n > 0)
-    });
+    let pod = site.wait_for(
+        &["get", "pod", "greedy"],
+        "/status/containerStatuses/0/restartCount",
+        |n| n.as_u64().is_some_and(|n| n > 0),
+    );
     let last = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"];
-    assert_eq!((last["reason"].as_str(), last["exitCode"].as_u64()), (Some("OOMKilled"), Some(137)));
+    assert_eq!(
+        (last["reason"].as_str(), last["exitCode"].as_u64()),
+        (Some("OOMKilled"), Some(137))
+    );
     let calm_pod = site.json(&["get", "pod", "calm"]);
-    assert_eq!(calm_pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(
+        calm_pod["status"]["containerStatuses"][0]["restartCount"],
+        0
+    );
     assert_eq!(body(&calm, "/"), "ok\n");
     eventually("greedy answers again", || {
-        get(&greedy, "/").map_err(|e| e.to_string()).and_then(|a| a.expect_code(200))
+        get(&greedy, "/")
+            .map_err(|e| e.to_string())
+            .and_then(|a| a.expect_code(200))
     });
 }
 
@@ -135,14 +185,18 @@ fn probes_really_run() {
         &site,
         &registry,
         "sick",
-        &format!("    livenessProbe: {{httpGet: {{path: '/status?code=500', port: http}}, {fast}}}\n"),
+        &format!(
+            "    livenessProbe: {{httpGet: {{path: '/status?code=500', port: http}}, {fast}}}\n"
+        ),
         "",
     );
     misbehave(
         &site,
         &registry,
         "unready",
-        &format!("    readinessProbe: {{httpGet: {{path: '/status?code=503', port: 8080}}, {fast}}}\n"),
+        &format!(
+            "    readinessProbe: {{httpGet: {{path: '/status?code=503', port: 8080}}, {fast}}}\n"
+        ),
         "",
     );
     misbehave(
@@ -154,13 +208,24 @@ fn probes_really_run() {
         ),
         "",
     );
-    site.ok(&["wait", "--for=condition=Ready", "pod/well", &format!("--timeout={}s", PATIENCE.as_secs())]);
-    site.wait_for(&["get", "pod", "sick"], "/status/containerStatuses/0/restartCount", |n| {
-        n.as_u64().is_some_and(|n| n > 0)
-    });
+    site.ok(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/well",
+        &format!("--timeout={}s", PATIENCE.as_secs()),
+    ]);
+    site.wait_for(
+        &["get", "pod", "sick"],
+        "/status/containerStatuses/0/restartCount",
+        |n| n.as_u64().is_some_and(|n| n > 0),
+    );
     eventually("events tell", || {
         let text = site.ok(&["describe", "pod", "sick"]);
-        if text.contains("Liveness probe failed: HTTP probe failed with statuscode: 500") { Ok(()) } else { Err(text) }
+        if text.contains("Liveness probe failed: HTTP probe failed with statuscode: 500") {
+            Ok(())
+        } else {
+            Err(text)
+        }
     });
     let unready = site.json(&["get", "pod", "unready"]);
     assert_eq!(unready["status"]["containerStatuses"][0]["ready"], false);
