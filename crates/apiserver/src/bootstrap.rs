@@ -3,10 +3,10 @@
 
 use crate::authz::policy;
 use crate::config::ServiceCidr;
-use crate::core::Core;
 use crate::registry::Call;
 use crate::registry::create::{Tracking, create};
 use crate::registry::update::{Part, modify};
+use crate::server_state::Core;
 use api::Resource;
 use apimachinery::Status;
 use futures::StreamExt as _;

@@ -1,10 +1,10 @@
 //! Discovery, aggregated and legacy, and OpenAPI v3. All of it is made from the resource
 //! table when it is asked for; OpenAPI documents are kept compressed.
 
-use crate::core::Core;
 use crate::http::negotiate::{self, Accepted, Shape};
 use crate::http::request::Query;
 use crate::http::respond::{self, Body};
+use crate::server_state::Core;
 use api::Resource;
 use apimachinery::Status;
 use apimachinery::openapi::{ResourcePaths, v3_document_described};

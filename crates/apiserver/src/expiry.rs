@@ -2,8 +2,8 @@
 
 use crate::authn::User;
 use crate::cache::{Cache, Object};
-use crate::core::Core;
 use crate::registry::Call;
+use crate::server_state::Core;
 use lifecycle::Scope;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};

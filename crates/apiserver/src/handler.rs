@@ -3,7 +3,6 @@
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
 use crate::authz::{Attributes, review};
-use crate::core::Core;
 use crate::discovery;
 use crate::health;
 use crate::http::negotiate::{self, Accepted, Shape};
@@ -17,6 +16,7 @@ use crate::registry::list::Filter;
 use crate::registry::patch;
 use crate::registry::render::{Include, View};
 use crate::registry::{Call, list, subresource, token_request, update, watch};
+use crate::server_state::Core;
 use api::Resource;
 use apimachinery::Status;
 use bytes::Bytes;

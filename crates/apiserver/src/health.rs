@@ -1,8 +1,8 @@
 //! `/healthz`, `/livez`, `/readyz`, `/version`.
 
-use crate::core::Core;
 use crate::http::request::Query;
 use crate::http::respond::{self, Body};
+use crate::server_state::Core;
 use http::Response;
 use serde_json::json;
 use std::fmt::Write as _;

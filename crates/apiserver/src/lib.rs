@@ -13,7 +13,6 @@ mod bootstrap;
 mod cache;
 mod config;
 mod convert;
-mod core;
 mod discovery;
 mod expiry;
 mod handler;
@@ -24,6 +23,7 @@ mod kubelet;
 mod metrics;
 mod registry;
 mod server;
+mod server_state;
 
 pub use authn::User;
 pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, SystemClock};

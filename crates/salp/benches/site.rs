@@ -6,6 +6,7 @@
 
 #![allow(
     clippy::print_stdout,
+    clippy::disallowed_methods,
     dead_code,
     reason = "a program that prints; its harness has more than it needs"
 )]
@@ -23,13 +24,16 @@ const LOAD_SECONDS: u32 = 5;
 /// Pods of the density run.
 const PODS: u32 = 5_000;
 
+/// A group of figures.
+type Run = fn(&mut Map<String, Value>);
+
 fn main() {
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, fn(&mut Map<String, Value>)); 5] = [
+    let runs: [(&str, Run); 5] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),

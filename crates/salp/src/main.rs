@@ -16,7 +16,6 @@ mod client_commands;
 mod config;
 mod dataplane;
 mod image_commands;
-mod image_source;
 mod manifests;
 mod output;
 mod pki;

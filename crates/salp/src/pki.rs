@@ -10,7 +10,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Days that a leaf is valid; a start renews it in its last third.
 const LEAF_DAYS: i64 = 365;
@@ -278,7 +278,7 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 
 /// Writes a kubeconfig with everything inside.
 pub fn write_kubeconfig(
-    path: &PathBuf,
+    path: &Path,
     server: &str,
     ca_pem: &str,
     user: &str,

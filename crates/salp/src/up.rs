@@ -4,7 +4,6 @@ use crate::api_access::Access;
 use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
-use crate::image_source::Images;
 use crate::output::{self, Phases};
 use crate::site::Site;
 use crate::{dataplane, manifests, pki, process, site, stop};
@@ -380,7 +379,7 @@ async fn start_node(
             name: config.node_name.clone(),
             client,
             informers,
-            images: Arc::new(Images(images)),
+            images: Arc::new(images),
             runtimes: vec![("wasm".to_owned(), Arc::new(remote))],
             dir: layout.node(),
             node_ip,

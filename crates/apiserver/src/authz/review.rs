@@ -2,7 +2,7 @@
 
 use super::Attributes;
 use crate::authn::{User, token::Live};
-use crate::core::Core;
+use crate::server_state::Core;
 use apimachinery::{FieldError, Status};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

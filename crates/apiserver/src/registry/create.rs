@@ -3,7 +3,7 @@
 use super::{Call, meta, write_failed};
 use crate::admission::{self, Operation};
 use crate::cache::{Object, object_key};
-use crate::core::Core;
+use crate::server_state::Core;
 use apimachinery::{FieldError, Status};
 use serde_json::Value;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use super::update::gone_with_this;
 use super::{Call, WRITE_TRIES, meta, write_failed};
 use crate::admission::{self, Operation};
 use crate::cache::Object;
-use crate::core::rfc3339;
+use crate::server_state::rfc3339;
 use apimachinery::Status;
 use jiff::SignedDuration;
 use serde_json::{Value, json};

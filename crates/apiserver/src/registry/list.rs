@@ -1,8 +1,8 @@
 //! Lists: selectors, paging at one revision, and where each page is read.
 
 use crate::cache::{Cache, Kind, Object, Snapshot, store_prefix};
-use crate::core::Core;
 use crate::http::request::Query;
+use crate::server_state::Core;
 use api::Resource;
 use apimachinery::Status;
 use apimachinery::selector::{FieldSelector, LabelSelector};

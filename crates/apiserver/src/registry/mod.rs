@@ -17,7 +17,7 @@ pub(crate) mod watch;
 use crate::authn::User;
 use crate::cache::{Object, encode, store_key};
 use crate::convert;
-use crate::core::Core;
+use crate::server_state::Core;
 use api::Resource;
 use apimachinery::Status;
 use apimachinery::apply::Manager;

@@ -2,7 +2,7 @@
 
 use super::{Call, meta};
 use crate::authn::token::{Bound, Claims, Ref};
-use crate::core::rfc3339;
+use crate::server_state::rfc3339;
 use apimachinery::{FieldError, Status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};

@@ -328,7 +328,13 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- salp up\n{}", self.up_log());
+            #[allow(
+                clippy::print_stderr,
+                reason = "the test runner shows it with the failure"
+            )]
+            {
+                eprintln!("--- salp up\n{}", self.up_log());
+            }
         }
         if let Some(mut child) = self.process.take() {
             let _sent = Command::new("kill")
