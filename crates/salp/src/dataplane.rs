@@ -181,10 +181,10 @@ impl LocalHttp for Guest {
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, CallError>> {
         let endpoint = self.0.clone();
         async move {
-            if endpoint.is_gone() {
-                return Err(CallError::Gone(Some(Box::new(request))));
+            match endpoint.try_call(request).await {
+                Ok(response) => Ok(response.map(ResponseBody::new)),
+                Err(request) => Err(CallError::Gone(Some(Box::new(request)))),
             }
-            Ok(endpoint.call(request).await.map(ResponseBody::new))
         }
         .boxed()
     }
