@@ -8,8 +8,11 @@ use std::path::Path;
 
 /// Free memory below which the node reports `MemoryPressure`, as upstream's default.
 const MEMORY_FREE_MIN_BYTES: u64 = 100 << 20;
-/// Share of the disk that must stay free, as upstream's default.
+/// Share of the disk that must stay free, as upstream's default…
 const DISK_FREE_MIN_PERCENT: u64 = 10;
+/// …but never more than this: images here are kilobytes to megabytes, and a tenth of a large
+/// disk would take a healthy node out of service.
+const DISK_FREE_MIN_BYTES_MAX: u64 = 1 << 30;
 
 /// Resources of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +66,7 @@ pub(crate) struct Pressure {
 impl Pressure {
     pub(crate) fn read(dir: &Path) -> Self {
         let memory = meminfo("MemAvailable").is_some_and(|free| free < MEMORY_FREE_MIN_BYTES);
-        let disk =
-            disk(dir).is_some_and(|(total, free)| free < total / 100 * DISK_FREE_MIN_PERCENT);
+        let disk = disk(dir).is_some_and(|(total, free)| free < disk_free_min(total));
         Self {
             memory,
             disk,
@@ -176,6 +178,11 @@ fn meminfo(name: &str) -> Option<u64> {
         .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Bytes that must stay free on a disk of `total` bytes.
+fn disk_free_min(total: u64) -> u64 {
+    (total / 100 * DISK_FREE_MIN_PERCENT).min(DISK_FREE_MIN_BYTES_MAX)
 }
 
 /// Bytes of the file system in all, and free for users.

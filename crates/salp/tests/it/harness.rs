@@ -1,6 +1,7 @@
 //! A site of its own for each test, a registry, and the clients.
 
 use serde_json::Value;
+use sha2::Digest as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -117,6 +118,52 @@ impl Registry {
         reference
     }
 }
+
+/// A layer or configuration: its media type and content.
+pub(crate) type Part<'a> = (&'a str, Vec<u8>);
+
+impl Registry {
+    /// Puts an artifact there as another tool would have packed it; the reference.
+    pub(crate) fn put(&self, name: &str, config: Part<'_>, layers: &[Part<'_>]) -> String {
+        let (repository, tag) = name.split_once(':').expect("name:tag");
+        let blob = |(media_type, bytes): &Part<'_>| {
+            let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
+            let begun = self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), "", &[]);
+            let place = begun.header("location");
+            let path = place
+                .split_once(&self.address)
+                .map_or(place.as_str(), |(_, path)| path);
+            let mark = if path.contains('?') { '&' } else { '?' };
+            let put = format!("{path}{mark}digest={digest}");
+            self.send("PUT", &put, "application/octet-stream", bytes)
+                .expect_code(201)
+                .expect("blob");
+            serde_json::json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+        };
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": blob(&config), "layers": layers.iter().map(blob).collect::<Vec<_>>(),
+        });
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        self.send("PUT", &path, MANIFEST, manifest.to_string().as_bytes())
+            .expect_code(201)
+            .expect("manifest");
+        format!("{}/{name}", self.address)
+    }
+
+    fn send(&self, method: &str, path: &str, media_type: &str, body: &[u8]) -> Answer {
+        let address = self.address.replace("localhost", "127.0.0.1");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        exchange(&address, &[head.as_bytes(), body].concat()).expect("registry")
+    }
+}
+
+/// What OCI calls an image manifest.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Runs the binary under test.
 pub(crate) fn salp(args: &[&str]) -> Output {
@@ -350,6 +397,7 @@ impl Drop for Site {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u16,
+    head: String,
     pub(crate) body: String,
 }
 
@@ -361,37 +409,52 @@ impl Answer {
             Err(format!("{} {}", self.code, self.body))
         }
     }
+
+    fn header(&self, name: &str) -> String {
+        let lines = self.head.lines().filter_map(|l| l.split_once(':'));
+        let mut found = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        found
+            .next()
+            .map(|(_, value)| value.trim().to_owned())
+            .expect(name)
+    }
 }
 
 /// One GET on a connection of its own.
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    exchange(address, head.as_bytes())
+}
+
+/// Sends a whole request and reads the answer until the connection ends.
+fn exchange(address: &str, request: &[u8]) -> std::io::Result<Answer> {
     let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
+    stream.write_all(request)?;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw)?;
     let raw = String::from_utf8_lossy(&raw);
-    let (head, body) = raw
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| std::io::Error::other("no HTTP answer"))?;
+    let missing = || std::io::Error::other("no HTTP answer");
+    let (head, body) = raw.split_once("\r\n\r\n").ok_or_else(missing)?;
     let code = head
         .split(' ')
         .nth(1)
         .and_then(|c| c.parse().ok())
-        .ok_or_else(|| std::io::Error::other("no code"))?;
-    let body = if head
+        .ok_or_else(missing)?;
+    let chunked = head
         .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked")
-    {
+        .contains("transfer-encoding: chunked");
+    let body = if chunked {
         unchunk(body)
     } else {
         body.to_owned()
     };
-    Ok(Answer { code, body })
+    Ok(Answer {
+        code,
+        head: head.to_owned(),
+        body,
+    })
 }
 
 fn unchunk(mut rest: &str) -> String {

@@ -1,6 +1,6 @@
 //! What a pod may say, and what becomes of it: exit codes, restarts, jobs, bad images.
 
-use crate::harness::{Registry, Site, eventually, text};
+use crate::harness::{Registry, Site, eventually, salp, text};
 use std::path::{Path, PathBuf};
 
 /// A preview-1 command module that prints a line and exits with a code.
@@ -29,10 +29,16 @@ pub(crate) fn module(dir: &Path, name: &str, wat: &str) -> PathBuf {
 }
 
 /// A pod with one container `main`; `more` is YAML indented by four for the container.
-fn pod(name: &str, image: &str, restart: &str, more: &str) -> String {
+pub(crate) fn pod(name: &str, image: &str, restart: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  restartPolicy: {restart}\n  containers:\n  - name: main\n    image: {image}\n{more}"
     )
+}
+
+fn cut_file(dir: &Path, whole: &[u8]) -> String {
+    let cut = dir.join("cut.wasm");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).expect("write");
+    cut.display().to_string()
 }
 
 fn waiting_reason(site: &Site, name: &str, want: &[&str]) -> String {
@@ -172,9 +178,19 @@ fn bad_images_give_the_conditions_that_users_know() {
     assert!(message.contains("example:absent/api@1.0.0"), "{message}");
 
     let whole = std::fs::read(command(dir.path(), "x", 0)).expect("module");
-    let cut = dir.path().join("cut.wasm");
-    std::fs::write(&cut, &whole[..whole.len() / 2]).expect("write");
-    let cut = registry.push(&cut, "cut:1");
+    let refused = salp(&[
+        "image",
+        "push",
+        &cut_file(dir.path(), &whole),
+        "localhost:1/cut:1",
+    ]);
+    assert!(!refused.status.success() && text(&refused).contains("not a Wasm module"));
+    let layer = ("application/wasm", whole[..whole.len() / 2].to_vec());
+    let cut = registry.put(
+        "cut:1",
+        ("application/vnd.wasm.config.v0+json", b"{}".to_vec()),
+        &[layer],
+    );
     site.apply(&pod("cut", &cut, "Always", ""));
     waiting_reason(&site, "cut", &["CreateContainerError"]);
 
