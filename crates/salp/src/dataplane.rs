@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long requests and connections may go on after SIGTERM.
@@ -28,6 +28,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 16_384;
 /// How long a new data plane may take to answer.
 const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Before a data plane that ended is started again, first and longest.
+const RESTART_FIRST: Duration = Duration::from_millis(20);
+const RESTART_LONGEST: Duration = Duration::from_secs(10);
+/// One that ran this long is no crash loop.
+const RESTART_CALM: Duration = Duration::from_secs(10);
 
 /// What the process is told, by a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,10 +63,40 @@ pub fn ensure(layout: &Layout, config: &Config) -> Result<()> {
         stop::end_dataplane(layout)?;
     }
     write_atomic(&path, &bytes, 0o600)?;
-    process::spawn_dataplane(layout)
+    process::spawn_dataplane(layout).map(drop)
 }
 
-/// The agent's side of the socket, once the data plane answers.
+/// Starts the data plane again whenever it ends; the node agent then makes its pods anew.
+async fn keep_running(layout: Layout) {
+    let mut pid = process::running(&layout.dataplane_pid());
+    let mut delay = RESTART_FIRST;
+    loop {
+        let since = Instant::now();
+        if let Some(pid) = pid {
+            if let Err(error) = process::ended(pid).await {
+                tracing::error!(%error, "watch data plane: it is not started again if it ends");
+                return;
+            }
+            tracing::error!(log = %layout.dataplane_log().display(), "the data plane ended; starting it again");
+        }
+        delay = if since.elapsed() > RESTART_CALM {
+            RESTART_FIRST
+        } else {
+            (delay * 2).min(RESTART_LONGEST)
+        };
+        tokio::time::sleep(delay).await;
+        pid = match process::spawn_dataplane(&layout) {
+            Ok(pid) => Some(pid),
+            Err(error) => {
+                tracing::error!("{error:#}");
+                None
+            }
+        };
+    }
+}
+
+/// The agent's side of the socket, once the data plane answers. From then on it is started
+/// again when it ends.
 pub async fn connect(layout: &Layout, stack: &mut Stack) -> Result<Remote> {
     let scope = Scope::new();
     let remote = Remote::connect(&layout.dataplane_socket(), &scope);
@@ -81,6 +116,13 @@ pub async fn connect(layout: &Layout, stack: &mut Stack) -> Result<Remote> {
             layout.dataplane_log().display()
         );
     }
+    let watch = Scope::new();
+    watch.spawn_cancellable(keep_running(layout.clone()));
+    stack.push(
+        "data plane watch",
+        Duration::from_secs(1),
+        move || async move { watch.close().await },
+    );
     Ok(remote)
 }
 

@@ -8,6 +8,8 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Held while a site's control plane runs; the file has its process id.
 #[derive(Debug)]
@@ -55,8 +57,8 @@ pub fn lock_holder(layout: &Layout) -> Option<Pid> {
     text.trim().parse().ok().and_then(Pid::from_raw)
 }
 
-/// Starts `salp dataplane` as a session of its own, so that it outlives this process.
-pub fn spawn_dataplane(layout: &Layout) -> Result<()> {
+/// Starts `salp dataplane` as a process group of its own, so that it outlives this process.
+pub fn spawn_dataplane(layout: &Layout) -> Result<Pid> {
     let log = layout.dataplane_log();
     let out = File::options()
         .create(true)
@@ -75,12 +77,30 @@ pub fn spawn_dataplane(layout: &Layout) -> Result<()> {
         .stderr(out)
         .process_group(0);
     let mut child = command.spawn().context("start data plane")?;
+    let pid = Pid::from_child(&child);
     // Reaped when it ends while this process lives; adopted by init when it outlives it.
     std::thread::Builder::new()
         .name("reap-dataplane".to_owned())
         .stack_size(64 * 1024)
         .spawn(move || child.wait())
         .context("watch data plane")?;
+    Ok(pid)
+}
+
+/// Waits for the end of a process, a child or not.
+pub async fn ended(pid: Pid) -> Result<()> {
+    use rustix::process::{PidfdFlags, pidfd_open};
+    let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(e).context("watch process"),
+    };
+    #[allow(
+        deprecated,
+        reason = "its replacement is unsafe for types that may change their descriptor; an OwnedFd keeps its own"
+    )]
+    let fd = AsyncFd::with_interest(fd, Interest::READABLE).context("watch process")?;
+    let _ready = fd.readable().await.context("watch process")?;
     Ok(())
 }
 

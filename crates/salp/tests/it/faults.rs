@@ -1,6 +1,6 @@
 //! What must survive: acknowledged writes under `kill -9`.
 
-use crate::harness::{Site, text};
+use crate::harness::{Registry, Site, eventually, get, repo_file, text};
 
 #[test]
 fn no_acknowledged_write_is_lost_by_kill() {
@@ -24,4 +24,49 @@ fn no_acknowledged_write_is_lost_by_kill() {
     }
     let pods = site.kubectl(&["get", "nodes"]);
     assert!(text(&pods).contains("Ready"));
+}
+
+#[test]
+fn a_killed_data_plane_comes_back_with_its_pods() {
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let site = Site::start();
+    site.ok(&[
+        "create",
+        "deployment",
+        "hello",
+        "--image",
+        &image,
+        "--port=8080",
+    ]);
+    site.ok(&["expose", "deployment", "hello", "--port=8080"]);
+    site.ok(&[
+        "wait",
+        "--for=condition=Available",
+        "deployment/hello",
+        "--timeout=60s",
+    ]);
+    let address = site.json(&["get", "service", "hello"])["spec"]["clusterIP"]
+        .as_str()
+        .map(|ip| format!("{ip}:8080"))
+        .expect("address");
+    let pid_file = site.dir.join("run/dataplane.pid");
+    // Twice: the second is one that was started again.
+    for restarts in 1..=2 {
+        let pid = std::fs::read_to_string(&pid_file).expect("pid");
+        let killed = std::process::Command::new("kill")
+            .args(["-KILL", pid.trim()])
+            .status();
+        assert!(killed.expect("kill").success());
+        site.wait_for(
+            &["get", "pods", "-l", "app=hello"],
+            "/items/0/status/containerStatuses/0",
+            |status| status["restartCount"] == restarts && status["ready"] == true,
+        );
+        eventually("the service answers again", || {
+            get(&address, "/")
+                .map_err(|e| e.to_string())
+                .and_then(|r| r.expect_code(200))
+        });
+    }
 }
