@@ -119,6 +119,7 @@ async fn start(
     phases: &mut Phases,
     stack: &mut Stack,
 ) -> Result<Running> {
+    let began = jiff::Timestamp::now();
     phases.begin("certificates");
     layout.create()?;
     let lock = process::lock(layout)?;
@@ -213,7 +214,7 @@ async fn start(
         kubelet_listener,
     };
     let node = start_node(parts, system.clone(), informers.clone(), remote, stack).await?;
-    node_ready(&informers, &config.node_name).await;
+    node_ready(&informers, &config.node_name, began).await;
     Ok(Running {
         client: system,
         node,
@@ -413,8 +414,9 @@ async fn start_node(
     Ok(Arc::new(node))
 }
 
-/// Waits until the Node says Ready.
-async fn node_ready(informers: &client::Informers, name: &str) {
+/// Waits until the Node says Ready, and says so since `began`: a Node of an earlier start may
+/// still claim it.
+async fn node_ready(informers: &client::Informers, name: &str, began: jiff::Timestamp) {
     use futures::StreamExt as _;
     use k8s_openapi::api::core::v1::Node;
     let nodes = informers.get::<Node>();
@@ -422,7 +424,12 @@ async fn node_ready(informers: &client::Informers, name: &str) {
     loop {
         let ready = nodes.get("", name).is_some_and(|node| {
             let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-            conditions.is_some_and(|l| l.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+            conditions.into_iter().flatten().any(|c| {
+                let heard = c.last_heartbeat_time.as_ref();
+                c.type_ == "Ready"
+                    && c.status == "True"
+                    && heard.is_some_and(|t| t.0.as_second() >= began.as_second())
+            })
         });
         if ready || changes.next().await.is_none() {
             return;

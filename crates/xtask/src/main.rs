@@ -5,6 +5,7 @@
     reason = "a command-line tool talks on its standard streams"
 )]
 
+mod bench;
 mod deny;
 mod fetch;
 mod guests;
@@ -21,6 +22,11 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "cargo xtask", disable_help_subcommand = true)]
 enum Task {
+    /// Measure a release build: start, memory, requests, API, density, as ratios to peers.
+    Bench {
+        /// Groups of figures: start, first-answer, requests, api, density; all if none.
+        groups: Vec<String>,
+    },
     /// Check licences, sources and banned crates of all dependencies against deny.toml.
     Deny,
     /// Build the guest components that tests and examples use.
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Bench { groups } => bench::run(&groups),
         Task::Deny => deny::run(),
         Task::Guests { args } => guests::run(&fetch::root(), &args),
         Task::Schema => schema::run(),

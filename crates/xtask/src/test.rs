@@ -1,6 +1,7 @@
-//! `cargo xtask test`: fetches the tools that tests need, builds the binary, runs all tests.
+//! `cargo xtask test`: fetches the tools that tests need and runs all tests.
 //!
-//! Tests find the tools in `$SALP_TOOLS/bin` and the binary in `$SALP_BIN`. Those that need
+//! Tests find the tools in `$SALP_TOOLS/bin`. Everything is built once, as one set of packages:
+//! another set has other features, and wasmtime would be built again. Tests that need
 //! root are marked `#[ignore = "needs root: …"]`: they run when this runs as root, and are
 //! named when they do not.
 
@@ -17,10 +18,6 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let needed: Vec<String> = tools::FOR_TESTS.iter().map(|t| (*t).to_owned()).collect();
     tools::run(&needed)?;
     let root = fetch::root();
-    step(cargo().args(["build", "--package", "salp"]))?;
-    let binary = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root.join("target"), Into::into)
-        .join("debug/salp");
     let as_root = fetch::run(Command::new("id").arg("-u"))?.trim() == "0";
     let nextest = cargo()
         .args(["nextest", "--version"])
@@ -43,9 +40,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             tests.arg("--include-ignored");
         }
     }
-    tests
-        .env("SALP_TOOLS", fetch::tools_dir())
-        .env("SALP_BIN", binary);
+    tests.env("SALP_TOOLS", fetch::tools_dir());
     if !as_root {
         for name in needs_root(&root.join("crates"))? {
             println!("skipped, needs root: {name}");

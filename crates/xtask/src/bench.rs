@@ -1,0 +1,21 @@
+//! `cargo xtask bench`: fetches the peers and runs the benches of whole sites on a release build.
+
+use crate::{fetch, tools};
+use anyhow::{Result, ensure};
+use std::process::Command;
+
+/// What the benches drive and compare with.
+const NEEDED: [&str; 4] = ["kubectl", "registry", "wrk", "wasmtime"];
+
+/// Runs the groups named, or all.
+pub(crate) fn run(groups: &[String]) -> Result<()> {
+    tools::run(&NEEDED.map(str::to_owned))?;
+    let status = Command::new("cargo")
+        .current_dir(fetch::root())
+        .args(["bench", "--package", "salp", "--bench", "site", "--"])
+        .args(groups)
+        .env("SALP_TOOLS", fetch::tools_dir())
+        .status()?;
+    ensure!(status.success(), "the bench ended with {status}");
+    Ok(())
+}
