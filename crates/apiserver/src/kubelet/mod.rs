@@ -15,7 +15,7 @@ use apimachinery::Status;
 use futures::StreamExt as _;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, Request, Response, Uri};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::upgrade::OnUpgrade;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
@@ -25,6 +25,9 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
+
+/// Longest refusal of a node that is passed on.
+const REFUSAL_BYTES_MAX: usize = 50 * 1024;
 
 /// Reaches nodes and what runs on them.
 pub(crate) struct Kubelets {
@@ -133,7 +136,31 @@ async fn forward(
         .request(request)
         .await
         .map_err(|e| unreachable(&host, &e))?;
+    // A proxied answer is what its server made it; of a refused log clients expect a Status.
+    if call.subresource == "log" && response.status().as_u16() >= 400 {
+        return Err(refused(call, response).await);
+    }
     pass_on(call, response)
+}
+
+/// The node's words in a Status with its code.
+async fn refused(call: &Call<'_>, response: Response<hyper::body::Incoming>) -> Status {
+    let code = response.status().as_u16();
+    let body = Limited::new(response.into_body(), REFUSAL_BYTES_MAX)
+        .collect()
+        .await;
+    let words = body.map_or_else(
+        |e| format!("the node's answer could not be read: {e}"),
+        |body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+    );
+    match code {
+        400 => Status::bad_request(words),
+        404 => Status::new(404, "NotFound", words)
+            .with_details(serde_json::json!({"name": call.name, "kind": "pods"})),
+        500 => Status::internal(words),
+        503 => Status::new(503, "ServiceUnavailable", words),
+        _ => Status::new(code, "", words),
+    }
 }
 
 /// A node's answer as ours; its body ends when the server stops.

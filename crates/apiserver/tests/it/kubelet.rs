@@ -57,6 +57,11 @@ async fn answer(
     let path = request.uri().to_string();
     if !request.headers().contains_key("upgrade") {
         assert!(!request.headers().contains_key("authorization"));
+        if path.contains("previous=true") {
+            let mut refused = Response::new(Full::from("no previous run\n"));
+            *refused.status_mut() = http::StatusCode::BAD_REQUEST;
+            return Ok(refused);
+        }
         return Ok(Response::new(Full::from(path)));
     }
     let upgrade = hyper::upgrade::on(&mut request);
@@ -129,6 +134,17 @@ async fn logs_and_proxies_reach_the_node() -> Result<()> {
             .await?;
         assert_eq!((a.code, a.text.as_str()), (200, want));
     }
+    let refused = api
+        .call("GET", &format!("{PODS}/p/log?previous=true"), None)
+        .await?;
+    assert_eq!(
+        (
+            refused.code,
+            &refused.json["message"],
+            &refused.json["reason"]
+        ),
+        (400, &json!("no previous run"), &json!("BadRequest"))
+    );
     let plain = api
         .call("GET", &format!("{PODS}/p/exec?command=ls"), None)
         .await?;
