@@ -1,8 +1,8 @@
 //! The scheduler: decides on which node a pod runs.
 //!
-//! [`place`] is pure: a pod and a [`Snapshot`] of the nodes in, a node's name or the
-//! reasons why there is none out. [`run`] keeps the snapshot up to date from the shared
-//! informers and binds. Start with [`place`]; the filters are in `filter` and
+//! [`place()`] is pure: a pod and a [`Snapshot`] of the nodes in, a node's name or the
+//! reasons why there is none out. [`run()`] keeps the snapshot up to date from the shared
+//! informers and binds. Start with [`place()`]; the filters are in `filter` and
 //! `topology`, the scores in `score`.
 
 mod demand;

@@ -2,7 +2,7 @@
 //! monitoring reads (metrics, stats).
 //!
 //! Clients show a certificate of the cluster's CA; only `/healthz` answers without.
-//! Start with [`Server::start`] and [`route`].
+//! Start with [`Server::start`] and [`Server::route`].
 
 mod metrics;
 mod stats;
