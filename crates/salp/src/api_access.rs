@@ -21,9 +21,15 @@ pub fn kubeconfig_path(target: &Target) -> Result<PathBuf> {
     }
     if target.data_dir.data_dir.is_none()
         && let Some(path) = std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty())
-        && let Some(first) = std::env::split_paths(&path).find(|p| p.exists())
     {
-        return Ok(first);
+        // Not the default site instead: that could be another one than was meant.
+        return match std::env::split_paths(&path).find(|p| p.exists()) {
+            Some(first) => Ok(first),
+            None => bail!(
+                "find kubeconfig {}: $KUBECONFIG names no file that exists; unset it, or give --kubeconfig",
+                path.display()
+            ),
+        };
     }
     let path = Layout::new(config::data_dir(&target.data_dir)?).kubeconfig();
     if !path.exists() {

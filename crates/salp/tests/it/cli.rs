@@ -23,6 +23,16 @@ fn errors_are_one_line_with_the_cure() {
     assert!(fails(&["ps", "--kubeconfig", &broken]).contains("--kubeconfig"));
     assert!(fails(&["up", "--config", &broken, "--data-dir", &nowhere]).contains("broken.yaml"));
     assert!(fails(&["image", "push", &nowhere, "localhost:1/a:1"]).contains("none"));
+    let unset = std::process::Command::new(env!("CARGO_BIN_EXE_salp"))
+        .arg("ps")
+        .env("KUBECONFIG", &nowhere)
+        .output()
+        .expect("run salp");
+    assert!(
+        !unset.status.success() && text(&unset).contains("$KUBECONFIG"),
+        "{}",
+        text(&unset)
+    );
 }
 
 #[test]
