@@ -1,6 +1,6 @@
 //! Processes of a site: the lock that makes it one, and the data plane that outlives it.
 
-use crate::config::Layout;
+use crate::config::{Layout, write_atomic};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
@@ -84,6 +84,9 @@ pub fn spawn_dataplane(layout: &Layout) -> Result<Pid> {
         .stack_size(64 * 1024)
         .spawn(move || child.wait())
         .context("watch data plane")?;
+    // It writes the same once it runs; `salp down` must find it before.
+    let text = pid.as_raw_nonzero().to_string();
+    write_atomic(&layout.dataplane_pid(), text.as_bytes(), 0o600)?;
     Ok(pid)
 }
 
