@@ -5,8 +5,6 @@
 async fn main() -> anyhow::Result<()> {
     let api = testkit::TestApi::start().await?;
     let path = api.kubeconfig("kubernetes-admin", &["system:masters"])?;
-    let user = api.kubeconfig("bob", &["developers"])?;
-    tracing::debug!(user = %user.display(), "a second kubeconfig");
     #[allow(clippy::print_stdout, reason = "this program's output")]
     {
         println!("export KUBECONFIG={}", path.display());
