@@ -58,3 +58,9 @@ pub enum Error {
         source: client::labels::ParseSelectorError,
     },
 }
+
+/// Whether nothing can be created because the namespace is being deleted.
+pub(crate) fn is_terminating(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403
+        && status.message.contains("is being terminated"))
+}

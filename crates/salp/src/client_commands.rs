@@ -182,6 +182,12 @@ pub fn logs(args: LogsArgs) -> Result<ExitCode> {
                 args.pod.clone(),
             ),
         };
+        if name.contains('/') || (args.namespace.is_some() && args.pod.contains('/')) {
+            bail!(
+                "read pod {:?}: want NAME or NAMESPACE/NAME of a pod; see `salp ps -A`",
+                args.pod
+            );
+        }
         let params = kube::api::LogParams {
             container: args.container.clone(),
             follow: args.follow,

@@ -164,6 +164,13 @@ async fn serve(config: Config) -> Result<()> {
     let client = client::connect::from_kubeconfig(&config.kubeconfig)
         .await
         .context("connect to API server")?;
+    let recorder = client::EventRecorder::new(
+        client.clone(),
+        "service-proxy",
+        &config.node_name,
+        client::Clock::system(),
+        &proxy_scope,
+    );
     let proxy = Proxy::start(
         ProxyConfig {
             informers: client::Informers::new(client, &proxy_scope),
@@ -180,6 +187,7 @@ async fn serve(config: Config) -> Result<()> {
         },
         &proxy_scope,
     );
+    proxy_scope.spawn_cancellable(tell_bind_failures(proxy.failures(), recorder));
     tracing::info!(socket = %config.socket.display(), "data plane is ready");
     loop {
         tokio::select! {
@@ -202,6 +210,31 @@ async fn serve(config: Config) -> Result<()> {
         std::fs::remove_file(&config.pid_file).context("remove pid file")?;
     }
     Ok(())
+}
+
+/// Tells of each address that a Service can't be had at, once, by an event on the Service.
+async fn tell_bind_failures(
+    mut failures: tokio::sync::watch::Receiver<Vec<service_proxy::BindFailure>>,
+    recorder: client::EventRecorder,
+) {
+    let mut told = std::collections::HashSet::new();
+    while failures.changed().await.is_ok() {
+        let current = failures.borrow_and_update().clone();
+        told.retain(|known| current.iter().any(|f| f.address == *known));
+        for failure in current {
+            if told.insert(failure.address) {
+                let service = client::k8s_openapi::api::core::v1::ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Service".to_owned()),
+                    namespace: Some(failure.namespace),
+                    name: Some(failure.service),
+                    ..Default::default()
+                };
+                let kind = client::EventType::Warning;
+                recorder.record(service, kind, "FailedListen", &failure.message);
+            }
+        }
+    }
 }
 
 /// The Wasm host's HTTP guests as the proxy's local endpoints.

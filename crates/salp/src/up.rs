@@ -6,7 +6,7 @@ use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::site::Site;
-use crate::{dataplane, manifests, pki, process, site, stop};
+use crate::{dataplane, image_collection, manifests, pki, process, site, stop};
 use anyhow::{Context as _, Result, bail};
 use lifecycle::{Scope, Stack};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -375,6 +375,7 @@ async fn start_node(
     };
     let [pod_cidr, _] = site.networks()?;
     let scope = Scope::new();
+    scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
     let node = node::Node::start(
         node::Config {
             name: config.node_name.clone(),

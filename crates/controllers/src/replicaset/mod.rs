@@ -5,7 +5,7 @@
 mod plan;
 
 use crate::context::{Context, named, synced};
-use crate::error::Error;
+use crate::error::{Error, is_terminating};
 use crate::pods;
 use crate::writes::{Unseen, for_each, slow_start};
 use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
@@ -175,7 +175,8 @@ impl Controller {
             Ok::<_, kube::Error>(())
         })
         .await;
-        let source = failure?;
+        // A namespace that goes takes this set with it: nothing to tell.
+        let source = failure.filter(|e| !is_terminating(e))?;
         let text = format!("Error creating: {}", message(&source));
         self.recorder.warning(set, "FailedCreate", &text);
         Some(Error::Create {

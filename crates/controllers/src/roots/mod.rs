@@ -2,7 +2,7 @@
 //! by which pods trust the API server.
 
 use crate::context::{Context, synced};
-use crate::error::Error;
+use crate::error::{Error, is_terminating};
 use client::informer::Kind;
 use client::k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -147,12 +147,6 @@ impl Controller {
             }),
         }
     }
-}
-
-/// Whether nothing can be created because the namespace is being deleted.
-fn is_terminating(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 403
-        && status.message.contains("is being terminated"))
 }
 
 fn meta(namespace: &str, name: &str) -> ObjectMeta {
