@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -83,6 +83,8 @@ pub(crate) struct Agent {
     origin: Instant,
     /// The node is being drained: nothing is begun and nothing told any more.
     pub(crate) draining: AtomicBool,
+    /// How often something was done at a runtime: tells whether an answer is older than that.
+    deeds: AtomicU64,
     /// What runtimes had when the agent started, until its pods are known. Held for
     /// look-ups only.
     pub(crate) adoptable: Mutex<HashMap<Uid, (usize, runtime::SandboxStatus)>>,
@@ -134,6 +136,7 @@ impl Agent {
             scope: parts.scope,
             totals: Mutex::default(),
             draining: AtomicBool::new(false),
+            deeds: AtomicU64::new(0),
             adoptable: Mutex::default(),
             started_ms: parts.clock.now().as_millisecond(),
             origin: Instant::now(),
@@ -218,6 +221,16 @@ impl Agent {
                 self.gone(&slot.uid);
             }
         }
+    }
+
+    /// How often something was done at a runtime so far.
+    pub(crate) fn deeds(&self) -> u64 {
+        self.deeds.load(Ordering::SeqCst)
+    }
+
+    /// Counts that something was done at a runtime; what [`Agent::deeds`] then says.
+    pub(crate) fn deed(&self) -> u64 {
+        self.deeds.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// Takes over what the runtime says of a sandbox.

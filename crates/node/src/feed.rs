@@ -126,6 +126,7 @@ pub(crate) async fn follow_runtime(agent: Arc<Agent>, index: usize) {
 /// Takes over all sandboxes that the runtime has; those of known pods that it lost are
 /// lost.
 pub(crate) async fn adopt(agent: &Arc<Agent>, index: usize) {
+    let asked_at = agent.deeds();
     let sandboxes = match agent.runtime(index).sandboxes().await {
         Ok(sandboxes) => sandboxes,
         Err(error) => {
@@ -137,7 +138,11 @@ pub(crate) async fn adopt(agent: &Arc<Agent>, index: usize) {
     for sandbox in &sandboxes {
         let uid = Uid::from(sandbox.id.0.as_str());
         if let Some(slot) = agent.slot(&uid) {
-            agent.observe(&slot, index, Some(sandbox));
+            if slot.lock().done_at > asked_at {
+                agent.look(&slot).await;
+            } else {
+                agent.observe(&slot, index, Some(sandbox));
+            }
             agent.queue.add(uid.clone());
         }
         seen.insert(uid);

@@ -44,6 +44,7 @@ impl Agent {
         match result {
             Ok(()) => {
                 record.actual.sandbox = Sandbox::Up;
+                record.done_at = self.deed();
                 record.setups = Default::default();
             }
             Err(failure) => {
@@ -176,14 +177,24 @@ impl Agent {
 
     /// Asks the runtime how the pod is.
     pub(crate) async fn look(&self, slot: &Arc<Slot>) {
-        let index = slot.lock().runtime.unwrap_or(0);
-        match self
-            .runtime(index)
-            .sandbox(&Self::sandbox_id(&slot.uid))
-            .await
-        {
-            Ok(seen) => self.observe(slot, index, seen.as_ref()),
-            Err(error) => tracing::debug!(uid = %slot.uid, %error, "sandbox not read"),
+        // One at a time, or an older answer could be taken over after a newer one.
+        let _turn = slot.looking.lock().await;
+        loop {
+            let index = slot.lock().runtime.unwrap_or(0);
+            let asked_at = self.deeds();
+            match self
+                .runtime(index)
+                .sandbox(&Self::sandbox_id(&slot.uid))
+                .await
+            {
+                // What was done meanwhile may be missing in the answer.
+                Ok(_) if slot.lock().done_at > asked_at => {}
+                Ok(seen) => return self.observe(slot, index, seen.as_ref()),
+                Err(error) => {
+                    tracing::debug!(uid = %slot.uid, %error, "sandbox not read");
+                    return;
+                }
+            }
         }
     }
 

@@ -78,7 +78,7 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What the tests need.
-pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry"];
+pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo"];
 
 /// Fetches the named tools, or all; one line a tool.
 pub(crate) fn run(names: &[String]) -> Result<()> {

@@ -24,6 +24,8 @@ pub(crate) struct Slot {
     pub(crate) ending: CancellationToken,
     /// Notified after every reconcile: who follows a log learns of its container's end.
     pub(crate) changed: Notify,
+    /// Held while its runtime is asked how it is.
+    pub(crate) looking: tokio::sync::Mutex<()>,
     /// Never held across an await.
     record: Mutex<Record>,
 }
@@ -65,6 +67,8 @@ pub(crate) struct Record {
     pub(super) counted: Option<Requests>,
     /// The API server told of it since the agent started; else the checkpoint did.
     pub(crate) confirmed: bool,
+    /// [`Agent::deed`] of what was last done for it at its runtime.
+    pub(crate) done_at: u64,
 }
 
 /// What is kept beside a container's state.
@@ -101,6 +105,7 @@ impl Agent {
                     uid: uid.clone(),
                     ending: CancellationToken::new(),
                     changed: Notify::new(),
+                    looking: tokio::sync::Mutex::new(()),
                     record: Mutex::new(self.new_record(desired, confirmed)),
                 });
                 pods.insert(uid.clone(), slot.clone());
@@ -180,6 +185,7 @@ impl Agent {
             published: Published::seed(status),
             admitted,
             confirmed,
+            done_at: 0,
             desired,
         }
     }

@@ -42,6 +42,7 @@ impl Agent {
                 Ok(()) => {
                     let words = "Container started";
                     self.container_event(record, index, EventType::Normal, "Started", words);
+                    record.done_at = self.deed();
                     let container = &mut record.actual.containers[index];
                     container.attempt = attempt;
                     container.next_attempt = attempt + 1;

@@ -4,6 +4,16 @@ use crate::harness::{PATIENCE, Registry, Site, eventually, get, repo_file};
 
 /// A pod with the misbehaving HTTP guest; `container` and `spec` are YAML at their indentation.
 fn misbehave(site: &Site, registry: &Registry, name: &str, container: &str, spec: &str) -> String {
+    apply(site, registry, name, container, spec);
+    let pod = site.wait_for(
+        &["get", "pod", name],
+        "/status/containerStatuses/0/state/running",
+        |r| r.is_object(),
+    );
+    format!("{}:8080", pod["status"]["podIP"].as_str().expect("pod IP"))
+}
+
+fn apply(site: &Site, registry: &Registry, name: &str, container: &str, spec: &str) {
     let image = registry.push(
         &repo_file("crates/testkit/fixtures/misbehave.wasm"),
         "misbehave:1",
@@ -11,12 +21,6 @@ fn misbehave(site: &Site, registry: &Registry, name: &str, container: &str, spec
     site.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {name}, tier: front}}\nspec:\n  containers:\n  - name: main\n    image: {image}\n    ports: [{{containerPort: 8080, name: http}}]\n{container}{spec}"
     ));
-    let pod = site.wait_for(
-        &["get", "pod", name],
-        "/status/containerStatuses/0/state/running",
-        |r| r.is_object(),
-    );
-    format!("{}:8080", pod["status"]["podIP"].as_str().expect("pod IP"))
 }
 
 fn body(address: &str, path: &str) -> String {
@@ -181,7 +185,8 @@ fn memory_and_cpu_of_one_do_not_hurt_another() {
 fn probes_really_run() {
     let (registry, site) = (Registry::start(), Site::start());
     let fast = "periodSeconds: 1, failureThreshold: 1";
-    misbehave(
+    // It may never be seen running: it is killed as soon as it is probed.
+    apply(
         &site,
         &registry,
         "sick",

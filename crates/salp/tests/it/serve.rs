@@ -109,6 +109,7 @@ fn deployment_and_service_from_a_registry() {
 
     let (cluster, node_port) = addresses(&site);
     eventually("the proxy knows all three pods", || {
+        get(&cluster, "/").map_err(|e| e.to_string())?;
         let by_pod = spread(&cluster, 30);
         if by_pod.len() == 3 {
             Ok(())

@@ -14,17 +14,15 @@ use service_proxy::dns::DnsConfig;
 use service_proxy::{LocalEndpoints, NoLocalEndpoints, Proxy, ProxyConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
-
-/// Each test has a network of its own, so that all can run at once.
-static NETWORKS: AtomicU8 = AtomicU8::new(1);
 
 struct Fixture {
     api: FakeApi,
     proxy: Proxy,
     scope: Scope,
     network: u8,
+    /// Holds the network against tests of other processes.
+    _claim: std::net::UdpSocket,
 }
 
 impl Fixture {
@@ -38,7 +36,7 @@ impl Fixture {
     ) -> Self {
         let api = FakeApi::default();
         let scope = Scope::new();
-        let network = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let (network, claim) = claim_network();
         let config = ProxyConfig {
             informers: Informers::new(api.client(), &scope),
             local,
@@ -55,6 +53,7 @@ impl Fixture {
             proxy,
             scope,
             network,
+            _claim: claim,
         }
     }
 
@@ -90,6 +89,17 @@ impl Fixture {
             "ports": [{"name": "p", "port": port, "protocol": protocol}]});
         self.api.put("endpointslices", slice);
     }
+}
+
+/// A network of this test's own, so that all can run at once, in one process or several: the
+/// first whose address 253 nobody holds.
+fn claim_network() -> (u8, std::net::UdpSocket) {
+    (1..=u8::MAX)
+        .find_map(|network| {
+            let socket = std::net::UdpSocket::bind((ip(network, 253), 7007)).ok()?;
+            Some((network, socket))
+        })
+        .expect("a free network")
 }
 
 fn ip(network: u8, host: u8) -> IpAddr {
