@@ -22,6 +22,7 @@ const TOGETHER: usize = 64;
 pub(crate) async fn run(
     core: &Arc<Core>,
     cidr: ServiceCidr,
+    port: u16,
     advertise: Option<SocketAddr>,
     client_ca: &str,
 ) -> Result<(), Status> {
@@ -33,11 +34,11 @@ pub(crate) async fn run(
     first.extend(priority_classes());
     ensure_all(core, first).await?;
     let mut second = policy::namespaced();
-    second.push(service(cidr, advertise));
+    second.push(service(cidr, port, advertise));
     second.push(authentication(client_ca));
     ensure_all(core, second).await?;
     if let Some(address) = advertise {
-        endpoint(core, address).await?;
+        endpoint(core, port, address).await?;
     }
     core.ready.store(true, Ordering::Release);
     Ok(())
@@ -123,8 +124,8 @@ fn priority_classes() -> Vec<Value> {
 }
 
 /// The Service through which pods reach this server.
-fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Value {
-    let port = advertise.map_or(6443, |a| a.port());
+fn service(cidr: ServiceCidr, port: u16, advertise: Option<SocketAddr>) -> Value {
+    let target = advertise.map_or(6443, |a| a.port());
     json!({
         "kind": "Service", "apiVersion": "v1",
         "metadata": {
@@ -134,7 +135,7 @@ fn service(cidr: ServiceCidr, advertise: Option<SocketAddr>) -> Value {
         "spec": {
             "type": "ClusterIP", "clusterIP": cidr.at(1).to_string(),
             "sessionAffinity": "None",
-            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
+            "ports": [{"name": "https", "protocol": "TCP", "port": port, "targetPort": target}],
         },
     })
 }
@@ -149,7 +150,7 @@ fn authentication(client_ca: &str) -> Value {
 }
 
 /// Keeps the endpoint at the address that is served now.
-async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
+async fn endpoint(core: &Arc<Core>, port: u16, address: SocketAddr) -> Result<(), Status> {
     let slice = json!({
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
         "metadata": {
@@ -174,7 +175,7 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
         "v1",
         "services",
         vec!["spec"],
-        json!({"spec": {"ports": [{"targetPort": address.port()}]}}),
+        json!({"port": port, "targetPort": address.port()}),
     ));
     for (group, version, plural, keys, wanted) in changes {
         let Some(row) = api::find(group, version, plural) else {
@@ -184,8 +185,9 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
         modify(&call, Part::Main, Tracking::Update, &|old| {
             let mut new = old.clone();
             if plural == "services" {
-                new["spec"]["ports"][0]["targetPort"] =
-                    wanted["spec"]["ports"][0]["targetPort"].clone();
+                for key in ["port", "targetPort"] {
+                    new["spec"]["ports"][0][key] = wanted[key].clone();
+                }
             } else {
                 for key in &keys {
                     new[*key] = wanted[*key].clone();

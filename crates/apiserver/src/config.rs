@@ -133,6 +133,8 @@ pub struct Config {
     pub issuer: String,
     /// Where cluster IPs come from.
     pub service_cidr: ServiceCidr,
+    /// Port of the `kubernetes` Service: 443, unless whoever listens for it may not.
+    pub service_port: u16,
     /// First and last NodePort.
     pub node_ports: (u16, u16),
     /// Address of the `kubernetes` Service's endpoint; `None` makes no endpoint.
@@ -169,6 +171,7 @@ impl Config {
                 base: Ipv4Addr::new(10, 43, 0, 0),
                 prefix: 16,
             },
+            service_port: 443,
             node_ports: (30000, 32767),
             advertise: None,
             kubelet: KubeletAccess::default(),

@@ -12,7 +12,7 @@ use crate::handler::{Caller, handle, is_ready};
 use crate::http::respond::{Body, BoxError};
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
-use crate::server_state::Core;
+use crate::server_state::{Core, DiskTrouble};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -130,6 +130,7 @@ impl ApiServer {
             streams: serving.clone(),
             ready: AtomicBool::new(false),
             openapi: crate::discovery::OpenApi::default(),
+            disk_trouble: DiskTrouble::default(),
         });
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
@@ -146,6 +147,17 @@ impl ApiServer {
             fed.close().await;
         });
         expiry::start(&core, &feeding);
+        bootstrap::run(
+            &core,
+            config.service_cidr,
+            config.service_port,
+            config.advertise,
+            &config.client_ca,
+        )
+        .await
+        .map_err(|s| Error::Bootstrap(s.message))?;
+        // Not before: without the first roles all would be refused. Who is early waits in the
+        // listener's queue.
         let connections = Arc::new(Semaphore::new(config.limits.connections_max));
         for listener in listeners {
             serving.spawn(accept(
@@ -156,14 +168,6 @@ impl ApiServer {
                 connections.clone(),
             ));
         }
-        bootstrap::run(
-            &core,
-            config.service_cidr,
-            config.advertise,
-            &config.client_ca,
-        )
-        .await
-        .map_err(|s| Error::Bootstrap(s.message))?;
         Ok(Self { core, addresses })
     }
 

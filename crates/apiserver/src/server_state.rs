@@ -13,6 +13,7 @@ use apimachinery::schema::{Schema, TypeId};
 use lifecycle::CancellationToken;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 use store::Store;
 use tokio::sync::Semaphore;
 
@@ -38,6 +39,26 @@ pub(crate) struct Core {
     /// Set once the bootstrap objects are there.
     pub(crate) ready: AtomicBool,
     pub(crate) openapi: crate::discovery::OpenApi,
+    pub(crate) disk_trouble: DiskTrouble,
+}
+
+/// Tells of refused writes now and then: while a disk is full every write is refused.
+#[derive(Default)]
+pub(crate) struct DiskTrouble {
+    told: parking_lot::Mutex<Option<Instant>>,
+}
+
+impl DiskTrouble {
+    /// Between two lines of the log.
+    const EVERY: Duration = Duration::from_secs(60);
+
+    pub(crate) fn tell(&self, error: &std::io::Error) {
+        let mut told = self.told.lock();
+        if told.is_none_or(|at| at.elapsed() >= Self::EVERY) {
+            *told = Some(Instant::now());
+            tracing::error!(%error, "writes are refused: the store can't write to its disk");
+        }
+    }
 }
 
 impl Core {

@@ -16,11 +16,16 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 /// Changes that a subscriber may lag behind; one that lags more gets
 /// [`Change::Resync`] in their place and lists again.
 pub const CHANGES_PENDING_MAX: usize = 512;
+
+/// A watch that fails for less is not told of: that is a server that starts again.
+const TELL_AFTER: Duration = Duration::from_secs(15);
 
 /// Namespace and name of an object; the namespace of cluster-scoped ones is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +155,8 @@ impl<K> Kind for K where
 #[derive(Clone)]
 pub struct Informers {
     shared: Arc<Shared>,
+    /// Of who holds this one, for its own requests.
+    client: kube::Client,
 }
 
 struct Shared {
@@ -172,16 +179,26 @@ impl Informers {
     pub fn new(client: kube::Client, scope: &lifecycle::Scope) -> Self {
         Self {
             shared: Arc::new(Shared {
-                client,
+                client: client.clone(),
                 scope: scope.clone(),
                 running: Mutex::default(),
             }),
+            client,
         }
     }
 
-    /// The client that they watch with.
+    /// The same informers for a part that makes its own requests with another client.
+    #[must_use]
+    pub fn with_client(&self, client: kube::Client) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            client,
+        }
+    }
+
+    /// The client for the holder's own requests.
     pub fn client(&self) -> &kube::Client {
-        &self.shared.client
+        &self.client
     }
 
     /// The informer of a kind in all namespaces, started when it is the first asked for.
@@ -213,8 +230,8 @@ impl Informers {
 }
 
 /// The metadata of all objects of any resource as a stream that never ends: for those
-/// who keep less than an informer would. Managed fields are left out. The first error of
-/// a row is logged; the watch is tried again with back-off.
+/// who keep less than an informer would. Managed fields are left out. Errors that go on are
+/// logged; the watch is tried again with back-off.
 ///
 /// `Event::Init`, `InitApply`…, `InitDone` bracket each new listing.
 pub fn watch_metadata(
@@ -223,17 +240,17 @@ pub fn watch_metadata(
 ) -> impl Stream<Item = Event<PartialObjectMeta<DynamicObject>>> + Send + use<> {
     let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, resource);
     let kind = resource.kind.clone();
-    let mut failing = false;
+    let mut trouble = Trouble::default();
     watcher(api, watcher::Config::default().streaming_lists())
         .default_backoff()
         .filter_map(move |event| {
             let event = match event {
                 Ok(event) => {
-                    failing = false;
+                    trouble.over(&kind);
                     Some(event.modify(|o| o.metadata.managed_fields = None))
                 }
                 Err(error) => {
-                    log_failure(&kind, &error, &mut failing);
+                    trouble.failed(&kind, &error);
                     None
                 }
             };
@@ -425,14 +442,14 @@ impl<K: Kind> Informer<K> {
     ) {
         let mut stream = std::pin::pin!(stream);
         let mut listing = Objects::default();
-        let mut failing = false;
+        let mut trouble = Trouble::default();
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
-                    failing = false;
+                    trouble.over(&kind);
                     self.take(event, &mut listing);
                 }
-                Err(error) => log_failure(&kind, &error, &mut failing),
+                Err(error) => trouble.failed(&kind, &error),
             }
         }
     }
@@ -512,11 +529,28 @@ fn stripped<K: kube::Resource>(mut object: K) -> K {
     object
 }
 
-fn log_failure(kind: &str, error: &watcher::Error, failing: &mut bool) {
-    if std::mem::replace(failing, true) {
-        tracing::debug!(kind, %error, "watch failed again");
-    } else {
-        tracing::warn!(kind, %error, "watch failed, trying again");
+/// A watch that fails, and since when.
+#[derive(Default)]
+struct Trouble {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Trouble {
+    fn failed(&mut self, kind: &str, error: &watcher::Error) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.told && since.elapsed() >= TELL_AFTER {
+            self.told = true;
+            tracing::warn!(kind, %error, "watch fails for a while, trying on");
+        } else {
+            tracing::debug!(kind, %error, "watch failed, trying again");
+        }
+    }
+
+    fn over(&mut self, kind: &str) {
+        if std::mem::take(self).told {
+            tracing::info!(kind, "watch works again");
+        }
     }
 }
 

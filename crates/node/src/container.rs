@@ -183,7 +183,9 @@ pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Sp
     })
 }
 
-/// `command` replaces entry point and CMD, `args` only CMD.
+/// `command` replaces entry point and CMD, `args` only CMD. A bare Wasm file has no path to be
+/// called by: where nothing names a program it is the container's name, so that the first
+/// argument is not taken for it.
 fn args(container: &core::Container, image: &PulledImage, env: &[(String, String)]) -> Vec<String> {
     let expand_all = |words: &[String]| -> Vec<String> {
         words
@@ -201,6 +203,12 @@ fn args(container: &core::Container, image: &PulledImage, env: &[(String, String
         Some(command) => expand_all(command),
         None => image.entrypoint.clone(),
     };
+    let bare = matches!(image.artifact, runtime::Artifact::Wasm { .. })
+        && image.entrypoint.is_empty()
+        && image.cmd.is_empty();
+    if bare && command.is_none() {
+        argv.push(container.name.clone());
+    }
     match (args, command) {
         (Some(args), _) => argv.extend(expand_all(&args)),
         (None, None) => argv.extend(image.cmd.iter().cloned()),
@@ -273,6 +281,40 @@ mod tests {
             json!({"name": "c", "command": ["/x"], "args": ["a"]}),
             &["/x", "a"],
         );
+    }
+
+    #[test]
+    fn a_bare_wasm_file_is_called_by_its_container_s_name() {
+        let image = PulledImage {
+            id: String::new(),
+            artifact: runtime::Artifact::Wasm {
+                digest: String::new(),
+                path: "/blobs/x".into(),
+                rootfs: None,
+            },
+            entrypoint: vec![],
+            cmd: vec![],
+            env: vec![],
+            working_dir: None,
+            size_bytes: 0,
+        };
+        let argv = |spec: serde_json::Value| {
+            let container: core::Container = serde_json::from_value(spec).unwrap();
+            args(&container, &image, &[])
+        };
+        assert_eq!(argv(json!({"name": "c"})), ["c"]);
+        assert_eq!(
+            argv(json!({"name": "c", "args": ["1", "2"]})),
+            ["c", "1", "2"]
+        );
+        let own = json!({"name": "c", "command": ["x"], "args": ["1"]});
+        assert_eq!(argv(own), ["x", "1"]);
+        let image = PulledImage {
+            cmd: vec!["/app.wasm".into()],
+            ..image
+        };
+        let container: core::Container = serde_json::from_value(json!({"name": "c"})).unwrap();
+        assert_eq!(args(&container, &image, &[]), ["/app.wasm"]);
     }
 
     #[test]

@@ -21,13 +21,19 @@ const DNS_PORT: u16 = 53;
 
 /// A pod's resolver.
 pub(crate) struct PodNames {
-    dns: Dns,
+    servers: Vec<SocketAddr>,
+    searches: Vec<String>,
     ndots: usize,
 }
 
 impl PodNames {
-    /// `None` for a pod without DNS servers of its own.
-    pub(crate) fn of(dns: &Dns) -> Option<Arc<dyn Resolve>> {
+    /// `None` for a pod without DNS servers of its own. A server at the address of `own` is
+    /// asked at its port.
+    pub(crate) fn of(dns: &Dns, own: Option<SocketAddr>) -> Option<Arc<dyn Resolve>> {
+        Some(Arc::new(Self::new(dns, own)?))
+    }
+
+    fn new(dns: &Dns, own: Option<SocketAddr>) -> Option<Self> {
         if dns.servers.is_empty() {
             return None;
         }
@@ -36,10 +42,15 @@ impl PodNames {
             .iter()
             .find_map(|option| option.strip_prefix("ndots:")?.parse().ok())
             .unwrap_or(1);
-        Some(Arc::new(Self {
-            dns: dns.clone(),
+        let servers = dns.servers.iter().map(|ip| match own {
+            Some(own) if own.ip() == *ip => own,
+            _ => SocketAddr::new(*ip, DNS_PORT),
+        });
+        Some(Self {
+            servers: servers.collect(),
+            searches: dns.searches.clone(),
             ndots,
-        }))
+        })
     }
 
     /// The full names to ask for, in order (resolv.conf(5): `search`, `ndots`).
@@ -48,7 +59,6 @@ impl PodNames {
             return vec![host.to_owned()];
         }
         let mut names: Vec<String> = self
-            .dns
             .searches
             .iter()
             .map(|search| format!("{host}.{}.", search.trim_end_matches('.')))
@@ -66,16 +76,11 @@ impl PodNames {
 impl Resolve for PodNames {
     fn resolve(&self, host: String) -> BoxFuture<'static, Option<IpAddr>> {
         let names = self.candidates(&host);
-        let servers = self.dns.servers.clone();
+        let servers = self.servers.clone();
         Box::pin(async move {
             for name in names {
                 for server in &servers {
-                    match tokio::time::timeout(
-                        SERVER_TIMEOUT,
-                        ask(SocketAddr::new(*server, DNS_PORT), &name),
-                    )
-                    .await
-                    {
+                    match tokio::time::timeout(SERVER_TIMEOUT, ask(*server, &name)).await {
                         Ok(Some(Some(address))) => return Some(address),
                         // It knows that there is none: the next name.
                         Ok(Some(None)) => break,
@@ -131,14 +136,11 @@ mod tests {
     #[test]
     fn names_are_tried_as_resolv_conf_says() {
         let names = PodNames {
-            dns: Dns {
-                servers: Vec::new(),
-                searches: vec![
-                    "default.svc.cluster.local".into(),
-                    "svc.cluster.local.".into(),
-                ],
-                options: Vec::new(),
-            },
+            servers: Vec::new(),
+            searches: vec![
+                "default.svc.cluster.local".into(),
+                "svc.cluster.local.".into(),
+            ],
             ndots: 2,
         };
         assert_eq!(
@@ -151,6 +153,19 @@ mod tests {
         );
         assert_eq!(names.candidates("a.example.com")[0], "a.example.com.");
         assert_eq!(names.candidates("web.default.")[..], ["web.default."]);
+    }
+
+    #[test]
+    fn the_site_s_own_server_is_asked_at_its_port() {
+        let dns = Dns {
+            servers: vec![[127, 43, 0, 10].into(), [192, 0, 2, 1].into()],
+            searches: Vec::new(),
+            options: Vec::new(),
+        };
+        let own = SocketAddr::from(([127, 43, 0, 10], 10_053));
+        let names = PodNames::new(&dns, Some(own)).expect("servers");
+        let other = SocketAddr::from(([192, 0, 2, 1], DNS_PORT));
+        assert_eq!(names.servers, [own, other]);
     }
 
     #[tokio::test]

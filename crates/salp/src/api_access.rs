@@ -47,12 +47,17 @@ pub async fn connect(target: &Target) -> Result<Access> {
     let name = path.display().to_string();
     let kubeconfig = kube::config::Kubeconfig::read_from(&path)
         .with_context(|| format!("read kubeconfig {name}: give a valid one with --kubeconfig"))?;
-    let config = kube::Config::from_custom_kubeconfig(
+    let mut config = kube::Config::from_custom_kubeconfig(
         kubeconfig,
         &kube::config::KubeConfigOptions::default(),
     )
     .await
     .with_context(|| format!("use kubeconfig {name}: give a valid one with --kubeconfig"))?;
+    let agent = concat!("salp/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((
+        http::header::USER_AGENT,
+        http::HeaderValue::from_static(agent),
+    ));
     let namespace = config.default_namespace.clone();
     let client =
         kube::Client::try_from(config).with_context(|| format!("use kubeconfig {name}"))?;

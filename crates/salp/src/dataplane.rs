@@ -6,6 +6,7 @@
 use crate::config::{Layout, write_atomic};
 use crate::{process, stop};
 use anyhow::{Context as _, Result, bail};
+use client::connect::Agent;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -156,12 +157,13 @@ async fn serve(config: Config) -> Result<()> {
             socket: Some(config.socket.clone()),
             compiled_dir: images.compiled_dir(),
             log_limits: LogLimits::default(),
+            dns: Some(config.dns),
         },
         &host_scope,
     )
     .await
     .context("start Wasm host")?;
-    let client = client::connect::from_kubeconfig(&config.kubeconfig)
+    let client = client::connect::from_kubeconfig_as(&config.kubeconfig, Agent("kube-proxy"))
         .await
         .context("connect to API server")?;
     let recorder = client::EventRecorder::new(
@@ -171,9 +173,11 @@ async fn serve(config: Config) -> Result<()> {
         client::Clock::system(),
         &proxy_scope,
     );
+    let informers = client::Informers::new(client, &proxy_scope);
+    let services = informers.get();
     let proxy = Proxy::start(
         ProxyConfig {
-            informers: client::Informers::new(client, &proxy_scope),
+            informers,
             local: Arc::new(Guests(host.clone())),
             node_name: config.node_name.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
@@ -187,7 +191,7 @@ async fn serve(config: Config) -> Result<()> {
         },
         &proxy_scope,
     );
-    proxy_scope.spawn_cancellable(tell_bind_failures(proxy.failures(), recorder));
+    proxy_scope.spawn_cancellable(tell_bind_failures(proxy.failures(), services, recorder));
     tracing::info!(socket = %config.socket.display(), "data plane is ready");
     loop {
         tokio::select! {
@@ -213,8 +217,10 @@ async fn serve(config: Config) -> Result<()> {
 }
 
 /// Tells of each address that a Service can't be had at, once, by an event on the Service.
+/// (What is no Service is in the log alone.)
 async fn tell_bind_failures(
     mut failures: tokio::sync::watch::Receiver<Vec<service_proxy::BindFailure>>,
+    services: client::Informer<client::k8s_openapi::api::core::v1::Service>,
     recorder: client::EventRecorder,
 ) {
     let mut told = std::collections::HashSet::new();
@@ -222,16 +228,12 @@ async fn tell_bind_failures(
         let current = failures.borrow_and_update().clone();
         told.retain(|known| current.iter().any(|f| f.address == *known));
         for failure in current {
-            if told.insert(failure.address) {
-                let service = client::k8s_openapi::api::core::v1::ObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Service".to_owned()),
-                    namespace: Some(failure.namespace),
-                    name: Some(failure.service),
-                    ..Default::default()
-                };
+            if told.insert(failure.address)
+                && let Some(service) = services.get(&failure.namespace, &failure.service)
+            {
+                let about = client::events::reference(&*service);
                 let kind = client::EventType::Warning;
-                recorder.record(service, kind, "FailedListen", &failure.message);
+                recorder.record(about, kind, "FailedListen", &failure.message);
             }
         }
     }

@@ -47,9 +47,13 @@ pub fn note(text: impl AsRef<str>) {
     eprintln!("{}", text.as_ref());
 }
 
+/// Targets of libraries that log each failure that they also return; what is told of those is
+/// for who gets them to decide. `--log kube_client=debug` brings them back.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
+
 /// Sets up `tracing` to standard error.
 pub fn init_logging(filter: &str, timestamps: bool) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("{QUIET},{filter}"))
         .with_context(|| format!("read --log {filter:?}: want LEVEL or TARGET=LEVEL,…"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -26,6 +26,21 @@ pub struct Site {
     pub service_network: Ipv4Addr,
 }
 
+/// Ports of the site's own services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Of the `kubernetes` Service; pods are told it by `KUBERNETES_SERVICE_PORT`.
+    pub api: u16,
+    /// Of the cluster DNS; Wasm guests are resolved for by the data plane, which knows it.
+    pub dns: u16,
+}
+
+const USUAL: Ports = Ports { api: 443, dns: 53 };
+const UNPRIVILEGED: Ports = Ports {
+    api: 6443,
+    dns: 10_053,
+};
+
 /// Prefix length of both blocks.
 pub const PREFIX: u8 = 16;
 
@@ -38,6 +53,16 @@ impl Site {
     /// Address of the cluster DNS.
     pub fn dns(&self) -> Ipv4Addr {
         offset(self.service_network, 10)
+    }
+
+    /// The ports that the site's own services have: the usual ones where this process may
+    /// listen there (root, a capability, a lowered `net.ipv4.ip_unprivileged_port_start`).
+    pub fn ports(&self) -> Ports {
+        match UdpSocket::bind(SocketAddrV4::new(self.dns(), USUAL.dns)) {
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => UNPRIVILEGED,
+            // Taken by the data plane that is to be adopted, if not free.
+            _ => USUAL,
+        }
     }
 
     /// Both blocks.
@@ -106,7 +131,9 @@ async fn settle() -> Result<(Site, Claim)> {
                 service_network: Ipv4Addr::new(*first, services, 0, 0),
             };
             let claimed = match prepare(&site).await {
-                Ok(()) => claim(&site).with_context(|| format!("claim {}", site.service_network)),
+                Ok(()) => claim(&site)
+                    .and_then(|claim| unused(&site).map(|()| claim))
+                    .with_context(|| format!("claim {}", site.service_network)),
                 Err(error) => Err(error),
             };
             match claimed {
@@ -151,4 +178,16 @@ pub async fn clear(layout: &Layout) -> Result<()> {
 fn claim(site: &Site) -> std::io::Result<Claim> {
     UdpSocket::bind(SocketAddrV4::new(site.api_service(), CLAIM_PORT))
         .map(|socket| Claim { _socket: socket })
+}
+
+/// Whether no data plane serves there: it outlives the process that holds the claim.
+fn unused(site: &Site) -> std::io::Result<()> {
+    for ports in [USUAL, UNPRIVILEGED] {
+        match UdpSocket::bind(SocketAddrV4::new(site.dns(), ports.dns)) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return Err(e),
+            // Free, or of a kind of site that this process can't judge.
+            _ => {}
+        }
+    }
+    Ok(())
 }

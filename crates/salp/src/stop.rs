@@ -21,6 +21,10 @@ pub fn down(data_dir: &Path) -> Result<ExitCode> {
         stopped = true;
     }
     stopped |= end_dataplane(&layout)?;
+    if stopped {
+        // Only then: the blocks of a site that was not running may be another's by now.
+        crate::api_access::block_on(crate::site::clear(&layout))?;
+    }
     output::note(if stopped {
         format!("stopped the site in {}", data_dir.display())
     } else {

@@ -8,6 +8,7 @@ use crate::output::{self, Phases};
 use crate::site::Site;
 use crate::{dataplane, image_collection, manifests, pki, process, site, stop};
 use anyhow::{Context as _, Result, bail};
+use client::connect::Agent;
 use lifecycle::{Scope, Stack};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -55,8 +56,9 @@ async fn serve(
     let layout = Layout::new(&config.data_dir);
     let mut stack = Stack::new();
     let mut phases = Phases::new();
+    let mut begun = Begun::default();
     let started = tokio::select! {
-        started = start(&config, &layout, &mut phases, &mut stack) => started,
+        started = start(&config, &layout, &mut phases, &mut stack, &mut begun) => started,
         _ = interrupted.recv() => Err(anyhow::anyhow!("start site: interrupted")),
         _ = terminated.recv() => Err(anyhow::anyhow!("start site: terminated")),
     };
@@ -65,7 +67,13 @@ async fn serve(
         Err(error) => {
             phases.clear();
             stack.stop().await;
-            return Err(error);
+            if begun.data_plane {
+                // Without pods it is of no use to anybody.
+                tokio::task::spawn_blocking(move || stop::end_dataplane(&layout))
+                    .await
+                    .context("stop data plane")??;
+            }
+            return Err(with_cure(error, &config));
         }
     };
     let took = phases.finish();
@@ -78,7 +86,7 @@ async fn serve(
     };
     tokio::pin!(wait_for_stop);
     let stop = {
-        let applied = apply_and_wait(&running.client, &config, &layout, files, objects);
+        let applied = apply_and_wait(&running, &config, files, objects);
         tokio::pin!(applied);
         tokio::select! {
             stop = &mut wait_for_stop => Some(stop),
@@ -104,10 +112,33 @@ async fn serve(
     finish(stop, running, stack, &layout).await
 }
 
+/// What a start that fails must undo.
+#[derive(Debug, Default)]
+struct Begun {
+    /// The data plane is this start's, not one that served before.
+    data_plane: bool,
+}
+
+/// Adds what to do where the disk is full: no part that fails on it knows whose disk it is.
+fn with_cure(error: anyhow::Error, config: &SiteConfig) -> anyhow::Error {
+    let full = error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull)
+    });
+    if !full {
+        return error;
+    }
+    error.context(format!(
+        "start site in {}: its disk is full: free space there, or choose another place with --data-dir",
+        config.data_dir.display()
+    ))
+}
+
 /// What the rest of `up` needs of a started site.
 struct Running {
     client: kube::Client,
     node: Arc<node::Node>,
+    images: images::ImageStore,
     /// Held until the end.
     _lock: process::Lock,
     _claim: site::Claim,
@@ -118,6 +149,7 @@ async fn start(
     layout: &Layout,
     phases: &mut Phases,
     stack: &mut Stack,
+    begun: &mut Begun,
 ) -> Result<Running> {
     let began = jiff::Timestamp::now();
     phases.begin("certificates");
@@ -126,6 +158,7 @@ async fn start(
     let api_listener = listen_api(config)?;
     let kubelet_listener = listen_kubelet(config)?;
     let (site, claim) = site::load_or_create(layout).await?;
+    let ports = site.ports();
     let node_ip = node_ip(config.bind_address)?;
     let addresses = vec![
         IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -171,8 +204,9 @@ async fn start(
         kubeconfig: proxy_kubeconfig,
         node_name: config.node_name.clone(),
         node_port_addresses: vec![config.bind_address],
-        dns: SocketAddr::new(IpAddr::V4(site.dns()), 53),
+        dns: SocketAddr::new(IpAddr::V4(site.dns()), ports.dns),
     };
+    begun.data_plane = process::running(&layout.dataplane_pid()).is_none();
     dataplane::ensure(layout, &dataplane_config)?;
 
     phases.begin("store");
@@ -193,18 +227,28 @@ async fn start(
 
     phases.begin("API server");
     let advertise = SocketAddr::new(node_ip, api_port);
-    let server = start_apiserver(store, api_listener, &pki, &site, advertise, stack).await?;
-    let client_for =
-        |user: &str, groups: &[&str]| client::connect::from_service(server.service(user, groups));
-    let system = client_for("system:salp", &["system:masters"]);
+    let reached = ApiReached {
+        listener: api_listener,
+        advertise,
+        service_port: ports.api,
+    };
+    let server = start_apiserver(store, reached, &pki, &site, stack).await?;
+    // For what is done in the administrator's name.
+    let system = client::connect::from_service(server.service("system:salp", &["system:masters"]));
 
     phases.begin("controllers");
-    let informers = start_control(&system, &pki, stack);
+    let informers = start_control(&server, &pki, stack);
 
     phases.begin("data plane");
     let remote = dataplane::connect(layout, stack).await?;
 
     phases.begin("node");
+    let images = open_images(config, layout).await?;
+    let user = format!("system:node:{}", config.node_name);
+    let kubelet = client::connect::from_service_as(
+        server.service(&user, &["system:nodes"]),
+        Agent("kubelet"),
+    );
     let parts = NodeParts {
         config,
         layout,
@@ -212,12 +256,14 @@ async fn start(
         pki: &pki,
         node_ip,
         kubelet_listener,
+        images: images.clone(),
     };
-    let node = start_node(parts, system.clone(), informers.clone(), remote, stack).await?;
+    let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
     node_ready(&informers, &config.node_name, began).await;
     Ok(Running {
         client: system,
         node,
+        images,
         _lock: lock,
         _claim: claim,
     })
@@ -269,15 +315,24 @@ fn local(bind: IpAddr) -> IpAddr {
     }
 }
 
+/// Where the API server is reached.
+struct ApiReached {
+    listener: TcpListener,
+    /// From pods, behind the `kubernetes` Service…
+    advertise: SocketAddr,
+    /// …which has this port.
+    service_port: u16,
+}
+
 async fn start_apiserver(
     store: Arc<dyn store::Store>,
-    listener: TcpListener,
+    reached: ApiReached,
     pki: &pki::Pki,
     site: &Site,
-    advertise: SocketAddr,
     stack: &mut Stack,
 ) -> Result<apiserver::ApiServer> {
-    listener
+    reached
+        .listener
         .set_nonblocking(true)
         .context("listen for the API")?;
     let scope = Scope::new();
@@ -288,12 +343,13 @@ async fn start_apiserver(
         pki.ca_pem.clone(),
         pki.service_account_key_pem.clone(),
     );
-    config.listeners = vec![listener];
+    config.listeners = vec![reached.listener];
+    config.service_port = reached.service_port;
     config.service_cidr = apiserver::ServiceCidr {
         base: site.service_network,
         prefix: site::PREFIX,
     };
-    config.advertise = Some(advertise);
+    config.advertise = Some(reached.advertise);
     config.kubelet = apiserver::KubeletAccess {
         client_identity: Some((
             pki.kubelet_client.cert_pem.clone(),
@@ -310,13 +366,23 @@ async fn start_apiserver(
     Ok(server)
 }
 
-fn start_control(client: &kube::Client, pki: &pki::Pki, stack: &mut Stack) -> client::Informers {
+/// Scheduler and controllers, each with the identity and the name that upstream's have. The
+/// informers that all share watch as the controllers, who may read everything.
+fn start_control(
+    server: &apiserver::ApiServer,
+    pki: &pki::Pki,
+    stack: &mut Stack,
+) -> client::Informers {
     let scope = Scope::new();
     let clock = client::Clock::system();
-    let informers = client::Informers::new(client.clone(), &scope);
+    let part = |name: &'static str| {
+        let service = server.service(&format!("system:{name}"), &[]);
+        client::connect::from_service_as(service, Agent(name))
+    };
+    let informers = client::Informers::new(part("kube-controller-manager"), &scope);
     scheduler::run(
         scheduler::Config {
-            informers: informers.clone(),
+            informers: informers.with_client(part("kube-scheduler")),
             clock: clock.clone(),
             seed: rand::random(),
         },
@@ -345,6 +411,16 @@ struct NodeParts<'a> {
     pki: &'a pki::Pki,
     node_ip: IpAddr,
     kubelet_listener: TcpListener,
+    images: images::ImageStore,
+}
+
+async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
+    let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
+    let dir = layout.images();
+    tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry))
+        .await
+        .context("open images")?
+        .context("open images")
 }
 
 async fn start_node(
@@ -361,18 +437,11 @@ async fn start_node(
         pki,
         node_ip,
         kubelet_listener,
+        images,
     } = parts;
     kubelet_listener
         .set_nonblocking(true)
         .context("listen for the kubelet API")?;
-    let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
-    let images = {
-        let dir = layout.images();
-        tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry))
-            .await
-            .context("open images")?
-            .context("open images")?
-    };
     let [pod_cidr, _] = site.networks()?;
     let scope = Scope::new();
     scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
@@ -441,20 +510,22 @@ async fn node_ready(informers: &client::Informers, name: &str, began: jiff::Time
 /// Says how to use the site.
 fn usage(layout: &Layout, config: &SiteConfig) {
     let kubeconfig = layout.kubeconfig();
+    // As it was called: it need not be on the PATH.
+    let program = std::env::args().next();
     output::line(format!(
-        "Site in {} with API on {}:{}\n\n  export KUBECONFIG={}\n  kubectl get nodes\n  salp ps -A\n",
+        "Site in {} with API on {}:{}\n\n  export KUBECONFIG={}\n  kubectl get nodes\n  {} ps -A\n",
         layout.root.display(),
         local(config.bind_address),
         config.api_port,
         kubeconfig.display(),
+        program.as_deref().unwrap_or("salp"),
     ));
 }
 
 /// `-f`: loads images that lie beside the manifests, applies these and prints what answers.
 async fn apply_and_wait(
-    client: &kube::Client,
+    running: &Running,
     config: &SiteConfig,
-    layout: &Layout,
     files: &[std::path::PathBuf],
     objects: Vec<serde_json::Value>,
 ) -> Result<()> {
@@ -462,7 +533,7 @@ async fn apply_and_wait(
         return Ok(());
     }
     for (file, reference) in manifests::images_beside(files, &objects)? {
-        let store = images::ImageStore::open(layout.images()).context("open images")?;
+        let store = &running.images;
         let name = images::Reference::parse(&reference)
             .with_context(|| format!("read image name {reference:?}"))?;
         if store.get(&name, None).context("read images")?.is_none() {
@@ -474,7 +545,7 @@ async fn apply_and_wait(
         }
     }
     let access = Access {
-        client: client.clone(),
+        client: running.client.clone(),
         namespace: "default".to_owned(),
     };
     let applied = manifests::apply(&access, objects).await?;

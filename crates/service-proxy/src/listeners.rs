@@ -79,7 +79,7 @@ impl Failures {
 fn explain(listen: Listen, error: &io::Error) -> String {
     let cure = match error.kind() {
         io::ErrorKind::PermissionDenied if listen.address.port() < 1024 => {
-            "; ports below 1024 need root, or a lower net.ipv4.ip_unprivileged_port_start"
+            "; ports below 1024 need root, the capability net_bind_service, or a lower net.ipv4.ip_unprivileged_port_start"
         }
         io::ErrorKind::AddrInUse => "; another program listens there",
         io::ErrorKind::AddrNotAvailable => "; the address has no local route",

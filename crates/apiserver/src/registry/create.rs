@@ -18,6 +18,8 @@ pub(crate) enum Tracking {
     Update,
     /// Server-side apply has already written them.
     Applied,
+    /// They stay as they were: whoever asks writes no field, the server does.
+    Kept,
 }
 
 /// Creates an object of the request's kind from a decoded value.

@@ -117,8 +117,10 @@ impl Call<'_> {
 
     /// How soon this kind's writes must be on disk.
     fn durability(&self) -> Durability {
-        match self.row.plural {
-            "events" | "leases" => Durability::Lazy,
+        match (self.row.plural, self.subresource) {
+            // A node's status is a heartbeat too: it is sent again and again, and must be
+            // tellable when the disk is what is wrong.
+            ("events" | "leases", _) | ("nodes", "status") => Durability::Lazy,
             _ => Durability::Sync,
         }
     }
@@ -274,11 +276,15 @@ pub(crate) fn write_failed(call: &Call<'_>, name: &str, e: store::Error) -> Stat
         store::Error::Conflict(None) => Status::not_found(group, plural, name),
         store::Error::Conflict(Some(_)) => Status::modified(group, plural, name),
         store::Error::Disk(source) => {
-            tracing::error!(error = %source, "write to the store");
+            call.core.disk_trouble.tell(&source);
+            let cure = match source.kind() {
+                std::io::ErrorKind::StorageFull => "; free space on the disk of the data directory",
+                _ => "",
+            };
             Status::new(
                 507,
                 "InsufficientStorage",
-                format!("the write was not stored: {source}"),
+                format!("the write was not stored: {source}{cure}"),
             )
         }
         store::Error::Closed => Status::new(503, "ServiceUnavailable", "the server is stopping"),

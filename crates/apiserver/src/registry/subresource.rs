@@ -255,7 +255,7 @@ pub(crate) async fn bind(call: &Call<'_>, binding: &Value) -> Result<(), Status>
     let now = call.core.timestamp();
     let refused = |detail: String| Status::conflict("", "pods/binding", call.name, detail);
     let write = |new: &mut Value, asked: &Value| *new = asked.clone();
-    modify(call, Part::Only(write), Tracking::Update, &|old| {
+    modify(call, Part::Only(write), Tracking::Kept, &|old| {
         if meta::deleting(old) {
             return Err(refused(format!(
                 "pod {} is being deleted, cannot be assigned to a host",

@@ -97,7 +97,7 @@ impl Container {
                 log: Arc::new(log),
                 address: Some(sandbox.ip),
                 egress,
-                names: PodNames::of(&sandbox.dns),
+                names: PodNames::of(&sandbox.dns, host.dns),
                 http,
             })
             .map_err(|error| error.to_string())?;

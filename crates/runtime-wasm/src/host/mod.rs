@@ -41,6 +41,9 @@ pub struct HostConfig {
     pub compiled_dir: PathBuf,
     /// How much log a container keeps.
     pub log_limits: LogLimits,
+    /// The site's own DNS server. Pods name a server by its address alone; where this one may
+    /// not listen on port 53, it is asked at its own port.
+    pub dns: Option<SocketAddr>,
 }
 
 /// Why a host did not start.
@@ -70,6 +73,7 @@ pub struct Host {
 pub(crate) struct Shared {
     runtime: wasm::Runtime,
     log_limits: LogLimits,
+    dns: Option<SocketAddr>,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Who answers at an address of a pod.
     endpoints: RwLock<HashMap<SocketAddr, Arc<HttpEndpoint>>>,
@@ -98,6 +102,7 @@ impl Host {
             shared: Arc::new(Shared {
                 runtime,
                 log_limits: config.log_limits,
+                dns: config.dns,
                 sandboxes: RwLock::default(),
                 endpoints: RwLock::default(),
                 changes: broadcast::channel(CHANGES_QUEUED_MAX).0,

@@ -49,6 +49,15 @@ pub(super) fn listen(host: Host, path: &Path, scope: &Scope) -> io::Result<()> {
                     agents.spawn_cancellable(async move {
                         match serve(host, stream, calls).await {
                             Err(ProtocolError::Closed) => tracing::debug!("agent left"),
+                            // With answers on their way.
+                            Err(ProtocolError::Io(error))
+                                if matches!(
+                                    error.kind(),
+                                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                                ) =>
+                            {
+                                tracing::debug!("agent left");
+                            }
                             Err(error) => tracing::warn!(%error, "agent's connection ended"),
                             Ok(never) => match never {},
                         }

@@ -33,6 +33,7 @@ impl Site {
                 socket: Some(dir.path().join("run/dataplane.sock")),
                 compiled_dir: dir.path().join("compiled"),
                 log_limits: LogLimits::default(),
+                dns: None,
             },
             &scope,
         )

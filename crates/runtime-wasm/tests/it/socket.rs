@@ -57,6 +57,7 @@ async fn an_agent_connects_again_when_the_data_plane_comes_back() {
         socket: Some(site.socket()),
         compiled_dir: site.dir.path().join("compiled"),
         log_limits: LogLimits::default(),
+        dns: None,
     };
     site.scope = Scope::new();
     site.host = Host::start(config.clone(), &site.scope).await.unwrap();
