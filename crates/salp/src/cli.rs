@@ -13,7 +13,8 @@ use std::process::ExitCode;
     name = "salp",
     version,
     disable_help_subcommand = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_help = "Examples:\n  salp up -f examples/hello\n  export KUBECONFIG=$(salp kubeconfig)\n  salp run localhost:5000/hello:1\n  salp ps -A"
 )]
 pub struct Cli {
     /// What to log, such as `info` or `salp=debug,apiserver=trace`.
@@ -103,12 +104,15 @@ pub enum Command {
     )]
     Token(client_commands::TokenArgs),
     /// Print a shell completion script.
-    #[command(after_help = "Examples:\n  source <(salp completion bash)")]
+    #[command(
+        after_help = "Examples:\n  source <(salp completion bash)\n  salp completion zsh > \"${fpath[1]}/_salp\"\n  salp completion fish > ~/.config/fish/completions/salp.fish"
+    )]
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
     },
     /// Print the version.
+    #[command(after_help = "Examples:\n  salp version\n  salp version -o json")]
     Version {
         /// Output format.
         #[arg(short, long)]
@@ -178,5 +182,47 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Version { output } => client_commands::version(output),
         Command::Dataplane { config } => dataplane::main(&config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every(command: &clap::Command, check: &mut impl FnMut(&clap::Command)) {
+        check(command);
+        let shown = command.get_subcommands().filter(|c| !c.is_hide_set());
+        shown.for_each(|c| every(c, check));
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_gives_examples() {
+        Cli::command().debug_assert();
+        every(&Cli::command(), &mut |command| {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} says nothing");
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let mut lines = help.lines();
+            assert_eq!(lines.next(), Some("Examples:"), "{name}");
+            assert!(lines.clone().count() > 0, "{name} has no example");
+            assert!(lines.all(|l| l.contains("salp ")), "{name}: {help}");
+        });
+    }
+
+    #[test]
+    fn examples_are_commands_that_are_there() {
+        every(&Cli::command(), &mut |command| {
+            let help = command.get_after_help().map(ToString::to_string);
+            for line in help.iter().flat_map(|h| h.lines().skip(1)) {
+                let words = line[line.find("salp ").expect("salp")..].split_whitespace();
+                let words = words
+                    .map(|w| w.trim_end_matches(')').trim_matches('"'))
+                    .take_while(|w| !w.starts_with('>'));
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{line}: {error}");
+                }
+            }
+        });
     }
 }

@@ -298,7 +298,7 @@ pub fn version(format: Option<Format>) -> Result<ExitCode> {
     let info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "kubernetes": api::constants::KUBERNETES_VERSION,
-        "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        "platform": platform(),
     });
     match format {
         Some(Format::Json) => {
@@ -310,14 +310,23 @@ pub fn version(format: Option<Format>) -> Result<ExitCode> {
                 .trim_end(),
         ),
         _ => output::line(format!(
-            "salp {} (Kubernetes {}, {}/{})",
+            "salp {} (Kubernetes {}, {})",
             env!("CARGO_PKG_VERSION"),
             api::constants::KUBERNETES_VERSION,
-            std::env::consts::OS,
-            std::env::consts::ARCH
+            platform(),
         )),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// This program's platform in Kubernetes' words, such as `linux/amd64`.
+fn platform() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("{}/{architecture}", std::env::consts::OS)
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use crate::config::{self, Layout};
 use crate::output;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use images::{ImageStore, Policy, Progress, PullOptions, PushOptions, Reference, Registry, Step};
+use images::{
+    ImageStore, ImageSummary, Policy, Progress, PullOptions, PushOptions, Reference, Registry, Step,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -41,6 +43,9 @@ enum ImageCommand {
         reference: String,
     },
     /// Pull an image into the site's store.
+    #[command(
+        after_help = "Examples:\n  salp image pull localhost:5000/hello:1\n  salp image pull --platform wasi/wasm localhost:5000/hello:1"
+    )]
     Pull {
         /// The image.
         reference: String,
@@ -57,7 +62,10 @@ enum ImageCommand {
         reference: String,
     },
     /// List the images in the site's store.
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  salp image ls\n  salp image ls -o json"
+    )]
     Ls {
         /// Output format.
         #[arg(short, long)]
@@ -67,7 +75,10 @@ enum ImageCommand {
         quiet: bool,
     },
     /// Remove images from the site's store.
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  salp image rm localhost:5000/hello:1"
+    )]
     Rm {
         /// The images.
         #[arg(required = true)]
@@ -142,7 +153,16 @@ async fn run(args: ImageArgs) -> Result<()> {
             output::line(format!("{reference}@{}", loaded.digest));
         }
         ImageCommand::Ls { output, quiet } => {
-            list(&open(&args.data_dir, registry)?, output, quiet)?
+            // Looking makes no site.
+            let there = layout(&args.data_dir)?.images().exists();
+            let images = if there {
+                open(&args.data_dir, registry)?
+                    .list()
+                    .context("list images")?
+            } else {
+                Vec::new()
+            };
+            list(&images, output, quiet)?;
         }
         ImageCommand::Rm { references } => {
             let store = open(&args.data_dir, registry)?;
@@ -161,8 +181,7 @@ async fn run(args: ImageArgs) -> Result<()> {
     Ok(())
 }
 
-fn list(store: &ImageStore, format: Option<Format>, quiet: bool) -> Result<()> {
-    let images = store.list().context("list images")?;
+fn list(images: &[ImageSummary], format: Option<Format>, quiet: bool) -> Result<()> {
     let now = jiff::Timestamp::now().as_second();
     match (format, quiet) {
         (Some(Format::Json | Format::Yaml), _) => {
@@ -219,8 +238,23 @@ fn parse(text: &str) -> Result<Reference> {
         .with_context(|| format!("read image name {text:?}: want such as localhost:5000/hello:1"))
 }
 
+/// The site of `--data-dir`, else the one whose kubeconfig `$KUBECONFIG` names, so that images
+/// and pods are looked at in the same place, else the default.
+fn layout(dir: &DataDir) -> Result<Layout> {
+    if dir.data_dir.is_none()
+        && let Some(kubeconfig) = std::env::var_os("KUBECONFIG")
+        && let Some(root) = Path::new(&kubeconfig).parent()
+    {
+        let named = Layout::new(root);
+        if named.kubeconfig() == kubeconfig && named.site_file().exists() {
+            return Ok(named);
+        }
+    }
+    Ok(Layout::new(config::data_dir(dir)?))
+}
+
 fn open(dir: &DataDir, registry: images::RegistryConfig) -> Result<ImageStore> {
-    let layout = Layout::new(config::data_dir(dir)?);
+    let layout = layout(dir)?;
     layout.create()?;
     ImageStore::open_with(layout.images(), registry).with_context(|| {
         format!(

@@ -30,7 +30,7 @@ pub struct RunArgs {
     /// Environment, NAME=VALUE; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// Remove the pod once it has ended.
+    /// Remove the pod once it has ended, or at Ctrl-C.
     #[arg(long)]
     pub rm: bool,
     /// Give up when the pod has not started by then, seconds.
@@ -39,6 +39,13 @@ pub struct RunArgs {
     /// Arguments of the program.
     #[arg(last = true)]
     pub args: Vec<String>,
+}
+
+/// What became of the pod.
+enum Outcome {
+    /// It answers here.
+    Serves(String),
+    Ended(ExitCode),
 }
 
 /// `salp run`.
@@ -57,17 +64,34 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
             .and_then(Value::as_str)
             .context("read pod name")?
             .to_owned();
-        let path = format!("{collection}/{name}");
-        let code = tokio::select! {
-            code = settle(&access, &namespace, &name, &path, args.timeout) => code,
-            stop = tokio::signal::ctrl_c() => stop.context("wait for Ctrl-C").map(|()| ExitCode::from(130)),
+        let started = Started {
+            path: format!("{collection}/{name}"),
+            access,
+            namespace,
+            name,
         };
-        let serves =
-            matches!(&code, Ok(c) if *c == ExitCode::SUCCESS) && still_runs(&access, &path).await;
-        if args.rm && !serves {
-            access.delete(&path).await?;
+        let outcome = tokio::select! {
+            outcome = started.settle(args.timeout) => outcome,
+            stop = tokio::signal::ctrl_c() => {
+                stop.context("wait for Ctrl-C")?;
+                if !args.rm {
+                    started.tell_how_to_end();
+                }
+                Ok(Outcome::Ended(ExitCode::from(130)))
+            }
+        };
+        if let Ok(Outcome::Serves(url)) = &outcome {
+            output::line(url);
+            started.tell_how_to_end();
+            return Ok(ExitCode::SUCCESS);
         }
-        code
+        if args.rm {
+            started.access.delete(&started.path).await?;
+        }
+        match outcome? {
+            Outcome::Ended(code) => Ok(code),
+            Outcome::Serves(_) => Ok(ExitCode::SUCCESS),
+        }
     })
 }
 
@@ -116,63 +140,86 @@ fn base_name(image: &str) -> String {
     }
 }
 
-/// Waits until the pod serves (prints its URL) or has ended (prints its output).
-async fn settle(
-    access: &Access,
-    namespace: &str,
-    name: &str,
-    path: &str,
-    timeout: u64,
-) -> Result<ExitCode> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout);
-    loop {
-        let pod = access.get(path).await?;
-        let phase = pod
-            .pointer("/status/phase")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        if let Some(reason) = stuck(&pod) {
-            bail!("run pod {namespace}/{name}: {reason}");
-        }
-        match phase {
-            "Succeeded" | "Failed" => {
-                client_commands::print_logs(
-                    access,
-                    namespace,
-                    name,
-                    &kube::api::LogParams::default(),
-                )
-                .await?;
-                return Ok(exit_code(&pod));
+/// A pod that was made.
+struct Started {
+    access: Access,
+    namespace: String,
+    name: String,
+    path: String,
+}
+
+impl Started {
+    /// Waits until the pod serves or has ended; its output is printed meanwhile.
+    async fn settle(&self, timeout_s: u64) -> Result<Outcome> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout_s);
+        loop {
+            let pod = self.access.get(&self.path).await?;
+            if let Some(reason) = stuck(&pod) {
+                bail!("run pod {}/{}: {reason}", self.namespace, self.name);
             }
-            "Running" => {
-                let ip = pod
-                    .pointer("/status/podIP")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
-                if !ip.is_empty() && tokio::net::TcpStream::connect((ip, PORT)).await.is_ok() {
-                    output::line(format!("http://{ip}:{PORT}/"));
-                    return Ok(ExitCode::SUCCESS);
+            match phase(&pod) {
+                "Succeeded" | "Failed" => {
+                    self.print_logs(false).await?;
+                    return Ok(Outcome::Ended(exit_code(&pod)));
                 }
+                "Running" => return self.follow(&pod).await,
+                _ if tokio::time::Instant::now() >= deadline => bail!(
+                    "run pod {}/{}: not started after {timeout_s} s; see `kubectl describe pod {}`",
+                    self.namespace,
+                    self.name,
+                    self.name
+                ),
+                _ => tokio::time::sleep(POLL).await,
             }
-            _ => {}
         }
-        if tokio::time::Instant::now() >= deadline {
-            if phase == "Running" {
-                // A program that neither serves nor ends: show what it says.
-                let params = kube::api::LogParams {
-                    follow: true,
-                    ..Default::default()
-                };
-                client_commands::print_logs(access, namespace, name, &params).await?;
-                return Ok(exit_code(&access.get(path).await?));
-            }
-            bail!(
-                "run pod {namespace}/{name}: not started after {timeout} s; see `kubectl describe pod {name}`"
-            );
-        }
-        tokio::time::sleep(POLL).await;
     }
+
+    /// From running on: whether it serves or is a command shows only now.
+    async fn follow(&self, pod: &Value) -> Result<Outcome> {
+        let ip = pod.pointer("/status/podIP").and_then(Value::as_str);
+        let address = (ip.unwrap_or_default().to_owned(), PORT);
+        let serves = async {
+            while tokio::net::TcpStream::connect(&address).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::select! {
+            printed = self.print_logs(true) => printed?,
+            () = serves => return Ok(Outcome::Serves(format!("http://{}:{PORT}/", address.0))),
+        }
+        loop {
+            let pod = self.access.get(&self.path).await?;
+            if let "Succeeded" | "Failed" = phase(&pod) {
+                return Ok(Outcome::Ended(exit_code(&pod)));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn print_logs(&self, follow: bool) -> Result<()> {
+        let params = kube::api::LogParams {
+            follow,
+            ..Default::default()
+        };
+        client_commands::print_logs(&self.access, &self.namespace, &self.name, &params).await
+    }
+
+    fn tell_how_to_end(&self) {
+        let (namespace, name) = (&self.namespace, &self.name);
+        let flag = if *namespace == self.access.namespace {
+            String::new()
+        } else {
+            format!(" -n {namespace}")
+        };
+        output::note(format!(
+            "the pod goes on; `kubectl delete pod {name}{flag}` ends it"
+        ));
+    }
+}
+
+fn phase(pod: &Value) -> &str {
+    let phase = pod.pointer("/status/phase").and_then(Value::as_str);
+    phase.unwrap_or_default()
 }
 
 /// Why a pod will not start without help.
@@ -199,13 +246,6 @@ fn exit_code(pod: &Value) -> ExitCode {
         .pointer("/status/containerStatuses/0/state/terminated/exitCode")
         .and_then(Value::as_u64);
     ExitCode::from(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1))
-}
-
-async fn still_runs(access: &Access, path: &str) -> bool {
-    access
-        .get(path)
-        .await
-        .is_ok_and(|pod| pod["status"]["phase"] == "Running")
 }
 
 #[cfg(test)]

@@ -1,19 +1,43 @@
 //! `salp top`: a live view of nodes and pods in the terminal.
+//!
+//! [`watch`] waits for keys, signals and fresh readings; what is on the screen is a function
+//! of [`View`] alone, so that tests draw it without a terminal.
 
 use crate::api_access::{Access, block_on, connect};
 use crate::cli::Target;
-use crate::client_commands;
-use crate::readings::{self, Process, Sample, Which};
+use crate::readings::{self, Node, Process, Sample, Which};
+use crate::{client_commands, output};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row, Table, TableState};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Keys that wait while a frame is drawn; the reader waits when there are more.
+const KEYS_PENDING_MAX: usize = 64;
+/// Blank columns between two columns.
+const GAP: u16 = 2;
+/// Columns of the table, and how soon each goes when the terminal is too narrow: the highest
+/// first, 0 never.
+const COLUMNS: [(&str, u8); 10] = [
+    ("NAMESPACE", 1),
+    ("POD", 0),
+    ("IMAGE", 5),
+    ("READY", 3),
+    ("STATE", 0),
+    ("RESTARTS", 4),
+    ("AGE", 2),
+    ("CPU", 0),
+    ("MEMORY", 0),
+    ("REQ/S", 0),
+];
 
 /// Flags of `salp top`.
 #[derive(Clone, Debug, Args)]
@@ -44,9 +68,17 @@ enum Sort {
 struct View {
     sort: Sort,
     selected: TableState,
+    nodes: Vec<Node>,
     processes: Vec<Process>,
-    sample: Option<Sample>,
+    /// Why the readings are old, if they are.
     trouble: Option<String>,
+}
+
+/// Whether the view goes on after a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Quit,
 }
 
 /// `salp top`.
@@ -66,14 +98,8 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
         let access = connect(&args.target).await?;
         let first = readings::sample(&access, &which).await?;
         let mut terminal = ratatui::try_init().context("open terminal")?;
-        let result = watch(
-            &mut terminal,
-            &access,
-            &which,
-            first,
-            Duration::from_secs_f64(args.every),
-        )
-        .await;
+        let every = Duration::from_secs_f64(args.every);
+        let result = watch(&mut terminal, &access, &which, first, every).await;
         ratatui::restore();
         result
     })?;
@@ -87,65 +113,100 @@ async fn watch(
     first: Sample,
     every: Duration,
 ) -> Result<()> {
+    let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
+    let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
+    let mut keys = keys()?;
     let mut view = View {
         sort: Sort::Cpu,
         selected: TableState::default().with_selected(0),
+        nodes: first.nodes.clone(),
         processes: readings::processes(None, &first),
-        sample: Some(first),
         trouble: None,
     };
+    let mut last = first;
+    // A server that is slow to answer must not keep `q` waiting.
+    let look = || async {
+        tokio::time::sleep(every).await;
+        readings::sample(access, which).await
+    };
+    let next = look();
+    tokio::pin!(next);
     loop {
-        sort(&mut view);
+        view.sort();
         terminal
             .draw(|frame| draw(frame, &mut view))
             .context("draw")?;
-        let until = Instant::now() + every;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            if !event::poll(left).context("read keys")? {
-                break;
-            }
-            if let Event::Key(key) = event::read().context("read keys")?
-                && key.kind == KeyEventKind::Press
-            {
-                match key.code {
-                    KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
-                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+        tokio::select! {
+            event = keys.recv() => match event {
+                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
+                    if view.press(key) == Next::Quit {
                         return Ok(());
                     }
-                    KeyCode::Char('c') => view.sort = Sort::Cpu,
-                    KeyCode::Char('m') => view.sort = Sort::Memory,
-                    KeyCode::Char('r') => view.sort = Sort::Requests,
-                    KeyCode::Char('n') => view.sort = Sort::Name,
-                    KeyCode::Down | KeyCode::Char('j') => view.selected.select_next(),
-                    KeyCode::Up | KeyCode::Char('k') => view.selected.select_previous(),
-                    _ => {}
                 }
-                sort(&mut view);
-                terminal
-                    .draw(|frame| draw(frame, &mut view))
-                    .context("draw")?;
+                Some(_) => {}
+                None => bail!("read keys: the terminal is gone"),
+            },
+            sample = &mut next => {
+                match sample {
+                    Ok(sample) => {
+                        view.processes = readings::processes(Some(&last), &sample);
+                        view.nodes.clone_from(&sample.nodes);
+                        view.trouble = None;
+                        last = sample;
+                    }
+                    Err(error) => view.trouble = Some(format!("{error:#}")),
+                }
+                next.set(look());
             }
-        }
-        match readings::sample(access, which).await {
-            Ok(sample) => {
-                view.processes = readings::processes(view.sample.as_ref(), &sample);
-                view.sample = Some(sample);
-                view.trouble = None;
-            }
-            Err(error) => view.trouble = Some(format!("{error:#}")),
+            _ = interrupted.recv() => return Ok(()),
+            _ = terminated.recv() => return Ok(()),
         }
     }
 }
 
-fn sort(view: &mut View) {
-    let name = |p: &Process| (p.namespace.clone(), p.pod.clone());
-    match view.sort {
-        Sort::Name => view.processes.sort_by_key(name),
-        Sort::Cpu => sort_down(&mut view.processes, |p| p.cpu_cores.unwrap_or(0.0)),
-        Sort::Memory => sort_down(&mut view.processes, |p| p.memory_bytes.unwrap_or(0) as f64),
-        Sort::Requests => sort_down(&mut view.processes, |p| {
-            p.requests_per_second.unwrap_or(0.0)
-        }),
+/// What is typed, read by a thread of its own: reading blocks. It ends with the process.
+fn keys() -> Result<mpsc::Receiver<Event>> {
+    let (sender, receiver) = mpsc::channel(KEYS_PENDING_MAX);
+    std::thread::Builder::new()
+        .name("keys".to_owned())
+        .spawn(move || {
+            while let Ok(event) = event::read() {
+                if sender.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+        })
+        .context("read keys")?;
+    Ok(receiver)
+}
+
+impl View {
+    fn press(&mut self, key: KeyEvent) -> Next {
+        let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return Next::Quit,
+            KeyCode::Char('c') if control => return Next::Quit,
+            KeyCode::Char('c') => self.sort = Sort::Cpu,
+            KeyCode::Char('m') => self.sort = Sort::Memory,
+            KeyCode::Char('r') => self.sort = Sort::Requests,
+            KeyCode::Char('n') => self.sort = Sort::Name,
+            KeyCode::Down | KeyCode::Char('j') => self.selected.select_next(),
+            KeyCode::Up | KeyCode::Char('k') => self.selected.select_previous(),
+            _ => {}
+        }
+        Next::GoOn
+    }
+
+    fn sort(&mut self) {
+        let list = &mut self.processes;
+        match self.sort {
+            Sort::Name => {
+                list.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+            }
+            Sort::Cpu => sort_down(list, |p| p.cpu_cores.unwrap_or(0.0)),
+            Sort::Memory => sort_down(list, |p| p.memory_bytes.unwrap_or(0) as f64),
+            Sort::Requests => sort_down(list, |p| p.requests_per_second.unwrap_or(0.0)),
+        }
     }
 }
 
@@ -158,8 +219,7 @@ fn sort_down(list: &mut [Process], key: impl Fn(&Process) -> f64) {
 }
 
 fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
-    let nodes = view.sample.as_ref().map_or(&[][..], |s| &s.nodes);
-    let heading = u16::try_from(nodes.len())
+    let heading = u16::try_from(view.nodes.len())
         .unwrap_or(u16::MAX)
         .saturating_add(2)
         .min(8);
@@ -169,76 +229,25 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
         Constraint::Length(1),
     ])
     .areas(frame.area());
+    frame.render_widget(ratatui::widgets::Paragraph::new(summary(view)), top);
 
-    let cpu: f64 = view.processes.iter().filter_map(|p| p.cpu_cores).sum();
-    let memory: u64 = view.processes.iter().filter_map(|p| p.memory_bytes).sum();
-    let requests: f64 = view
+    let cells: Vec<Vec<String>> = view
         .processes
         .iter()
-        .filter_map(|p| p.requests_per_second)
-        .sum();
-    let mut lines = vec![Line::from(format!(
-        "{} pods   {:.0}m cpu   {} memory   {requests:.0} requests/s",
-        view.processes.len(),
-        cpu * 1000.0,
-        crate::output::bytes(memory),
-    ))];
-    for node in nodes {
-        let pods = view
-            .processes
-            .iter()
-            .filter(|p| p.node == node.name)
-            .count();
-        let state = match (node.ready, node.reached) {
-            (true, true) => "Ready",
-            (true, false) => "Ready, its kubelet is silent",
-            _ => "NotReady",
-        };
-        lines.push(Line::from(format!(
-            "{}   {state}   {:.0} cores   {}   {pods} pods",
-            node.name,
-            node.cpu_cores,
-            crate::output::bytes(node.memory_bytes),
-        )));
-    }
-    frame.render_widget(ratatui::widgets::Paragraph::new(lines), top);
-
-    let head = [
-        "NAMESPACE",
-        "POD",
-        "IMAGE",
-        "READY",
-        "STATE",
-        "RESTARTS",
-        "AGE",
-        "CPU",
-        "MEMORY",
-        "REQ/S",
-    ];
-    let rows: Vec<Row<'_>> = view
-        .processes
-        .iter()
-        .map(|p| {
-            Row::new(
-                client_commands::row(p, true, false)
-                    .into_iter()
-                    .map(Cell::from),
-            )
-        })
+        .map(|p| client_commands::row(p, true, false))
         .collect();
-    let widths = [
-        Constraint::Max(16),
-        Constraint::Min(20),
-        Constraint::Min(20),
-        Constraint::Length(6),
-        Constraint::Max(18),
-        Constraint::Length(9),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(9),
-        Constraint::Length(8),
-    ];
+    let shown = fit(&cells, middle.width);
+    let pick = |row: &[String]| -> Vec<Cell<'_>> {
+        shown
+            .iter()
+            .map(|(at, _)| Cell::from(row[*at].clone()))
+            .collect()
+    };
+    let rows = cells.iter().map(|row| Row::new(pick(row)));
+    let head: Vec<&str> = shown.iter().map(|(at, _)| COLUMNS[*at].0).collect();
+    let widths = shown.iter().map(|(_, width)| Constraint::Length(*width));
     let table = Table::new(rows, widths)
+        .column_spacing(GAP)
         .header(Row::new(head).style(Style::new().add_modifier(Modifier::REVERSED)))
         .row_highlight_style(Style::new().add_modifier(Modifier::BOLD));
     frame.render_stateful_widget(table, middle, &mut view.selected);
@@ -248,4 +257,224 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
         None => "q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select".to_owned(),
     };
     frame.render_widget(Line::from(foot), bottom);
+}
+
+/// The lines above the table: all together, then each node.
+fn summary(view: &View) -> Vec<Line<'static>> {
+    let all = &view.processes;
+    let cpu: f64 = all.iter().filter_map(|p| p.cpu_cores).sum();
+    let memory: u64 = all.iter().filter_map(|p| p.memory_bytes).sum();
+    let requests: f64 = all.iter().filter_map(|p| p.requests_per_second).sum();
+    let mut lines = vec![Line::from(format!(
+        "{}   {:.0}m cpu   {} memory   {requests:.0} requests/s",
+        count(all.len()),
+        cpu * 1000.0,
+        output::bytes(memory),
+    ))];
+    for node in &view.nodes {
+        let pods = all.iter().filter(|p| p.node == node.name).count();
+        let state = match (node.ready, node.reached) {
+            (true, true) => "Ready",
+            (true, false) => "Ready, its kubelet is silent",
+            _ => "NotReady",
+        };
+        lines.push(Line::from(format!(
+            "{}   {state}   {:.0} cores   {}   {}",
+            node.name,
+            node.cpu_cores,
+            output::bytes(node.memory_bytes),
+            count(pods),
+        )));
+    }
+    lines
+}
+
+fn count(pods: usize) -> String {
+    format!("{pods} {}", if pods == 1 { "pod" } else { "pods" })
+}
+
+/// The columns that have room, and how wide each is: as its widest cell. Where all together
+/// are too wide those go that matter least; the last resort is that POD is cut.
+fn fit(rows: &[Vec<String>], width: u16) -> Vec<(usize, u16)> {
+    let widest = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at));
+        let wide = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+        u16::try_from(wide.max(COLUMNS[at].0.len())).unwrap_or(u16::MAX)
+    };
+    let mut shown: Vec<(usize, u16)> = (0..COLUMNS.len()).map(|at| (at, widest(at))).collect();
+    let total = |shown: &[(usize, u16)]| {
+        let cells: u32 = shown.iter().map(|(_, w)| u32::from(w + GAP)).sum();
+        cells.saturating_sub(GAP.into())
+    };
+    while total(&shown) > u32::from(width) {
+        let least = shown.iter().copied().max_by_key(|(at, _)| COLUMNS[*at].1);
+        match least {
+            Some((at, _)) if COLUMNS[at].1 > 0 => shown.retain(|(other, _)| *other != at),
+            _ => {
+                let over = total(&shown) - u32::from(width);
+                if let Some((_, pod)) = shown.iter_mut().find(|(at, _)| COLUMNS[*at].0 == "POD") {
+                    *pod = pod
+                        .saturating_sub(u16::try_from(over).unwrap_or(u16::MAX))
+                        .max(3);
+                }
+                break;
+            }
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use ratatui::backend::TestBackend;
+
+    fn process(pod: &str, state: &str, cpu: f64, requests: f64) -> Process {
+        Process {
+            namespace: "default".to_owned(),
+            pod: pod.to_owned(),
+            node: "till".to_owned(),
+            ip: "10.42.0.5".to_owned(),
+            image: "localhost:5000/hello:1".to_owned(),
+            ready: "1/1".to_owned(),
+            state: state.to_owned(),
+            restarts: 0,
+            age_seconds: 192,
+            cpu_cores: Some(cpu),
+            memory_bytes: Some(3 << 20),
+            requests_per_second: Some(requests),
+            requests: Some(100),
+            instances: Some(1),
+        }
+    }
+
+    fn view() -> View {
+        let unknown = Process {
+            cpu_cores: None,
+            memory_bytes: None,
+            requests_per_second: None,
+            ready: "0/1".to_owned(),
+            ..process("broken", "CrashLoopBackOff", 0.0, 0.0)
+        };
+        View {
+            sort: Sort::Cpu,
+            selected: TableState::default(),
+            nodes: vec![Node {
+                name: "till".to_owned(),
+                ready: true,
+                cpu_cores: 4.0,
+                memory_bytes: 8 << 30,
+                reached: true,
+            }],
+            processes: vec![
+                unknown,
+                process("hello-1", "Running", 0.012, 1234.4),
+                process("hello-2", "Running", 0.25, 7.0),
+            ],
+            trouble: None,
+        }
+    }
+
+    fn check(mut view: View, width: u16, want: Expect) {
+        let mut terminal = ratatui::Terminal::new(TestBackend::new(width, 9)).unwrap();
+        view.sort();
+        terminal.draw(|frame| draw(frame, &mut view)).unwrap();
+        let screen = terminal.backend().to_string();
+        let lines: Vec<&str> = screen
+            .lines()
+            .map(|line| line.trim_matches('"').trim_end())
+            .collect();
+        want.assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn a_wide_terminal_shows_all() {
+        check(
+            view(),
+            120,
+            expect![[r#"
+            3 pods   262m cpu   6.0Mi memory   1241 requests/s
+            till   Ready   4 cores   8.0Gi   3 pods
+
+            NAMESPACE  POD      IMAGE                   READY  STATE             RESTARTS  AGE    CPU   MEMORY  REQ/S
+            default    hello-2  localhost:5000/hello:1  1/1    Running           0         3m12s  250m  3.0Mi   7
+            default    hello-1  localhost:5000/hello:1  1/1    Running           0         3m12s  12m   3.0Mi   1234
+            default    broken   localhost:5000/hello:1  0/1    CrashLoopBackOff  0         3m12s  -     -       -
+
+            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_what_matters() {
+        check(
+            view(),
+            70,
+            expect![[r#"
+            3 pods   262m cpu   6.0Mi memory   1241 requests/s
+            till   Ready   4 cores   8.0Gi   3 pods
+
+            NAMESPACE  POD      STATE             AGE    CPU   MEMORY  REQ/S
+            default    hello-2  Running           3m12s  250m  3.0Mi   7
+            default    hello-1  Running           3m12s  12m   3.0Mi   1234
+            default    broken   CrashLoopBackOff  3m12s  -     -       -
+
+            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
+        );
+        check(
+            view(),
+            40,
+            expect![[r#"
+            3 pods   262m cpu   6.0Mi memory   1241
+            till   Ready   4 cores   8.0Gi   3 pods
+
+            POD  STATE           CPU   MEMORY  REQ/S
+            hel  Running         250m  3.0Mi   7
+            hel  Running         12m   3.0Mi   1234
+            bro  CrashLoopBackO  -     -       -
+
+            q quit   sort: c cpu  m memory  r reques"#]],
+        );
+    }
+
+    #[test]
+    fn keys_sort_and_quit() {
+        let mut view = view();
+        let key = |c| KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE);
+        let order =
+            |view: &View| -> Vec<String> { view.processes.iter().map(|p| p.pod.clone()).collect() };
+        view.sort();
+        assert_eq!(order(&view), ["hello-2", "hello-1", "broken"]);
+        assert_eq!(view.press(key('r')), Next::GoOn);
+        view.sort();
+        assert_eq!(order(&view), ["hello-1", "hello-2", "broken"]);
+        view.press(key('n'));
+        view.sort();
+        assert_eq!(order(&view), ["broken", "hello-1", "hello-2"]);
+        assert_eq!(view.press(key('q')), Next::Quit);
+        let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert_eq!(view.press(control_c), Next::Quit);
+    }
+
+    #[test]
+    fn old_readings_are_said_to_be_old() {
+        let mut old = view();
+        old.nodes[0].reached = false;
+        old.trouble = Some("reach API server: is the site up?".to_owned());
+        check(
+            old,
+            70,
+            expect![[r#"
+            3 pods   262m cpu   6.0Mi memory   1241 requests/s
+            till   Ready, its kubelet is silent   4 cores   8.0Gi   3 pods
+
+            NAMESPACE  POD      STATE             AGE    CPU   MEMORY  REQ/S
+            default    hello-2  Running           3m12s  250m  3.0Mi   7
+            default    hello-1  Running           3m12s  12m   3.0Mi   1234
+            default    broken   CrashLoopBackOff  3m12s  -     -       -
+
+            reach API server: is the site up?"#]],
+        );
+    }
 }

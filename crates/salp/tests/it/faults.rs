@@ -31,6 +31,7 @@ fn a_killed_data_plane_comes_back_with_its_pods() {
     let registry = Registry::start();
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
     let site = Site::start();
+    site.expects("the data plane ended; starting it again");
     site.ok(&[
         "create",
         "deployment",

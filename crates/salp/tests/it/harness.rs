@@ -1,11 +1,19 @@
 //! A site of its own for each test, a registry, and the clients.
 
+#[path = "http.rs"]
+mod http;
+
+pub(crate) use http::get;
+
+use http::{Answer, exchange};
 use serde_json::Value;
 use sha2::Digest as _;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// No wait of a test is longer; a wait that ends here has failed.
@@ -67,6 +75,73 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _already_dead = self.0.kill();
         let _reaped = self.0.wait();
+    }
+}
+
+/// A command whose output is read while it runs.
+pub(crate) struct Following {
+    process: Running,
+    lines: Arc<(Mutex<Vec<String>>, Condvar)>,
+    readers: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Following {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start command");
+        let lines = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let out: [Box<dyn Read + Send>; 2] = [
+            Box::new(child.stdout.take().expect("stdout")),
+            Box::new(child.stderr.take().expect("stderr")),
+        ];
+        let read = |stream| {
+            let lines = lines.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    lines.0.lock().expect("lock").push(line);
+                    lines.1.notify_all();
+                }
+            })
+        };
+        Self {
+            process: Running(child),
+            readers: out.into_iter().map(read).collect(),
+            lines,
+        }
+    }
+
+    /// Waits for a line; that line.
+    pub(crate) fn wait_for(&self, accept: impl Fn(&str) -> bool) -> String {
+        let seen = self.lines.0.lock().expect("lock");
+        let missing = |seen: &mut Vec<String>| !seen.iter().any(|line| accept(line));
+        let (seen, waited) = self
+            .lines
+            .1
+            .wait_timeout_while(seen, PATIENCE, missing)
+            .expect("lock");
+        assert!(!waited.timed_out(), "no such line in\n{}", seen.join("\n"));
+        let found = seen.iter().find(|line| accept(line));
+        found.expect("a line").clone()
+    }
+
+    /// What it has printed so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.0.lock().expect("lock").clone()
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        let status = eventually("the command ends", || {
+            let status = self.process.0.try_wait().expect("wait");
+            status.ok_or_else(|| self.lines().join("\n"))
+        });
+        for reader in self.readers.drain(..) {
+            reader.join().expect("reader");
+        }
+        status
     }
 }
 
@@ -183,12 +258,23 @@ pub(crate) fn text(output: &Output) -> String {
     )
 }
 
+/// The user without privileges that a test may run a site as: `nobody` on every Linux.
+const NOBODY: u32 = 65_534;
+
 /// A running site with a data directory of its own.
+///
+/// Its end is a check too: a line that it logged as WARN or ERROR fails the test, unless
+/// [`Site::expects`] named it.
 pub(crate) struct Site {
     pub(crate) port: u16,
     pub(crate) dir: PathBuf,
     process: Option<Child>,
     home: tempfile::TempDir,
+    program: PathBuf,
+    /// Whom the control plane runs as, if not as the tests do.
+    user: Option<u32>,
+    /// Parts of the lines that may be logged as WARN or ERROR.
+    expected: Mutex<Vec<String>>,
 }
 
 impl Site {
@@ -198,27 +284,89 @@ impl Site {
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
-        let home = tempfile::tempdir().expect("directory");
-        let mut site = Self {
-            port: free_port(),
-            dir: home.path().join("site"),
-            process: None,
-            home,
-        };
+        let mut site = Self::new();
         site.up(args);
         site
     }
 
+    /// Starts a site whose data directory is in `dir`.
+    pub(crate) fn start_in(dir: &Path) -> Self {
+        let mut site = Self::new();
+        site.dir = dir.join("site");
+        site.up(&[]);
+        site
+    }
+
+    /// Starts a site as a user without privileges; the tests' own user, if that is none.
+    pub(crate) fn start_unprivileged() -> Self {
+        let mut site = Self::new();
+        if rustix::process::geteuid().is_root() {
+            site.user = Some(NOBODY);
+            // The build directory may be closed to others.
+            site.program = site.home.path().join("salp");
+            let built = env!("CARGO_BIN_EXE_salp");
+            if std::fs::hard_link(built, &site.program).is_err() {
+                std::fs::copy(built, &site.program).expect("copy salp");
+            }
+            std::os::unix::fs::chown(site.home.path(), Some(NOBODY), Some(NOBODY))
+                .expect("give directory away");
+        }
+        site.up(&[]);
+        site
+    }
+
+    /// A site that does not run yet.
+    pub(crate) fn new() -> Self {
+        let home = tempfile::tempdir().expect("directory");
+        Self {
+            port: free_port(),
+            dir: home.path().join("site"),
+            process: None,
+            home,
+            program: env!("CARGO_BIN_EXE_salp").into(),
+            user: None,
+            expected: Mutex::default(),
+        }
+    }
+
+    /// Names a part of lines that this test makes the site log as WARN or ERROR.
+    pub(crate) fn expects(&self, part: &str) {
+        self.expected.lock().expect("lock").push(part.to_owned());
+    }
+
+    /// A `salp` command for this site, with its output.
+    pub(crate) fn salp(&self, args: &[&str]) -> Output {
+        self.salp_command(args).output().expect("run salp")
+    }
+
+    pub(crate) fn salp_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_salp"));
+        command
+            .args(args)
+            .env_remove("KUBECONFIG")
+            .env("SALP_DATA_DIR", &self.dir);
+        command
+    }
+
     /// Starts the control plane (again) and waits until it says that it is ready.
     pub(crate) fn up(&mut self, args: &[&str]) -> String {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_salp"))
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.path().join("up.log"))
+            .expect("log");
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let mut child = command
             .args(["up", "--data-dir"])
             .arg(&self.dir)
             .args(["--api-port", &self.port.to_string()])
             .args(args)
             .env_remove("KUBECONFIG")
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(self.home.path().join("up.log")).expect("log"))
+            .stderr(log)
             .spawn()
             .expect("start salp");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
@@ -341,8 +489,26 @@ impl Site {
     /// What a person would look at after a failure.
     fn state(&self) -> String {
         let pods = text(&self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]));
-        let log = std::fs::read_to_string(self.dir.join("dataplane.log")).unwrap_or_default();
-        format!("{pods}\n--- up\n{}\n--- data plane\n{log}", self.up_log())
+        let (up, data_plane) = (self.up_log(), self.dataplane_log());
+        format!("{pods}\n--- up\n{up}\n--- data plane\n{data_plane}")
+    }
+
+    pub(crate) fn dataplane_log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("dataplane.log")).unwrap_or_default()
+    }
+
+    /// Lines logged as WARN or ERROR that nobody expects.
+    fn complaints(&self) -> Vec<String> {
+        let expected = self.expected.lock().expect("lock");
+        let logs = self.up_log() + &self.dataplane_log();
+        let bad = logs.lines().filter(|line| {
+            let level = line.split_whitespace().nth(1);
+            let complains = matches!(level, Some("WARN" | "ERROR"))
+                || line.starts_with("error:")
+                || line.contains("panicked at");
+            complains && !expected.iter().any(|part| line.contains(part))
+        });
+        bad.map(str::to_owned).collect()
     }
 
     /// Waits for a value inside an object, by JSON pointer.
@@ -390,82 +556,13 @@ impl Drop for Site {
             let _reaped = child.wait();
         }
         let _stopped = salp(&["down", "--data-dir", &self.dir.display().to_string()]);
-    }
-}
-
-/// An HTTP answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) code: u16,
-    head: String,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn expect_code(self, code: u16) -> Result<String, String> {
-        if self.code == code {
-            Ok(self.body)
-        } else {
-            Err(format!("{} {}", self.code, self.body))
+        if !std::thread::panicking() {
+            let complaints = self.complaints();
+            assert!(
+                complaints.is_empty(),
+                "the site complained:\n{}",
+                complaints.join("\n")
+            );
         }
     }
-
-    fn header(&self, name: &str) -> String {
-        let lines = self.head.lines().filter_map(|l| l.split_once(':'));
-        let mut found = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
-        found
-            .next()
-            .map(|(_, value)| value.trim().to_owned())
-            .expect(name)
-    }
-}
-
-/// One GET on a connection of its own.
-pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
-    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    exchange(address, head.as_bytes())
-}
-
-/// Sends a whole request and reads the answer until the connection ends.
-fn exchange(address: &str, request: &[u8]) -> std::io::Result<Answer> {
-    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.write_all(request)?;
-    let mut raw = Vec::new();
-    stream.read_to_end(&mut raw)?;
-    let raw = String::from_utf8_lossy(&raw);
-    let missing = || std::io::Error::other("no HTTP answer");
-    let (head, body) = raw.split_once("\r\n\r\n").ok_or_else(missing)?;
-    let code = head
-        .split(' ')
-        .nth(1)
-        .and_then(|c| c.parse().ok())
-        .ok_or_else(missing)?;
-    let chunked = head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked");
-    let body = if chunked {
-        unchunk(body)
-    } else {
-        body.to_owned()
-    };
-    Ok(Answer {
-        code,
-        head: head.to_owned(),
-        body,
-    })
-}
-
-fn unchunk(mut rest: &str) -> String {
-    let mut body = String::new();
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
-        if size == 0 || after.len() < size {
-            break;
-        }
-        body.push_str(&after[..size]);
-        rest = after[size..].trim_start_matches("\r\n");
-    }
-    body
 }

@@ -3,9 +3,14 @@
 //! Tools are found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches them.
 
 mod cli;
+mod commands;
+mod disk;
 mod faults;
 mod guests;
 mod harness;
+mod kubectl;
 mod packages;
 mod pods;
+mod rootless;
 mod serve;
+mod terminal;

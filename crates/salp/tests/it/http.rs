@@ -1,0 +1,82 @@
+//! As little HTTP as the tests need: one request a connection, no crate between them and the wire.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn expect_code(self, code: u16) -> Result<String, String> {
+        if self.code == code {
+            Ok(self.body)
+        } else {
+            Err(format!("{} {}", self.code, self.body))
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> String {
+        let lines = self.head.lines().filter_map(|l| l.split_once(':'));
+        let mut found = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        found
+            .next()
+            .map(|(_, value)| value.trim().to_owned())
+            .expect(name)
+    }
+}
+
+/// One GET on a connection of its own.
+pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    exchange(address, head.as_bytes())
+}
+
+/// Sends a whole request and reads the answer until the connection ends.
+pub(crate) fn exchange(address: &str, request: &[u8]) -> std::io::Result<Answer> {
+    let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(request)?;
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw)?;
+    let raw = String::from_utf8_lossy(&raw);
+    let missing = || std::io::Error::other("no HTTP answer");
+    let (head, body) = raw.split_once("\r\n\r\n").ok_or_else(missing)?;
+    let code = head
+        .split(' ')
+        .nth(1)
+        .and_then(|c| c.parse().ok())
+        .ok_or_else(missing)?;
+    let chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    let body = if chunked {
+        unchunk(body)
+    } else {
+        body.to_owned()
+    };
+    Ok(Answer {
+        code,
+        head: head.to_owned(),
+        body,
+    })
+}
+
+fn unchunk(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 || after.len() < size {
+            break;
+        }
+        body.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    body
+}
