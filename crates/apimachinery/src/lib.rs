@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod decode;
 pub mod gvk;
+pub mod json_path;
 pub mod names;
 pub mod openapi;
 pub mod patch;
@@ -16,6 +17,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod structural;
 
 pub use gvk::{GroupVersion, GroupVersionKind, GroupVersionResource};
 pub use status::{FieldError, Status};

@@ -5,7 +5,7 @@
 
 use crate::cache::Kind;
 use crate::config::{Entropy, ServiceCidr};
-use api::Resource;
+use crate::row::Row;
 use apimachinery::{FieldError, Status};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -101,11 +101,11 @@ impl Allocator {
     /// 422 in upstream's words when a stated address or port is taken or out of range.
     pub(crate) fn assign(
         &self,
-        row: &Resource,
+        row: &Row,
         service: &mut Value,
         old: Option<&Value>,
     ) -> Result<Reservation, Status> {
-        if row.plural != "services" || !row.group.is_empty() {
+        if row.known() != "services" {
             return Ok(Reservation::default());
         }
         let name = service["metadata"]["name"]

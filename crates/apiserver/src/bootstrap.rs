@@ -6,8 +6,8 @@ use crate::config::ServiceCidr;
 use crate::registry::Call;
 use crate::registry::create::{Tracking, create};
 use crate::registry::update::{Part, modify};
+use crate::row::Row;
 use crate::server_state::Core;
-use api::Resource;
 use apimachinery::Status;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -54,12 +54,12 @@ async fn ensure_all(core: &Arc<Core>, objects: Vec<Value>) -> Result<(), Status>
     core.fresh().await
 }
 
-fn row_of(object: &Value) -> Option<&'static Resource> {
+fn row_of(object: &Value) -> Option<Row> {
     let (group, version) = match object["apiVersion"].as_str()?.split_once('/') {
         Some((g, v)) => (g, v),
         None => ("", object["apiVersion"].as_str()?),
     };
-    api::find_kind(group, version, object["kind"].as_str()?)
+    api::find_kind(group, version, object["kind"].as_str()?).map(Row::Builtin)
 }
 
 async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
@@ -76,11 +76,11 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
             .to_owned()
     };
     let (namespace, name) = (text("namespace"), text("name"));
-    if core.kind(row)?.get(&namespace, &name).is_some() {
+    if core.kind(&row)?.get(&namespace, &name).is_some() {
         return Ok(());
     }
     let user = Core::own_user();
-    let call = call(core, row, &namespace, &name, &user);
+    let call = call(core, &row, &namespace, &name, &user);
     match create(&call, object, Tracking::Update).await {
         Ok(_) => Ok(()),
         Err(s) if s.reason == "AlreadyExists" => Ok(()),
@@ -90,7 +90,7 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
 
 fn call<'a>(
     core: &'a Arc<Core>,
-    row: &'static Resource,
+    row: &'a Row,
     namespace: &'a str,
     name: &'a str,
     user: &'a crate::authn::User,
@@ -178,10 +178,10 @@ async fn endpoint(core: &Arc<Core>, port: u16, address: SocketAddr) -> Result<()
         json!({"port": port, "targetPort": address.port()}),
     ));
     for (group, version, plural, keys, wanted) in changes {
-        let Some(row) = api::find(group, version, plural) else {
+        let Some(row) = Row::builtin(group, version, plural) else {
             continue;
         };
-        let call = call(core, row, "default", "kubernetes", &user);
+        let call = call(core, &row, "default", "kubernetes", &user);
         modify(&call, Part::Main, Tracking::Update, &|old| {
             let mut new = old.clone();
             if plural == "services" {

@@ -1,9 +1,13 @@
-//! Kinds that are served in two versions but stored in one.
+//! Kinds that are served in other versions than they are stored in.
 //!
 //! Events are stored as core/v1 and also served as events.k8s.io/v1; fields map one to one
-//! as upstream's conversion does.
+//! as upstream's conversion does. Custom resources change their `apiVersion` only (strategy
+//! `None`); what was written under an older schema is pruned and defaulted anew.
 
-use api::Resource;
+use crate::cache::Object;
+use crate::definitions::Custom;
+use crate::row::Row;
+use apimachinery::decode::{self, FieldValidation};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
@@ -18,32 +22,62 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
     ("reportingComponent", "reportingController"),
 ];
 
-/// Whether a row's objects differ from what is stored.
-pub(crate) fn differs(row: &Resource) -> bool {
-    row.stored_as.is_some()
+/// Whether an object differs from its stored bytes in a row's version.
+pub(crate) fn differs(row: &Row, object: &Object) -> bool {
+    match row {
+        Row::Builtin(r) => r.stored_as.is_some(),
+        Row::Custom(c) => !c.is_stored() || object.written <= c.since,
+    }
 }
 
-/// From the stored version to a row's.
-pub(crate) fn from_stored(row: &Resource, stored: Value) -> Value {
-    if !differs(row) {
+/// An object parsed, in a row's version.
+pub(crate) fn view(row: &Row, object: &Object) -> Value {
+    let stored = object.value();
+    if !differs(row, object) {
         return stored;
     }
-    rename(row, stored, |(old, new)| (old, new))
+    match row {
+        Row::Builtin(_) => rename(row, stored, |(old, new)| (old, new)),
+        Row::Custom(c) => renewed(c, row, stored),
+    }
+}
+
+/// A custom resource as if it were written now, in this version.
+fn renewed(custom: &Custom, row: &Row, mut stored: Value) -> Value {
+    stored["apiVersion"] = row.api_version().into();
+    let Ok(compiled) = custom.compiled() else {
+        return stored;
+    };
+    let (schema, root) = (&compiled.schema, compiled.root);
+    match decode::conform(schema, root, stored.clone(), FieldValidation::Ignore) {
+        Ok(decoded) => {
+            let mut value = decoded.value;
+            custom.default(&mut value);
+            value
+        }
+        Err(_) => stored,
+    }
 }
 
 /// From a row's version to the stored one.
-pub(crate) fn to_stored<'v>(row: &Resource, value: &'v Value) -> Cow<'v, Value> {
-    let target = row
-        .stored_as
-        .and_then(|(group, version)| api::find(group, version, row.plural));
-    match target {
-        None => Cow::Borrowed(value),
-        Some(target) => Cow::Owned(rename(target, value.clone(), |(old, new)| (new, old))),
+pub(crate) fn to_stored<'v>(row: &Row, value: &'v Value) -> Cow<'v, Value> {
+    match row {
+        Row::Builtin(r) if r.stored_as.is_none() => Cow::Borrowed(value),
+        Row::Builtin(_) => {
+            let target = row.stored_row();
+            Cow::Owned(rename(&target, value.clone(), |(old, new)| (new, old)))
+        }
+        Row::Custom(c) if c.is_stored() => Cow::Borrowed(value),
+        Row::Custom(c) => {
+            let mut value = value.clone();
+            value["apiVersion"] = c.stored_api_version().into();
+            Cow::Owned(value)
+        }
     }
 }
 
 fn rename(
-    target: &Resource,
+    target: &Row,
     value: Value,
     order: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
 ) -> Value {
@@ -52,7 +86,7 @@ fn rename(
     };
     let mut out = Map::new();
     for (key, v) in top {
-        let renamed = if target.plural == "events" {
+        let renamed = if target.plural() == "events" {
             EVENT_FIELDS
                 .iter()
                 .map(|p| order(*p))
@@ -63,13 +97,10 @@ fn rename(
         };
         out.insert(renamed.map_or(key, str::to_owned), v);
     }
-    out.insert("kind".to_owned(), target.kind.into());
-    out.insert(
-        "apiVersion".to_owned(),
-        crate::registry::api_version(target).into(),
-    );
+    out.insert("kind".to_owned(), target.kind().into());
+    out.insert("apiVersion".to_owned(), target.api_version().into());
     // The core version requires these two.
-    if target.plural == "events" && target.group.is_empty() {
+    if target.plural() == "events" && target.group().is_empty() {
         for key in ["involvedObject", "source"] {
             out.entry(key).or_insert_with(|| json!({}));
         }

@@ -1,13 +1,13 @@
 //! Discovery, aggregated and legacy, and OpenAPI v3. All of it is made from the resource
-//! table when it is asked for; OpenAPI documents are kept compressed.
+//! table and the definitions of custom resources when it is asked for; OpenAPI documents are kept compressed.
 
 use crate::http::negotiate::{self, Accepted, Shape};
 use crate::http::request::Query;
 use crate::http::respond::{self, Body};
+use crate::row::Row;
 use crate::server_state::Core;
-use api::Resource;
 use apimachinery::Status;
-use apimachinery::openapi::{ResourcePaths, v3_document_described};
+use apimachinery::openapi::{CustomKind, ResourcePaths, v3_document_custom};
 use apimachinery::schema::Schema;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
@@ -20,10 +20,14 @@ use std::io::{Read as _, Write as _};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
-/// OpenAPI documents made so far, gzipped; as many as there are group-versions.
+/// OpenAPI documents that are kept; when there are more, all are made anew.
+const DOCUMENTS_MAX: usize = 128;
+
+/// OpenAPI documents made so far by group-version, gzipped, with the hash of what they were
+/// made of.
 #[derive(Debug, Default)]
 pub(crate) struct OpenApi {
-    documents: Mutex<HashMap<String, Bytes>>,
+    documents: Mutex<HashMap<String, (String, Bytes)>>,
 }
 
 /// Answers a discovery or OpenAPI path; others are 404.
@@ -35,30 +39,33 @@ pub(crate) fn answer(
 ) -> Result<Response<Body>, Status> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let shapes = [Shape::Discovery];
+    let served = Served::now(core);
     let missing = || respond::text(404, "404 page not found\n");
     match parts.as_slice() {
         ["api"] | ["apis"] => {
             let accepted = negotiate::accept(headers, &shapes)?;
             let core_group = parts[0] == "api";
             if accepted.shape == Shape::Discovery {
-                return Ok(tagged(headers, AGGREGATED, &aggregated(core_group)));
+                return Ok(tagged(
+                    headers,
+                    AGGREGATED,
+                    &aggregated(&served, core_group),
+                ));
             }
             let body = if core_group {
                 api_versions()
             } else {
-                group_list()
+                group_list(&served)
             };
             Ok(respond::value(200, accepted, &body))
         }
-        ["api", version] => Ok(resource_list("", version)
+        ["api", version] => Ok(resource_list(&served, "", version)
             .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
-        ["apis", group] => {
-            Ok(group_object(group)
-                .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v)))
-        }
-        ["apis", group, version] => Ok(resource_list(group, version)
+        ["apis", group] => Ok(group_object(&served, group)
             .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
-        ["openapi", "v3"] => Ok(respond::value(200, Accepted::JSON, &openapi_index())),
+        ["apis", group, version] => Ok(resource_list(&served, group, version)
+            .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
+        ["openapi", "v3"] => Ok(respond::value(200, Accepted::JSON, &openapi_index(&served))),
         ["openapi", "v3", "api", version] => openapi(core, "", version, query, headers),
         ["openapi", "v3", "apis", group, version] => openapi(core, group, version, query, headers),
         _ => Ok(missing()),
@@ -66,9 +73,9 @@ pub(crate) fn answer(
 }
 
 /// Every path of the root, roughly as upstream lists them.
-pub(crate) fn root() -> Value {
+pub(crate) fn root(core: &Core) -> Value {
     let mut paths: Vec<String> = vec!["/api".into(), "/apis".into()];
-    for (group, version) in group_versions() {
+    for (group, version) in Served::now(core).group_versions() {
         if group.is_empty() {
             paths.push(format!("/api/{version}"));
         } else {
@@ -103,31 +110,58 @@ pub(crate) fn openid(core: &Core) -> Value {
     })
 }
 
-/// Group-versions in the table's order.
-fn group_versions() -> Vec<(&'static str, &'static str)> {
-    let mut all: Vec<(&str, &str)> = Vec::new();
-    for r in api::resources() {
-        if !all.contains(&(r.group, r.version)) {
-            all.push((r.group, r.version));
-        }
-    }
-    all
-}
+/// Everything that is served: the table in its order, then custom resources.
+struct Served(Vec<Row>);
 
-fn groups() -> Vec<&'static str> {
-    let mut all: Vec<&str> = Vec::new();
-    for (group, _) in group_versions() {
-        if !group.is_empty() && !all.contains(&group) {
-            all.push(group);
-        }
+impl Served {
+    fn now(core: &Core) -> Self {
+        let mut rows: Vec<Row> = api::resources().iter().map(Row::Builtin).collect();
+        rows.extend(core.cache.definitions.rows());
+        Self(rows)
     }
-    all
-}
 
-fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    api::resources()
-        .iter()
-        .filter(move |r| r.group == group && r.version == version)
+    /// Group-versions in the table's order; those of a group of custom resources in the
+    /// order of their priority.
+    fn group_versions(&self) -> Vec<(&str, &str)> {
+        let mut seen = std::collections::HashSet::new();
+        let mut all: Vec<(&str, &str)> = Vec::new();
+        let mut custom = 0;
+        for r in &self.0 {
+            let gv = (r.group(), r.version());
+            if seen.insert(gv) {
+                custom += usize::from(matches!(r, Row::Builtin(_)));
+                all.push(gv);
+            }
+        }
+        all[custom..].sort_by(|a, b| a.0.cmp(b.0).then_with(|| by_priority(a.1, b.1)));
+        all
+    }
+
+    fn groups(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for (group, _) in self.group_versions() {
+            if !group.is_empty() && seen.insert(group) {
+                all.push(group);
+            }
+        }
+        all
+    }
+
+    /// Rows by group and version.
+    fn by_version(&self) -> HashMap<(&str, &str), Vec<&Row>> {
+        let mut out: HashMap<_, Vec<&Row>> = HashMap::new();
+        for r in &self.0 {
+            out.entry((r.group(), r.version())).or_default().push(r);
+        }
+        out
+    }
+
+    fn rows(&self, group: &str, version: &str) -> Vec<&Row> {
+        let rows = self.0.iter();
+        rows.filter(|r| r.group() == group && r.version() == version)
+            .collect()
+    }
 }
 
 fn gv(group: &str, version: &str) -> String {
@@ -139,66 +173,76 @@ fn gv(group: &str, version: &str) -> String {
 }
 
 /// A subresource: name, group-version-kind, verbs.
-type Sub = (
+type Sub<'r> = (
     &'static str,
-    (&'static str, &'static str, &'static str),
+    (&'r str, &'r str, &'r str),
     &'static [&'static str],
 );
 
 /// Subresources with their kinds and verbs, status and scale among them.
-fn subresources(r: &Resource) -> Vec<Sub> {
-    let mut all: Vec<_> = r
-        .subresources
+fn subresources(r: &Row) -> Vec<Sub<'_>> {
+    let mut all: Vec<Sub<'_>> = r
+        .subresources()
         .iter()
         .map(|s| (s.name, s.gvk, s.verbs))
         .collect();
     const UPDATABLE: &[&str] = &["get", "patch", "update"];
-    if r.scale.is_some() && all.iter().all(|(n, _, _)| *n != "scale") {
+    if r.scale().is_some() && all.iter().all(|(n, _, _)| *n != "scale") {
         all.push(("scale", ("autoscaling", "v1", "Scale"), UPDATABLE));
     }
-    if r.status && all.iter().all(|(n, _, _)| *n != "status") {
-        all.push(("status", (r.group, r.version, r.kind), UPDATABLE));
+    if r.status() && all.iter().all(|(n, _, _)| *n != "status") {
+        all.push(("status", (r.group(), r.version(), r.kind()), UPDATABLE));
     }
     all
 }
 
-fn aggregated(core_group: bool) -> Value {
-    let names = if core_group { vec![""] } else { groups() };
+fn aggregated(served: &Served, core_group: bool) -> Value {
+    let names = if core_group {
+        vec![""]
+    } else {
+        served.groups()
+    };
+    let mut versions: HashMap<&str, Vec<Value>> = HashMap::new();
+    let rows = served.by_version();
+    for (group, version) in served.group_versions() {
+        let rows = rows.get(&(group, version));
+        let resources: Vec<Value> = rows
+            .into_iter()
+            .flatten()
+            .map(|r| aggregated_row(r))
+            .collect();
+        versions
+            .entry(group)
+            .or_default()
+            .push(json!({"version": version, "resources": resources, "freshness": "Current"}));
+    }
     let items: Vec<Value> = names
         .into_iter()
         .map(|group| {
-            let versions: Vec<Value> = group_versions()
-                .into_iter()
-                .filter(|(g, _)| *g == group)
-                .map(|(_, version)| {
-                    let resources: Vec<Value> = rows(group, version).map(aggregated_row).collect();
-                    json!({"version": version, "resources": resources, "freshness": "Current"})
-                })
-                .collect();
             let meta = if group.is_empty() {
                 json!({"creationTimestamp": null})
             } else {
                 json!({"name": group, "creationTimestamp": null})
             };
-            json!({"metadata": meta, "versions": versions})
+            json!({"metadata": meta, "versions": versions.remove(group).unwrap_or_default()})
         })
         .collect();
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
 }
 
-fn aggregated_row(r: &'static Resource) -> Value {
+fn aggregated_row(r: &Row) -> Value {
     let mut out = json!({
-        "resource": r.plural,
-        "responseKind": {"group": r.group, "version": r.version, "kind": r.kind},
-        "scope": if r.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": r.singular,
-        "verbs": r.verbs,
+        "resource": r.plural(),
+        "responseKind": {"group": r.group(), "version": r.version(), "kind": r.kind()},
+        "scope": if r.namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": r.singular(),
+        "verbs": r.verbs(),
     });
-    if !r.short_names.is_empty() {
-        out["shortNames"] = json!(r.short_names);
+    if !r.short_names().is_empty() {
+        out["shortNames"] = json!(r.short_names());
     }
-    if !r.categories.is_empty() {
-        out["categories"] = json!(r.categories);
+    if !r.categories().is_empty() {
+        out["categories"] = json!(r.categories());
     }
     let subs: Vec<Value> = subresources(r)
         .into_iter()
@@ -219,13 +263,15 @@ fn api_versions() -> Value {
     })
 }
 
-fn group_list() -> Value {
-    let list: Vec<Value> = groups().into_iter().map(group_body).collect();
+fn group_list(served: &Served) -> Value {
+    let groups = served.groups();
+    let list: Vec<Value> = groups.iter().map(|g| group_body(served, g)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
-fn group_body(group: &str) -> Value {
-    let versions: Vec<Value> = group_versions()
+fn group_body(served: &Served, group: &str) -> Value {
+    let versions: Vec<Value> = served
+        .group_versions()
         .into_iter()
         .filter(|(g, _)| *g == group)
         .map(|(g, v)| json!({"groupVersion": gv(g, v), "version": v}))
@@ -233,39 +279,39 @@ fn group_body(group: &str) -> Value {
     json!({"name": group, "versions": versions, "preferredVersion": versions.first()})
 }
 
-fn group_object(group: &str) -> Option<Value> {
-    groups().contains(&group).then(|| {
-        let mut v = group_body(group);
+fn group_object(served: &Served, group: &str) -> Option<Value> {
+    served.groups().contains(&group).then(|| {
+        let mut v = group_body(served, group);
         v["kind"] = "APIGroup".into();
         v["apiVersion"] = "v1".into();
         v
     })
 }
 
-fn resource_list(group: &str, version: &str) -> Option<Value> {
+fn resource_list(served: &Served, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
-    for r in rows(group, version) {
+    for r in served.rows(group, version) {
         let mut row = json!({
-            "name": r.plural, "singularName": r.singular, "namespaced": r.namespaced,
-            "kind": r.kind, "verbs": r.verbs,
+            "name": r.plural(), "singularName": r.singular(), "namespaced": r.namespaced(),
+            "kind": r.kind(), "verbs": r.verbs(),
         });
-        if !r.short_names.is_empty() {
-            row["shortNames"] = json!(r.short_names);
+        if !r.short_names().is_empty() {
+            row["shortNames"] = json!(r.short_names());
         }
-        if !r.categories.is_empty() {
-            row["categories"] = json!(r.categories);
+        if !r.categories().is_empty() {
+            row["categories"] = json!(r.categories());
         }
-        if r.stored {
-            let hash = Sha256::digest(format!("{group}/{version}/{}", r.plural));
+        if r.stored() {
+            let hash = Sha256::digest(format!("{group}/{version}/{}", r.plural()));
             row["storageVersionHash"] = base64_of(&hash[..8]).into();
         }
         list.push(row);
         for (name, (g, v, k), verbs) in subresources(r) {
             let mut sub = json!({
-                "name": format!("{}/{name}", r.plural), "singularName": "",
-                "namespaced": r.namespaced, "kind": k, "verbs": verbs,
+                "name": format!("{}/{name}", r.plural()), "singularName": "",
+                "namespaced": r.namespaced(), "kind": k, "verbs": verbs,
             });
-            if (g, v) != (r.group, r.version) {
+            if (g, v) != (r.group(), r.version()) {
                 sub["group"] = g.into();
                 sub["version"] = v.into();
             }
@@ -304,27 +350,33 @@ fn tagged(headers: &HeaderMap, media: &'static str, value: &Value) -> Response<B
     response
 }
 
-/// A document depends on this program and the table only.
-fn document_hash(group: &str, version: &str) -> String {
+/// A document depends on this program, the table and the definitions.
+fn document_hash(group: &str, version: &str, rows: &[&Row]) -> String {
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));
     hash.update(api::constants::KUBERNETES_VERSION);
     hash.update(gv(group, version));
-    for r in rows(group, version) {
-        hash.update(r.plural);
+    for r in rows {
+        hash.update(r.plural());
+        if let Row::Custom(c) = r {
+            hash.update(c.fingerprint());
+        }
     }
     hex::encode_upper(hash.finalize())
 }
 
-fn openapi_index() -> Value {
+fn openapi_index(served: &Served) -> Value {
     let mut paths = serde_json::Map::new();
-    for (group, version) in group_versions() {
+    let rows = served.by_version();
+    for (group, version) in served.group_versions() {
         let path = if group.is_empty() {
             format!("api/{version}")
         } else {
             format!("apis/{group}/{version}")
         };
-        let url = format!("/openapi/v3/{path}?hash={}", document_hash(group, version));
+        let rows = rows.get(&(group, version)).map_or(&[][..], Vec::as_slice);
+        let hash = document_hash(group, version, rows);
+        let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     json!({"paths": paths})
@@ -337,10 +389,12 @@ fn openapi(
     query: &Query,
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Status> {
-    if rows(group, version).next().is_none() {
+    let served = Served::now(core);
+    let rows = served.rows(group, version);
+    if rows.is_empty() {
         return Ok(respond::text(404, "404 page not found\n"));
     }
-    let hash = document_hash(group, version);
+    let hash = document_hash(group, version, &rows);
     let tag = format!("\"{hash}\"");
     let known = headers
         .get(IF_NONE_MATCH)
@@ -349,7 +403,7 @@ fn openapi(
     let mut response = if known {
         respond::bytes(304, "application/json", Bytes::new())
     } else {
-        let packed = document(core, group, version)?;
+        let packed = document(core, group, version, &rows, &hash)?;
         if negotiate::takes_gzip(headers) {
             let mut r = respond::bytes(200, "application/json", packed);
             r.headers_mut()
@@ -377,12 +431,21 @@ fn openapi(
     Ok(response)
 }
 
-fn document(core: &Core, group: &str, version: &str) -> Result<Bytes, Status> {
+fn document(
+    core: &Core,
+    group: &str,
+    version: &str,
+    rows: &[&Row],
+    hash: &str,
+) -> Result<Bytes, Status> {
     let name = gv(group, version);
-    if let Some(done) = core.openapi.documents.lock().get(&name) {
+    if let Some((made_of, done)) = core.openapi.documents.lock().get(&name)
+        && made_of == hash
+    {
         return Ok(done.clone());
     }
-    let subs: Vec<Vec<_>> = rows(group, version)
+    let subs: Vec<Vec<_>> = rows
+        .iter()
         .map(|r| {
             subresources(r)
                 .into_iter()
@@ -390,22 +453,98 @@ fn document(core: &Core, group: &str, version: &str) -> Result<Bytes, Status> {
                 .collect()
         })
         .collect();
-    let paths: Vec<ResourcePaths<'_>> = rows(group, version)
+    let paths: Vec<ResourcePaths<'_>> = rows
+        .iter()
         .zip(&subs)
         .map(|(r, subs)| ResourcePaths {
-            plural: r.plural,
-            kind: r.kind,
-            namespaced: r.namespaced,
-            verbs: r.verbs,
+            plural: r.plural(),
+            kind: r.kind(),
+            namespaced: r.namespaced(),
+            verbs: r.verbs(),
             subresources: subs,
         })
         .collect();
+    let custom: Vec<CustomKind> = rows
+        .iter()
+        .filter_map(|r| match r {
+            Row::Custom(c) => Some(CustomKind {
+                kind: c.names.kind.to_string(),
+                list_kind: c.names.list_kind.to_string(),
+                name: c.type_name(),
+                schema: c.open_api(),
+            }),
+            Row::Builtin(_) => None,
+        })
+        .collect();
     let docs = Schema::descriptions();
-    let value = v3_document_described(Schema::builtin(), &docs, group, version, &paths);
+    let value = v3_document_custom(Schema::builtin(), &docs, group, version, &paths, custom);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     serde_json::to_writer(&mut encoder, &value).map_err(Status::internal)?;
     encoder.flush().map_err(Status::internal)?;
     let packed = Bytes::from(encoder.finish().map_err(Status::internal)?);
-    core.openapi.documents.lock().insert(name, packed.clone());
+    let mut documents = core.openapi.documents.lock();
+    if documents.len() >= DOCUMENTS_MAX {
+        documents.clear();
+    }
+    documents.insert(name, (hash.to_owned(), packed.clone()));
     Ok(packed)
+}
+
+/// The order of versions in a group: stable ones first, then beta, then alpha, higher numbers
+/// first; then all that are named otherwise, by name.
+fn by_priority(a: &str, b: &str) -> std::cmp::Ordering {
+    match (priority(a), priority(b)) {
+        (Some(a), Some(b)) => b.cmp(&a),
+        (Some(_), None) => std::cmp::Ordering::Less,
+        (None, Some(_)) => std::cmp::Ordering::Greater,
+        (None, None) => a.cmp(b),
+    }
+}
+
+/// Stability, major and minor of `v1`, `v2beta3`, `v1alpha1`.
+fn priority(version: &str) -> Option<(u8, u64, u64)> {
+    let rest = version.strip_prefix('v')?;
+    for (word, stability) in [("beta", 1), ("alpha", 0)] {
+        if let Some((major, minor)) = rest.split_once(word) {
+            return Some((stability, major.parse().ok()?, minor.parse().ok()?));
+        }
+    }
+    Some((2, rest.parse().ok()?, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_in_order_of_priority() {
+        let mut all = vec![
+            "foo10",
+            "v11alpha2",
+            "v2",
+            "v12alpha1",
+            "foo1",
+            "v10beta3",
+            "v3beta1",
+            "v11beta2",
+            "v10",
+            "v1",
+        ];
+        all.sort_by(|a, b| by_priority(a, b));
+        assert_eq!(
+            all,
+            [
+                "v10",
+                "v2",
+                "v1",
+                "v11beta2",
+                "v10beta3",
+                "v3beta1",
+                "v12alpha1",
+                "v11alpha2",
+                "foo1",
+                "foo10"
+            ]
+        );
+    }
 }

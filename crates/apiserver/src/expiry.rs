@@ -3,6 +3,7 @@
 use crate::authn::User;
 use crate::cache::{Cache, Object};
 use crate::registry::Call;
+use crate::row::Row;
 use crate::server_state::Core;
 use lifecycle::Scope;
 use std::collections::HashMap;
@@ -33,14 +34,14 @@ async fn events(core: Weak<Core>) {
         interval.tick().await;
         let Some(core) = core.upgrade() else { return };
         let due = due(&core.cache, &mut seen, Instant::now());
-        let Some(row) = api::find("", "v1", "events") else {
+        let Some(row) = Row::builtin("", "v1", "events") else {
             return;
         };
         let user = User::new("system:apiserver", &["system:masters"]);
         for object in due {
             let call = Call {
                 core: &core,
-                row,
+                row: &row,
                 namespace: object.namespace(),
                 name: object.name(),
                 subresource: "",

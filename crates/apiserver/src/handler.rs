@@ -16,8 +16,8 @@ use crate::registry::list::Filter;
 use crate::registry::patch;
 use crate::registry::render::{Include, View};
 use crate::registry::{Call, list, subresource, token_request, update, watch};
+use crate::row::Row;
 use crate::server_state::Core;
-use api::Resource;
 use apimachinery::Status;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -84,7 +84,12 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         ref m => m.clone(),
     };
     let info = RequestInfo::parse(&method, &path, &query);
-    let row = api::find(&info.group, &info.version, &info.resource).filter(|_| info.is_resource);
+    let row = if info.is_resource {
+        core.row(&info.group, &info.version, &info.resource)
+    } else {
+        None
+    };
+    let row = row.as_ref();
     let long = info.verb == "watch"
         || matches!(
             info.subresource.as_str(),
@@ -120,6 +125,9 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         response.status().as_u16(),
         took,
     );
+    if let Some(text) = row.and_then(Row::deprecation) {
+        respond::warn(&mut response, &[text.to_owned()]);
+    }
     let headers = response.headers_mut();
     headers
         .entry(header::CACHE_CONTROL)
@@ -136,7 +144,7 @@ async fn serve(
     request: Request<Incoming>,
     info: &RequestInfo,
     query: &Query,
-    row: Option<&'static Resource>,
+    row: Option<&Row>,
     caller: &Caller,
 ) -> Result<Response<Body>, Status> {
     let user = match caller {
@@ -224,7 +232,11 @@ async fn other(ctx: &Ctx<'_>, method: &Method) -> Result<Response<Body>, Status>
             Accepted::JSON,
             &discovery::openid(ctx.core),
         )),
-        "/" => Ok(respond::value(200, Accepted::JSON, &discovery::root())),
+        "/" => Ok(respond::value(
+            200,
+            Accepted::JSON,
+            &discovery::root(ctx.core),
+        )),
         _ => discovery::answer(ctx.core, path, ctx.query, ctx.headers),
     }
 }
@@ -232,7 +244,7 @@ async fn other(ctx: &Ctx<'_>, method: &Method) -> Result<Response<Body>, Status>
 /// One resource request.
 async fn resource(
     ctx: &Ctx<'_>,
-    row: &'static Resource,
+    row: &Row,
     method: &Method,
     body: Incoming,
     upgrade: Option<OnUpgrade>,
@@ -240,12 +252,12 @@ async fn resource(
     let info = ctx.info;
     let sub = info.subresource.as_str();
     // `namespaces/x` carries its own name as namespace for authorization only.
-    let namespace = if row.namespaced {
+    let namespace = if row.namespaced() {
         info.namespace.as_str()
     } else {
         ""
     };
-    if !row.namespaced && !info.namespace.is_empty() && row.plural != "namespaces" {
+    if !row.namespaced() && !info.namespace.is_empty() && row.known() != "namespaces" {
         return Ok(respond::text(404, "404 page not found\n"));
     }
     // A name that a selector stated is not the path's.
@@ -263,10 +275,10 @@ async fn resource(
         manager: &manager,
     };
     if sub.is_empty() {
-        if !row.verbs.contains(&info.verb) {
+        if !row.verbs().contains(&info.verb) {
             return Err(not_allowed());
         }
-        if !row.stored {
+        if !row.stored() {
             return transient(ctx, &call, body).await;
         }
         return match info.verb {
@@ -281,9 +293,9 @@ async fn resource(
             _ => Err(not_allowed()),
         };
     }
-    let known = row.subresources.iter().any(|s| s.name == sub)
-        || (sub == "status" && row.status)
-        || (sub == "scale" && row.scale.is_some());
+    let known = row.subresources().iter().any(|s| s.name == sub)
+        || (sub == "status" && row.status())
+        || (sub == "scale" && row.scale().is_some());
     if !known {
         return Ok(respond::text(404, "404 page not found\n"));
     }
@@ -309,7 +321,7 @@ async fn subresources(
     let verb = ctx.info.verb;
     match (call.subresource, verb) {
         ("scale", "get") => {
-            let scale = call.row.scale.ok_or_else(not_allowed)?;
+            let scale = call.row.scale().ok_or_else(not_allowed)?;
             let object = call.view(&*call.current().await?);
             Ok(respond::value(
                 200,
@@ -318,7 +330,7 @@ async fn subresources(
             ))
         }
         ("scale", "update" | "patch") => {
-            let scale = call.row.scale.ok_or_else(not_allowed)?;
+            let scale = call.row.scale().ok_or_else(not_allowed)?;
             let value = if verb == "update" {
                 let input = read_input(ctx, body).await?;
                 subresource::write_scale(call, scale, Some(&input), None).await?
@@ -383,15 +395,15 @@ async fn transient(
     body: Incoming,
 ) -> Result<Response<Body>, Status> {
     if ctx.info.verb != "create" {
-        return if call.row.kind == "ComponentStatus" && ctx.info.verb == "list" {
+        return if call.row.known() == "componentstatuses" && ctx.info.verb == "list" {
             let list = serde_json::json!({
                 "kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": [],
             });
             Ok(respond::value(200, accept(ctx)?, &list))
         } else {
             Err(Status::not_found(
-                call.row.group,
-                call.row.plural,
+                call.row.group(),
+                call.row.plural(),
                 call.name,
             ))
         };
@@ -399,15 +411,15 @@ async fn transient(
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
-    if call.row.kind == "Binding" {
+    if call.row.kind() == "Binding" {
         let name = value["metadata"]["name"]
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        let pods = api::find("", "v1", "pods").ok_or_else(not_allowed)?;
+        let pods = Row::builtin("", "v1", "pods").ok_or_else(not_allowed)?;
         return bind(
             &Call {
-                row: pods,
+                row: &pods,
                 name: &name,
                 subresource: "binding",
                 ..*call
@@ -416,7 +428,7 @@ async fn transient(
         )
         .await;
     }
-    let review = review::answer(ctx.core, call.row.kind, call.namespace, ctx.user, value)?;
+    let review = review::answer(ctx.core, call.row.kind(), call.namespace, ctx.user, value)?;
     Ok(respond::value(201, accept(ctx)?, &review))
 }
 
@@ -426,22 +438,14 @@ async fn show(ctx: &Ctx<'_>, call: &Call<'_>) -> Result<Response<Body>, Status> 
     Ok(respond::encoded(200, view.accepted, view.object(&object)))
 }
 
-async fn lists(
-    ctx: &Ctx<'_>,
-    row: &'static Resource,
-    namespace: &str,
-) -> Result<Response<Body>, Status> {
+async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
     let view = view(ctx, row)?;
     let filter = Filter::parse(row, namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
     Ok(respond::encoded(200, view.accepted, view.list(&page)))
 }
 
-async fn watches(
-    ctx: &Ctx<'_>,
-    row: &'static Resource,
-    namespace: &str,
-) -> Result<Response<Body>, Status> {
+async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
     let view = view(ctx, row)?;
     let mut filter = Filter::parse(row, namespace, ctx.query)?;
     if !ctx.info.name.is_empty() && ctx.query.get("fieldSelector").is_none() {
@@ -498,7 +502,7 @@ async fn deletes(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Respo
     let options = delete_options(ctx, body).await?;
     let accepted = accept(ctx)?;
     match delete::delete(call, &options).await? {
-        Deleted::Gone(object) if !delete::returns_object(call.row.plural) => Ok(respond::value(
+        Deleted::Gone(object) if !delete::returns_object(call.row.known()) => Ok(respond::value(
             200,
             Accepted {
                 shape: Shape::Object,
@@ -546,7 +550,7 @@ async fn deletes_all(
 /// An object as the answer to a write.
 fn answer(
     ctx: &Ctx<'_>,
-    row: &'static Resource,
+    row: &Row,
     code: u16,
     object: &crate::cache::Object,
     warnings: &[String],
@@ -561,9 +565,9 @@ fn accept(ctx: &Ctx<'_>) -> Result<Accepted, Status> {
     negotiate::accept(ctx.headers, &[Shape::Table, Shape::Metadata])
 }
 
-fn view(ctx: &Ctx<'_>, row: &'static Resource) -> Result<View, Status> {
+fn view(ctx: &Ctx<'_>, row: &Row) -> Result<View, Status> {
     Ok(View {
-        row,
+        row: row.clone(),
         accepted: accept(ctx)?,
         include: Include::parse(ctx.query.get("includeObject"))?,
         now: ctx.core.clock.now().as_second(),

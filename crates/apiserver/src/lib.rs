@@ -1,7 +1,8 @@
 //! The Kubernetes API server: HTTP → authentication → authorization → admission →
 //! registry → store, with a watch cache in front of the store.
 //!
-//! One generic registry serves every row of `api::resources()`; there is no handler a kind.
+//! One generic registry serves every row of `api::resources()` and every custom resource
+//! (`definitions/`); there is no handler a kind.
 //! It knows no controller, no scheduler and no node code. Start with [`ApiServer::start`],
 //! then `handler.rs` (what happens to a request) and `registry/` (what happens to an object).
 
@@ -13,6 +14,7 @@ mod bootstrap;
 mod cache;
 mod config;
 mod convert;
+mod definitions;
 mod discovery;
 mod expiry;
 mod handler;
@@ -22,6 +24,7 @@ mod input;
 mod kubelet;
 mod metrics;
 mod registry;
+mod row;
 mod server;
 mod server_state;
 

@@ -1,5 +1,6 @@
 //! Metrics under upstream's names.
 
+use crate::row::Row;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -82,22 +83,31 @@ impl Metrics {
     pub(crate) fn request(
         &self,
         verb: &'static str,
-        row: Option<&'static api::Resource>,
+        row: Option<&Row>,
         subresource: &str,
         code: u16,
         took: Option<Duration>,
     ) {
+        // Custom resources are one: who makes definitions must not make labels.
+        const CUSTOM: (&str, &str, &str) = ("", "", "custom");
+        let table = match row {
+            Some(Row::Builtin(r)) => Some(*r),
+            _ => None,
+        };
+        let own = table.map_or(&[][..], |r| r.subresources);
         let subresource = row
-            .and_then(|r| {
-                r.subresources
-                    .iter()
+            .and_then(|_| {
+                own.iter()
                     .map(|s| s.name)
                     .chain(["status", "scale"])
                     .find(|s| *s == subresource)
             })
             .unwrap_or_default();
-        let (group, version, resource) =
-            row.map_or(("", "", ""), |r| (r.group, r.version, r.plural));
+        let (group, version, resource) = match row {
+            None => ("", "", ""),
+            Some(Row::Builtin(r)) => (r.group, r.version, r.plural),
+            Some(Row::Custom(_)) => CUSTOM,
+        };
         self.requests
             .get_or_create(&RequestLabels {
                 verb,
@@ -121,11 +131,13 @@ impl Metrics {
 
     /// The text format.
     pub(crate) fn render(&self, cache: &crate::cache::Cache) -> String {
+        // Kinds that are gone are not told of.
+        self.objects.clear();
         for kind in cache.kinds() {
-            let resource = if kind.row.group.is_empty() {
-                kind.row.plural.to_owned()
+            let resource = if kind.group.is_empty() {
+                kind.plural.to_string()
             } else {
-                format!("{}.{}", kind.row.plural, kind.row.group)
+                format!("{}.{}", kind.plural, kind.group)
             };
             self.objects
                 .get_or_create(&KindLabels { resource })

@@ -7,6 +7,7 @@ use crate::authz::Authorizer;
 use crate::bootstrap;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::definitions;
 use crate::expiry;
 use crate::handler::{Caller, handle, is_ready};
 use crate::http::respond::{Body, BoxError};
@@ -111,7 +112,7 @@ impl ApiServer {
             config.service_cidr,
             config.node_ports,
             config.entropy.clone(),
-            cache.named("", "services"),
+            cache.named("", "services").as_ref(),
         );
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
@@ -147,6 +148,7 @@ impl ApiServer {
             fed.close().await;
         });
         expiry::start(&core, &feeding);
+        definitions::start(&core, &feeding);
         bootstrap::run(
             &core,
             config.service_cidr,

@@ -7,9 +7,8 @@ use crate::cache::{Cache, Kind, Object};
 use crate::config::{Clock, Entropy, Limits};
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
-use api::Resource;
+use crate::row::Row;
 use apimachinery::Status;
-use apimachinery::schema::{Schema, TypeId};
 use lifecycle::CancellationToken;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -62,11 +61,17 @@ impl DiskTrouble {
 }
 
 impl Core {
+    /// What serves a group's version of a plural.
+    pub(crate) fn row(&self, group: &str, version: &str, plural: &str) -> Option<Row> {
+        Row::builtin(group, version, plural)
+            .or_else(|| self.cache.definitions.row(group, version, plural))
+    }
+
     /// The kind of a stored row.
-    pub(crate) fn kind(&self, row: &Resource) -> Result<&Arc<Kind>, Status> {
+    pub(crate) fn kind(&self, row: &Row) -> Result<Arc<Kind>, Status> {
         self.cache
             .kind(row)
-            .ok_or_else(|| Status::method_not_allowed(row.group, row.plural, "get"))
+            .ok_or_else(|| Status::method_not_allowed(row.group(), row.plural(), "get"))
     }
 
     /// Waits until the cache holds every acknowledged write.
@@ -110,15 +115,6 @@ impl Core {
             .iter()
             .map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()]))
             .collect()
-    }
-
-    /// The built-in schema and a row's type in it.
-    pub(crate) fn schema(row: &Resource) -> Result<(&'static Schema, TypeId), Status> {
-        let schema = Schema::builtin();
-        let ty = schema
-            .by_name(row.type_name)
-            .ok_or_else(|| Status::internal(format!("no schema for {}", row.type_name)))?;
-        Ok((schema, ty))
     }
 
     /// The user that the server itself writes as.

@@ -36,8 +36,8 @@ pub(super) const API_EXTENSIONS: &[Resource] = &[Resource {
         "customresourcedefinitions"
     )
     .validates(
-        validate::cluster::definition,
-        validate::cluster::definition_update,
+        validate::definition::definition,
+        validate::definition::definition_update,
     )
     .prints(columns::cluster::CREATED_AT, columns::cluster::created_at)
     .defaults(config::custom_resource_definition)

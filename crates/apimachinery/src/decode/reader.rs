@@ -134,7 +134,14 @@ impl<'a> Seed<'a> {
 
     /// Whether this is any JSON, and not a union of schemas.
     fn is_any(&self) -> bool {
-        matches!(self.schema_type(), Type::Any) && self.union().is_none()
+        self.is_loose() || (matches!(self.schema_type(), Type::Any) && self.union().is_none())
+    }
+
+    /// Whether a value of a wrong JSON type is kept, for validation to name it.
+    fn is_loose(&self) -> bool {
+        self.ty.map_or(self.reader.schema.is_overlay(), |ty| {
+            self.reader.schema.is_custom(ty)
+        })
     }
 
     fn union(&self) -> Option<Union> {
@@ -174,7 +181,7 @@ impl<'a> Seed<'a> {
 
     fn integer<E: Error>(&self, n: i64) -> Result<Value, E> {
         let small = i32::try_from(n).is_ok();
-        match self.scalar() {
+        match self.scalar().filter(|_| !self.is_loose()) {
             None if self.is_any() => Ok(n.into()),
             Some(Scalar::Int32 | Scalar::IntOrString) if small => Ok(n.into()),
             Some(Scalar::Int64 | Scalar::Double) => Ok(n.into()),
@@ -220,6 +227,7 @@ impl<'a> Seed<'a> {
             let seed = self.inner(ty, &path, self.owner);
             match seq.next_element_seed(seed)? {
                 None => break,
+                Some(Value::Null) if seed.is_loose() => out.push(Value::Null),
                 Some(Value::Null) => out.extend(seed.zero()),
                 Some(value) => out.push(value),
             }
@@ -237,10 +245,10 @@ impl<'a> Seed<'a> {
             let path = Path::Field(self.path, &key);
             let seed = self.inner(ty, &path, self.owner);
             let value = match map.next_value_seed(seed)? {
-                Value::Null => seed.zero(),
+                Value::Null if !seed.is_loose() => seed.zero(),
                 value => Some(value),
             };
-            if ty.is_some() && out.contains_key(&key) {
+            if (ty.is_some() || self.is_loose()) && out.contains_key(&key) {
                 self.reader.report("duplicate", &path);
             }
             if let Some(value) = value {
@@ -264,7 +272,9 @@ impl<'a> Seed<'a> {
                     let path = Path::Field(self.path, &name);
                     if def.preserve_unknown {
                         let value = map.next_value_seed(self.inner(None, &path, ""))?;
-                        out.insert(name, value);
+                        if out.insert(name.clone(), value).is_some() {
+                            self.reader.report("duplicate", &path);
+                        }
                     } else {
                         self.reader.report("unknown", &path);
                         map.next_value::<IgnoredAny>()?;
@@ -281,7 +291,7 @@ impl<'a> Seed<'a> {
             seen |= bit;
             let seed = self.inner(Some(field.ty), &path, def.short_name());
             match map.next_value_seed(seed)? {
-                Value::Null => {}
+                Value::Null if !seed.is_loose() => {}
                 value => {
                     out.insert(field.name.as_ref().to_owned(), value);
                 }
@@ -334,7 +344,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_bool<E: Error>(self, v: bool) -> Result<Value, E> {
         match self.scalar() {
             Some(Scalar::Bool) => Ok(v.into()),
-            None if self.is_any() || self.union() == Some(Union::SchemaOrBool) => Ok(v.into()),
+            None if self.union() == Some(Union::SchemaOrBool) => Ok(v.into()),
+            _ if self.is_any() => Ok(v.into()),
             _ => Err(self.mismatch("bool")),
         }
     }
@@ -355,7 +366,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
         let number = || Number::from_f64(v).map_or(Value::Null, Value::Number);
         match self.scalar() {
-            None if self.is_any() => Ok(number()),
+            // 2⁵³, as below.
+            Some(Scalar::Int64)
+                if self.is_loose() && v.fract() == 0.0 && v.abs() <= 9_007_199_254_740_992.0 =>
+            {
+                Ok((v as i64).into())
+            }
+            _ if self.is_any() => Ok(number()),
             Some(Scalar::Double) => Ok(number()),
             Some(Scalar::Quantity) => self.quantity(&v.to_string()),
             // 2⁵³: every integer below is exact as a float.
@@ -371,7 +388,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_str<E: Error>(self, v: &str) -> Result<Value, E> {
         match self.scalar() {
             Some(Scalar::String | Scalar::IntOrString | Scalar::Duration) => Ok(v.into()),
-            None if self.is_any() => Ok(v.into()),
+            _ if self.is_any() => Ok(v.into()),
             Some(Scalar::Bytes) => text::base64(v)
                 .map(Value::String)
                 .map_err(|e| self.unreadable(&e)),
@@ -398,6 +415,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 Some(Union::SchemaOrStrings) => self.items(None, seq),
                 Some(Union::SchemaOrBool) => Err(self.mismatch("array")),
             },
+            _ if self.is_loose() => self.items(None, seq),
             _ => Err(self.mismatch("array")),
         }
     }
@@ -414,6 +432,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 }
             }
             Type::Any => self.entries(None, map),
+            _ if self.is_loose() => self.entries(None, map),
             _ => Err(self.mismatch("object")),
         }
     }

@@ -1,5 +1,6 @@
 //! Component schemas: the types that paths refer to, and all that these refer to.
 
+use super::CustomKind;
 use crate::gvk::{GroupVersion, GroupVersionKind};
 use crate::schema::{Descriptions, Field, ListKind, Scalar, Schema, Struct, Type, TypeId, Union};
 use serde_json::{Map, Value, json};
@@ -18,6 +19,8 @@ pub(super) struct Components<'a> {
     /// Types of scalars and bodies that are components of their own.
     named: BTreeSet<&'static str>,
     done: Map<String, Value>,
+    /// Names of custom kinds' schemas, which are done.
+    custom: HashMap<GroupVersionKind, String>,
 }
 
 impl<'a> Components<'a> {
@@ -38,11 +41,64 @@ impl<'a> Components<'a> {
             wanted: Vec::new(),
             named: BTreeSet::new(),
             done: Map::new(),
+            custom: HashMap::new(),
         }
+    }
+
+    /// Adds a custom kind and its list.
+    pub(super) fn define(&mut self, custom: CustomKind) {
+        let CustomKind {
+            kind,
+            list_kind,
+            name,
+            mut schema,
+        } = custom;
+        if !schema.is_object() {
+            schema = json!({"type": "object"});
+        }
+        let meta = |c: &mut Self, name: &str| match c.schema.by_name(&format!("{META}.{name}")) {
+            Some(id) => c.reference(id),
+            None => json!({"type": "object"}),
+        };
+        let told = |gv: &GroupVersion, kind: &str| json!([{"group": gv.group, "kind": kind, "version": gv.version}]);
+        let (object_meta, list_meta) = (meta(self, "ObjectMeta"), meta(self, "ListMeta"));
+        let text = |what: &str| json!({"type": "string", "description": what});
+        let version = text("The version of the schema that this object is written in.");
+        let kind_text = text("The kind of object.");
+        if !schema["properties"].is_object() {
+            schema["properties"] = json!({});
+        }
+        schema["properties"]["apiVersion"] = version.clone();
+        schema["properties"]["kind"] = kind_text.clone();
+        schema["properties"]["metadata"] = json!({
+            "allOf": [object_meta], "description": "Metadata that every object has.",
+        });
+        schema["x-kubernetes-group-version-kind"] = told(self.gv, &kind);
+        let list_name = match name.rsplit_once('.') {
+            Some((package, _)) => format!("{package}.{list_kind}"),
+            None => list_kind.clone(),
+        };
+        let list = json!({
+            "type": "object", "required": ["items"],
+            "description": format!("A list of {kind} objects."),
+            "properties": {
+                "apiVersion": version, "kind": kind_text, "metadata": list_meta,
+                "items": {"type": "array", "items": {"$ref": format!("#/components/schemas/{name}")}},
+            },
+            "x-kubernetes-group-version-kind": told(self.gv, &list_kind),
+        });
+        self.custom
+            .insert(self.gv.kind(format!("{kind}List")), list_name.clone());
+        self.custom.insert(self.gv.kind(kind), name.clone());
+        self.done.insert(name, schema);
+        self.done.insert(list_name, list);
     }
 
     /// A reference to a kind's schema; any object if the schema does not know the kind.
     pub(super) fn kind(&mut self, gvk: &GroupVersionKind) -> Value {
+        if let Some(name) = self.custom.get(gvk) {
+            return json!({"$ref": format!("#/components/schemas/{name}")});
+        }
         match self.schema.kind(gvk) {
             Some(id) => self.reference(id),
             None => json!({"type": "object"}),
@@ -65,7 +121,7 @@ impl<'a> Components<'a> {
             }
             // A place first, so that a type that contains itself comes to an end.
             self.done.insert(def.name.to_string(), Value::Null);
-            let value = self.define(id, def);
+            let value = self.describe_struct(id, def);
             self.done.insert(def.name.to_string(), value);
         }
         for name in std::mem::take(&mut self.named) {
@@ -89,7 +145,7 @@ impl<'a> Components<'a> {
         json!({"$ref": format!("#/components/schemas/{name}")})
     }
 
-    fn define(&mut self, id: TypeId, def: &Struct) -> Value {
+    fn describe_struct(&mut self, id: TypeId, def: &Struct) -> Value {
         let mut out = Map::new();
         out.insert("type".to_owned(), "object".into());
         if let Some(docs) = self.docs {

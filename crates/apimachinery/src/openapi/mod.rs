@@ -27,6 +27,19 @@ pub struct ResourcePaths<'a> {
     pub subresources: &'a [(&'a str, (&'a str, &'a str, &'a str))],
 }
 
+/// A kind that a definition defines, with the schema that it states.
+#[derive(Clone, Debug)]
+pub struct CustomKind {
+    /// Kind.
+    pub kind: String,
+    /// Kind of its lists.
+    pub list_kind: String,
+    /// OpenAPI name of its type.
+    pub name: String,
+    /// `openAPIV3Schema`, which is published as it is with the fields of every object added.
+    pub schema: Value,
+}
+
 /// The OpenAPI v3 document of a group-version: paths with `x-kubernetes-action`,
 /// `x-kubernetes-group-version-kind` and the usual query parameters (`fieldValidation`,
 /// `fieldManager`, `dryRun`, `force`…), and every component schema that they reach.
@@ -37,7 +50,8 @@ pub fn v3_document(
     version: &str,
     resources: &[ResourcePaths<'_>],
 ) -> Value {
-    document(schema, None, &GroupVersion::new(group, version), resources)
+    let gv = GroupVersion::new(group, version);
+    document(schema, None, &gv, resources, Vec::new())
 }
 
 /// As [`v3_document`], with descriptions of types and fields ([`Schema::descriptions`]).
@@ -49,7 +63,20 @@ pub fn v3_document_described(
     resources: &[ResourcePaths<'_>],
 ) -> Value {
     let gv = GroupVersion::new(group, version);
-    document(schema, Some(docs), &gv, resources)
+    document(schema, Some(docs), &gv, resources, Vec::new())
+}
+
+/// As [`v3_document_described`], where some of the kinds are custom resources.
+pub fn v3_document_custom(
+    schema: &Schema,
+    docs: &Descriptions,
+    group: &str,
+    version: &str,
+    resources: &[ResourcePaths<'_>],
+    custom: Vec<CustomKind>,
+) -> Value {
+    let gv = GroupVersion::new(group, version);
+    document(schema, Some(docs), &gv, resources, custom)
 }
 
 fn document(
@@ -57,8 +84,12 @@ fn document(
     docs: Option<&Descriptions>,
     gv: &GroupVersion,
     resources: &[ResourcePaths<'_>],
+    custom: Vec<CustomKind>,
 ) -> Value {
     let mut components = components::Components::new(schema, docs, gv);
+    for kind in custom {
+        components.define(kind);
+    }
     let mut all = Map::new();
     for resource in resources {
         paths::add(&mut all, &mut components, gv, resource);

@@ -6,9 +6,11 @@
 //! one is inflated once from the committed file that `cargo xtask schema` makes.
 
 mod docs;
+mod rule;
 mod table;
 
 pub use docs::Descriptions;
+pub use rule::{Format, JsonType, Pattern, Rule};
 pub use table::TableError;
 
 use crate::gvk::GroupVersionKind;
@@ -28,6 +30,10 @@ pub struct Schema {
     names: HashMap<Box<str>, TypeId>,
     /// Types of [`Type::Any`] that are unions rather than JSON text in protobuf.
     unions: HashMap<TypeId, Union>,
+    /// Types below its end are these; own types come after them.
+    base: Option<&'static Schema>,
+    /// What validation asks of values of own types.
+    rules: HashMap<TypeId, Box<[Rule]>>,
 }
 
 /// The unions of `JSONSchemaProps`: in JSON told apart by form, in protobuf messages.
@@ -173,19 +179,66 @@ impl Schema {
         table::read(bytes)
     }
 
-    /// An empty schema to which [`add`](Self::add) adds: what custom resources compile to.
+    /// An empty schema to which [`add`](Self::add) adds.
     pub fn new() -> Schema {
         Schema::default()
     }
 
-    /// Adds a type; a struct is then found by its name.
+    /// A schema that adds to another, whose types it shares: what custom resources compile
+    /// to. Values of its own types are not type-checked while they are read: that is
+    /// validation's, which names every wrong field at once ([`crate::structural`]).
+    pub fn over(base: &'static Schema) -> Schema {
+        Schema {
+            base: Some(base),
+            ..Schema::default()
+        }
+    }
+
+    /// How many types there are below the own ones.
+    fn shared(&self) -> usize {
+        self.base.map_or(0, |b| b.types.len())
+    }
+
+    /// Whether this type came by [`add`](Self::add) to a schema [`over`](Self::over) another.
+    pub fn is_custom(&self, id: TypeId) -> bool {
+        self.base.is_some() && id.0 as usize >= self.shared()
+    }
+
+    /// Whether this schema lies over another.
+    pub fn is_overlay(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Adds a type; a struct with a name is then found by it.
     pub fn add(&mut self, ty: Type) -> TypeId {
-        let id = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
-        if let Type::Struct(s) = &ty {
+        let next = self.shared() + self.types.len();
+        let id = TypeId(u32::try_from(next).unwrap_or(u32::MAX));
+        if let Type::Struct(s) = &ty
+            && !s.name.is_empty()
+        {
             self.names.insert(s.name.clone(), id);
         }
         self.types.push(ty);
         id
+    }
+
+    /// States what validation asks of values of a type besides their form.
+    pub fn add_rules(&mut self, id: TypeId, rules: Vec<Rule>) {
+        if !rules.is_empty() {
+            self.rules.insert(id, rules.into());
+        }
+    }
+
+    /// What validation asks of values of a type.
+    pub fn rules(&self, id: TypeId) -> &[Rule] {
+        self.rules.get(&id).map_or(&[], |r| r)
+    }
+
+    /// Gives back what growing set aside: nothing is added any more.
+    pub fn shrink(&mut self) {
+        self.types.shrink_to_fit();
+        self.names.shrink_to_fit();
+        self.rules.shrink_to_fit();
     }
 
     /// States which type a kind's objects have.
@@ -195,7 +248,19 @@ impl Schema {
 
     /// The type with this index.
     pub fn get(&self, id: TypeId) -> &Type {
-        &self.types[id.0 as usize]
+        let at = id.0 as usize;
+        match self.base {
+            None => &self.types[at],
+            Some(base) => match base.types.get(at) {
+                Some(ty) => ty,
+                None => &self.types[at - base.types.len()],
+            },
+        }
+    }
+
+    /// Whether there is a type with this index.
+    pub fn has(&self, id: TypeId) -> bool {
+        (id.0 as usize) < self.shared() + self.types.len()
     }
 
     /// The struct with this index, if it is one.
@@ -212,6 +277,7 @@ impl Schema {
             .get(gvk)
             .or_else(|| self.everywhere.get(gvk.kind.as_str()))
             .copied()
+            .or_else(|| self.base?.kind(gvk))
     }
 
     /// All kinds with their types, except those that every group has; in no order.
@@ -221,12 +287,16 @@ impl Schema {
 
     /// A struct type by its OpenAPI name.
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
-        self.names.get(name).copied()
+        let own = self.names.get(name).copied();
+        own.or_else(|| self.base?.by_name(name))
     }
 
     /// Which union a [`Type::Any`] is, if one.
     pub fn union(&self, id: TypeId) -> Option<Union> {
-        self.unions.get(&id).copied()
+        match self.base {
+            None => self.unions.get(&id).copied(),
+            Some(base) => base.unions.get(&id).copied(),
+        }
     }
 
     /// Descriptions of the built-in types, inflated anew at each call: for `kubectl explain`.

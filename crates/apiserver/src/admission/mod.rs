@@ -26,7 +26,7 @@ pub(crate) async fn mutate(
     old: Option<&Value>,
 ) -> Result<(), Status> {
     namespace::mutate(call, operation, new).await?;
-    if call.row.group.is_empty() && call.row.plural == "pods" && call.subresource.is_empty() {
+    if call.row.group().is_empty() && call.row.plural() == "pods" && call.subresource.is_empty() {
         if operation == Operation::Create {
             service_account::mutate(call, new).await?;
             pod_defaults::priority(call, new)?;

@@ -14,7 +14,7 @@ pub(super) async fn mutate(
     operation: Operation,
     new: &mut Value,
 ) -> Result<(), Status> {
-    if call.row.plural == "namespaces" && call.row.group.is_empty() {
+    if call.row.plural() == "namespaces" && call.row.group().is_empty() {
         if call.subresource.is_empty() || operation == Operation::Create {
             let name = meta::text(new, "name").to_owned();
             let m = meta::of_mut(new);
@@ -25,7 +25,7 @@ pub(super) async fn mutate(
         }
         return Ok(());
     }
-    if !call.row.namespaced || operation != Operation::Create {
+    if !call.row.namespaced() || operation != Operation::Create {
         return Ok(());
     }
     let find = || call.core.peek("", "namespaces", "", call.namespace);
@@ -55,7 +55,9 @@ pub(super) async fn mutate(
 }
 
 pub(super) fn validate_delete(call: &Call<'_>) -> Result<(), Status> {
-    if call.row.plural == "namespaces" && call.row.group.is_empty() && IMMORTAL.contains(&call.name)
+    if call.row.plural() == "namespaces"
+        && call.row.group().is_empty()
+        && IMMORTAL.contains(&call.name)
     {
         return Err(call.forbidden("this namespace may not be deleted"));
     }

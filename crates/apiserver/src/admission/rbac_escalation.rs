@@ -6,7 +6,7 @@ use apimachinery::Status;
 use serde_json::Value;
 
 pub(super) fn validate(call: &Call<'_>, new: &Value, old: Option<&Value>) -> Result<(), Status> {
-    if call.row.group != "rbac.authorization.k8s.io" || call.user.in_group("system:masters") {
+    if call.row.group() != "rbac.authorization.k8s.io" || call.user.in_group("system:masters") {
         return Ok(());
     }
     let may = |verb: &str, resource: &str, namespace: &str, name: &str| {
@@ -23,12 +23,12 @@ pub(super) fn validate(call: &Call<'_>, new: &Value, old: Option<&Value>) -> Res
             },
         )
     };
-    match call.row.plural {
+    match call.row.known() {
         "roles" | "clusterroles" => {
             let same = old.is_some_and(|o| {
                 o["rules"] == new["rules"] && o["aggregationRule"] == new["aggregationRule"]
             });
-            if same || may("escalate", call.row.plural, call.namespace, call.name) {
+            if same || may("escalate", call.row.plural(), call.namespace, call.name) {
                 return Ok(());
             }
             covered(call, &rules_of(new))?;

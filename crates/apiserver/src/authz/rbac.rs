@@ -141,7 +141,7 @@ impl std::fmt::Debug for Authorizer {
 impl Authorizer {
     /// Over the four RBAC kinds of a cache.
     pub(crate) fn new(cache: &Cache) -> Self {
-        let kind = |plural| cache.named(GROUP, plural).cloned();
+        let kind = |plural| cache.named(GROUP, plural);
         let kinds = (|| {
             Some([
                 kind("clusterroles")?,

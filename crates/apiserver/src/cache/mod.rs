@@ -1,6 +1,9 @@
 //! The watch cache: every kind's objects as the store last told, and a ring of its latest
 //! events that all watchers read from.
 //!
+//! Kinds of custom resources come and go with their definitions, which the cache takes from
+//! the very stream of events that it serves.
+//!
 //! Filled at start by one range and fed by one watch. Reads are consistent: they wait
 //! until the cache has reached the store's revision. Start with [`Cache::start`].
 
@@ -11,13 +14,17 @@ pub(crate) use object::{Object, encode};
 pub(crate) use source::{Next, Source};
 
 use crate::config::Limits;
+use crate::definitions::{self, Definitions};
+use crate::row::Row;
 use api::Resource;
 use apimachinery::Status;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use store::{EventKind, RangeRequest, Revision, Store, WatchItem};
@@ -86,8 +93,12 @@ type Objects = BTreeMap<Arc<str>, Arc<Object>>;
 /// One kind's objects and latest events.
 #[derive(Debug)]
 pub(crate) struct Kind {
-    /// The row under which objects are stored.
-    pub(crate) row: &'static Resource,
+    pub(crate) group: Box<str>,
+    pub(crate) plural: Box<str>,
+    /// The row under which objects are stored; none for custom resources.
+    pub(crate) table: Option<&'static Resource>,
+    /// Its definition was deleted: watches end.
+    gone: AtomicBool,
     state: RwLock<State>,
     /// Sequence number after the newest event; told after the state has it.
     end: watch::Sender<u64>,
@@ -107,11 +118,15 @@ struct State {
     revision: u64,
 }
 
+/// Kinds by group, then plural.
+type Kinds = HashMap<Box<str>, Arc<HashMap<Box<str>, Arc<Kind>>>>;
+
 /// All kinds.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    /// By group, then plural.
-    kinds: HashMap<&'static str, HashMap<&'static str, Arc<Kind>>>,
+    kinds: ArcSwap<Kinds>,
+    /// What custom resources there are.
+    pub(crate) definitions: Arc<Definitions>,
     applied: watch::Sender<u64>,
     limits: Limits,
 }
@@ -123,26 +138,21 @@ impl Cache {
         limits: Limits,
         scope: &lifecycle::Scope,
     ) -> Result<Arc<Self>, store::Error> {
-        let mut kinds: HashMap<_, HashMap<_, _>> = HashMap::new();
+        let mut kinds: HashMap<Box<str>, HashMap<_, _>> = HashMap::new();
         for row in api::resources()
             .iter()
             .filter(|r| r.stored && r.stored_as.is_none())
         {
-            let (end, _) = watch::channel(0);
             kinds
-                .entry(row.group)
+                .entry(row.group.into())
                 .or_default()
-                .entry(row.plural)
-                .or_insert_with(|| {
-                    Arc::new(Kind {
-                        row,
-                        state: RwLock::default(),
-                        end,
-                    })
-                });
+                .entry(row.plural.into())
+                .or_insert_with(|| Arc::new(Kind::new(row.group, row.plural, Some(row))));
         }
+        let kinds: Kinds = kinds.into_iter().map(|(g, k)| (g, Arc::new(k))).collect();
         let cache = Arc::new(Self {
-            kinds,
+            kinds: ArcSwap::from_pointee(kinds),
+            definitions: Arc::default(),
             applied: watch::Sender::new(0),
             limits,
         });
@@ -153,21 +163,72 @@ impl Cache {
     }
 
     /// The kind that holds a row's objects.
-    pub(crate) fn kind(&self, row: &Resource) -> Option<&Arc<Kind>> {
-        match row.stored_as {
-            None => self.named(row.group, row.plural),
-            Some((group, _)) => self.named(group, row.plural),
+    pub(crate) fn kind(&self, row: &Row) -> Option<Arc<Kind>> {
+        match row {
+            Row::Builtin(r) => {
+                let group = r.stored_as.map_or(r.group, |(g, _)| g);
+                self.named(group, r.plural)
+            }
+            Row::Custom(_) => self.named(row.group(), row.plural()),
         }
     }
 
     /// The kind by group and plural.
-    pub(crate) fn named(&self, group: &str, plural: &str) -> Option<&Arc<Kind>> {
-        self.kinds.get(group)?.get(plural)
+    pub(crate) fn named(&self, group: &str, plural: &str) -> Option<Arc<Kind>> {
+        self.kinds.load().get(group)?.get(plural).cloned()
     }
 
     /// Every kind.
-    pub(crate) fn kinds(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.kinds.values().flat_map(HashMap::values)
+    pub(crate) fn kinds(&self) -> Vec<Arc<Kind>> {
+        let kinds = self.kinds.load();
+        kinds.values().flat_map(|g| g.values().cloned()).collect()
+    }
+
+    /// Takes a definition in; its kind is there from now on.
+    fn define(&self, object: &Arc<Object>) {
+        let Some(d) = self.definitions.define(object) else {
+            return;
+        };
+        let (group, plural) = (&*d.names.group, &*d.names.plural);
+        // A definition in the way of a built-in kind gets none of its own.
+        if self.named(group, plural).is_none() {
+            let kind = Arc::new(Kind::new(group, plural, None));
+            self.change(group, |k| {
+                k.insert(plural.into(), kind.clone());
+            });
+        }
+    }
+
+    /// Drops a definition and its kind; watches of that end.
+    fn undefine(&self, name: &str) {
+        let Some((plural, group)) = name.split_once('.') else {
+            return;
+        };
+        self.definitions.remove(group, plural);
+        if let Some(kind) = self.named(group, plural).filter(|k| k.table.is_none()) {
+            self.change(group, |k| {
+                k.remove(plural);
+            });
+            kind.gone.store(true, Ordering::Release);
+            kind.end.send_modify(|_| {});
+        }
+    }
+
+    fn change(&self, group: &str, f: impl Fn(&mut HashMap<Box<str>, Arc<Kind>>)) {
+        self.kinds.rcu(|all| {
+            let mut all = Kinds::clone(all);
+            let mut inner = all
+                .get(group)
+                .map(|g| HashMap::clone(g))
+                .unwrap_or_default();
+            f(&mut inner);
+            if inner.is_empty() {
+                all.remove(group);
+            } else {
+                all.insert(group.into(), Arc::new(inner));
+            }
+            all
+        });
     }
 
     /// Newest revision that every kind has.
@@ -199,45 +260,23 @@ impl Cache {
 
     /// Reads everything at one revision.
     async fn fill(&self, store: &dyn Store) -> Result<Revision, store::Error> {
-        let mut at = None;
-        let mut after = None;
-        let mut fresh: HashMap<(&str, &str), Objects> = HashMap::new();
-        let revision = loop {
-            let page = store
-                .range(RangeRequest {
-                    prefix: ROOT.to_owned(),
-                    after: after.take(),
-                    limit: FILL_PAGE,
-                    at,
-                })
-                .await?;
-            at = Some(page.revision);
-            for record in &page.records {
-                let Some((kind, key)) = self.locate(&record.key) else {
-                    continue;
-                };
-                if let Some(o) = Object::parse(
-                    kind.row,
-                    key.clone(),
-                    record.value.clone(),
-                    record.modified.0,
-                ) {
-                    fresh
-                        .entry((kind.row.group, kind.row.plural))
-                        .or_default()
-                        .insert(key, Arc::new(o));
-                }
+        // Definitions first: they say which other keys are objects.
+        let mut fresh: HashMap<String, Objects> = HashMap::new();
+        let defined = store_prefix(definitions::GROUP, definitions::PLURAL);
+        let at = self.read(store, &defined, None, &mut fresh).await?;
+        let found = fresh.remove(&defined).unwrap_or_default();
+        for gone in self.definitions.all() {
+            if !found.contains_key(&*gone.name) {
+                self.undefine(&gone.name);
             }
-            if page.remaining == 0 || page.records.is_empty() {
-                break page.revision;
-            }
-            after = page.records.last().map(|r| r.key.to_string());
-        };
+        }
+        for object in found.values() {
+            self.define(object);
+        }
+        let revision = self.read(store, ROOT, Some(at), &mut fresh).await?;
         for kind in self.kinds() {
             let mut state = kind.state.write();
-            state.items = fresh
-                .remove(&(kind.row.group, kind.row.plural))
-                .unwrap_or_default();
+            state.items = fresh.remove(&kind.prefix()).unwrap_or_default();
             // Watchers behind this point have missed events: they must list again.
             state.first += state.ring.len() as u64 + 1;
             state.ring.clear();
@@ -250,6 +289,47 @@ impl Cache {
         }
         self.applied.send_replace(revision.0);
         Ok(revision)
+    }
+
+    /// Reads all objects below a key at one revision, by the prefixes of their kinds.
+    async fn read(
+        &self,
+        store: &dyn Store,
+        prefix: &str,
+        mut at: Option<Revision>,
+        out: &mut HashMap<String, Objects>,
+    ) -> Result<Revision, store::Error> {
+        let mut after = None;
+        loop {
+            let page = store
+                .range(RangeRequest {
+                    prefix: prefix.to_owned(),
+                    after: after.take(),
+                    limit: FILL_PAGE,
+                    at,
+                })
+                .await?;
+            at = Some(page.revision);
+            for record in &page.records {
+                let Some((kind, key)) = self.locate(&record.key) else {
+                    continue;
+                };
+                if let Some(o) = Object::parse(
+                    kind.table,
+                    key.clone(),
+                    record.value.clone(),
+                    record.modified.0,
+                ) {
+                    out.entry(kind.prefix())
+                        .or_default()
+                        .insert(key, Arc::new(o));
+                }
+            }
+            if page.remaining == 0 || page.records.is_empty() {
+                return Ok(page.revision);
+            }
+            after = page.records.last().map(|r| r.key.to_string());
+        }
     }
 
     /// Applies the store's events for ever.
@@ -286,9 +366,7 @@ impl Cache {
             WatchItem::Progress(revision) => revision,
             WatchItem::Events(events) => {
                 for event in events.iter() {
-                    if let Some((kind, key)) = self.locate(&event.record.key) {
-                        kind.apply(key, event, &self.limits);
-                    }
+                    self.apply_event(event);
                 }
                 events.last().map_or(Revision(0), |e| e.record.modified)
             }
@@ -301,8 +379,29 @@ impl Cache {
         Revision(self.applied())
     }
 
+    fn apply_event(&self, event: &store::Event) {
+        let Some((kind, key)) = self.locate(&event.record.key) else {
+            return;
+        };
+        kind.apply(key.clone(), event, &self.limits);
+        let deleted = event.kind == EventKind::Deleted;
+        if &*kind.group == definitions::GROUP && &*kind.plural == definitions::PLURAL {
+            match kind.get("", &key) {
+                Some(object) => self.define(&object),
+                None => self.undefine(&key),
+            }
+        } else if deleted
+            && kind.table.is_none()
+            && let Some(d) = self.definitions.get(&kind.group, &kind.plural)
+            && d.deleting
+            && kind.len() == 0
+        {
+            self.definitions.look_at(&d.name);
+        }
+    }
+
     /// Which kind a store key belongs to, and the object's key in it.
-    fn locate(&self, key: &str) -> Option<(&Arc<Kind>, Arc<str>)> {
+    fn locate(&self, key: &str) -> Option<(Arc<Kind>, Arc<str>)> {
         let mut parts = key.strip_prefix(ROOT)?.splitn(3, '/');
         let (group, plural, rest) = (parts.next()?, parts.next()?, parts.next()?);
         let group = if group == "core" { "" } else { group };
@@ -312,15 +411,18 @@ impl Cache {
 }
 
 /// The store key of an object.
-pub(crate) fn store_key(row: &Resource, key: &str) -> String {
-    format!("{}{key}", store_prefix(row))
+pub(crate) fn store_key(row: &Row, key: &str) -> String {
+    let group = match row {
+        Row::Builtin(r) => r.stored_as.map_or(r.group, |(g, _)| g),
+        Row::Custom(_) => row.group(),
+    };
+    format!("{}{key}", store_prefix(group, row.plural()))
 }
 
-/// What all store keys of a row start with.
-pub(crate) fn store_prefix(row: &Resource) -> String {
-    let group = row.stored_as.map_or(row.group, |(g, _)| g);
+/// What all store keys of a kind start with.
+fn store_prefix(group: &str, plural: &str) -> String {
     let group = if group.is_empty() { "core" } else { group };
-    format!("{ROOT}{group}/{}/", row.plural)
+    format!("{ROOT}{group}/{plural}/")
 }
 
 /// `namespace/name`, or `name` for cluster-scoped objects.
@@ -333,6 +435,28 @@ pub(crate) fn object_key(namespace: &str, name: &str) -> String {
 }
 
 impl Kind {
+    fn new(group: &str, plural: &str, table: Option<&'static Resource>) -> Self {
+        let (end, _) = watch::channel(0);
+        Self {
+            group: group.into(),
+            plural: plural.into(),
+            table,
+            gone: AtomicBool::new(false),
+            state: RwLock::default(),
+            end,
+        }
+    }
+
+    /// What all its store keys start with.
+    pub(crate) fn prefix(&self) -> String {
+        store_prefix(&self.group, &self.plural)
+    }
+
+    /// Whether its definition was deleted.
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
     /// One object.
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let state = self.state.read();
@@ -401,9 +525,12 @@ impl Kind {
                 Some(previous),
             )
         } else {
-            let Some(object) =
-                Object::parse(self.row, key.clone(), event.record.value.clone(), revision)
-            else {
+            let Some(object) = Object::parse(
+                self.table,
+                key.clone(),
+                event.record.value.clone(),
+                revision,
+            ) else {
                 tracing::error!(key = %event.record.key, revision, "stored object can't be read");
                 return;
             };

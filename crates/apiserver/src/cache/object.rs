@@ -4,10 +4,13 @@
 //! Stored bytes start `{"kind":…,"apiVersion":…,"metadata":{` and hold no resourceVersion:
 //! it is the store's revision, spliced in on the way out.
 
+use crate::row::Row;
 use api::Resource;
+use apimachinery::json_path::JsonPath;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +24,8 @@ pub(crate) struct Object {
     pub(crate) key: Arc<str>,
     /// Its resourceVersion.
     pub(crate) revision: u64,
+    /// Revision at which the bytes were written: lower for what a deletion shows.
+    pub(crate) written: u64,
     /// As stored.
     pub(crate) bytes: Bytes,
     /// Where the first field of metadata starts.
@@ -33,13 +38,16 @@ pub(crate) struct Object {
 impl Object {
     /// Reads what is needed from stored bytes; `None` when they are no object.
     pub(crate) fn parse(
-        row: &Resource,
+        table: Option<&'static Resource>,
         key: Arc<str>,
         bytes: Bytes,
         revision: u64,
     ) -> Option<Self> {
         let splice = find(&bytes, METADATA)? + METADATA.len();
-        let paths: Vec<(&str, &str)> = row.selectable.iter().map(|s| field_path(row, s)).collect();
+        let paths: Vec<(&str, &str)> = match table {
+            Some(row) => row.selectable.iter().map(|s| field_path(row, s)).collect(),
+            None => Vec::new(),
+        };
         let mut picked = Picked {
             labels: BTreeMap::new(),
             fields: paths.iter().map(|(_, absent)| (*absent).into()).collect(),
@@ -55,6 +63,7 @@ impl Object {
         Some(Self {
             key,
             revision,
+            written: revision,
             bytes,
             splice,
             labels: picked
@@ -67,10 +76,15 @@ impl Object {
     }
 
     /// An object that this process has just encoded.
-    pub(crate) fn made(row: &Resource, key: Arc<str>, bytes: Bytes, revision: u64) -> Self {
-        Self::parse(row, key.clone(), bytes.clone(), revision).unwrap_or(Self {
+    pub(crate) fn made(row: &Row, key: Arc<str>, bytes: Bytes, revision: u64) -> Self {
+        let table = match row.stored_row() {
+            Row::Builtin(table) => Some(table),
+            Row::Custom(_) => None,
+        };
+        Self::parse(table, key.clone(), bytes.clone(), revision).unwrap_or(Self {
             key,
             revision,
+            written: revision,
             splice: bytes.len(),
             bytes,
             labels: Box::default(),
@@ -83,6 +97,7 @@ impl Object {
         Self {
             key: self.key.clone(),
             revision,
+            written: self.written,
             bytes: self.bytes.clone(),
             splice: self.splice,
             labels: self.labels.clone(),
@@ -109,16 +124,27 @@ impl Object {
     }
 
     /// A selectable field's value, empty when absent.
-    pub(crate) fn field(&self, row: &Resource, path: &str) -> &str {
-        match path {
-            "metadata.name" => self.name(),
-            "metadata.namespace" => self.namespace(),
-            _ => row
+    pub(crate) fn field(&self, row: &Row, path: &str) -> Cow<'_, str> {
+        match (path, row) {
+            ("metadata.name", _) => self.name().into(),
+            ("metadata.namespace", _) => self.namespace().into(),
+            (_, Row::Builtin(row)) => row
                 .selectable
                 .iter()
                 .position(|s| *s == path)
                 .and_then(|i| self.fields.get(i))
-                .map_or("", |v| v),
+                .map_or("", |v| v)
+                .into(),
+            // Read when asked for: which fields there are changes with the definition.
+            (_, Row::Custom(_)) => {
+                let value = self.value();
+                let found = JsonPath::parse(path).ok();
+                match found.as_ref().and_then(|p| p.first(&value)) {
+                    Some(Value::String(s)) => s.clone().into(),
+                    Some(v @ (Value::Bool(_) | Value::Number(_))) => v.to_string().into(),
+                    _ => "".into(),
+                }
+            }
         }
     }
 

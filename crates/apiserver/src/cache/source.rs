@@ -4,7 +4,7 @@
 //! A watcher holds a position, not a queue. One that does not keep up finds its position
 //! gone from the ring and reads on from the store; only what is compacted is lost to it.
 
-use super::{Cache, Change, Event, Kind, Object, Snapshot, store_prefix};
+use super::{Cache, Change, Event, Kind, Object, Snapshot};
 use apimachinery::Status;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -22,6 +22,8 @@ pub(crate) enum Next {
     Event(Arc<Event>),
     /// Everything there is has been yielded.
     CaughtUp,
+    /// The kind is gone.
+    Ended,
 }
 
 /// A watcher's events.
@@ -122,7 +124,7 @@ impl Source {
     }
 
     async fn open_history(&mut self) -> Result<(), Status> {
-        let prefix = store_prefix(self.kind.row);
+        let prefix = self.kind.prefix();
         let events = self
             .store
             .watch(&prefix, Some(Revision(self.reached)))
@@ -165,6 +167,9 @@ impl Source {
                         continue;
                     }
                     self.reached = self.reached.max(applied);
+                    if self.kind.is_gone() {
+                        return Ok(Next::Ended);
+                    }
                     if applied > self.told {
                         self.told = applied;
                         return Ok(Next::CaughtUp);
@@ -203,16 +208,12 @@ impl Source {
 
 /// An event of the store's history.
 fn historic(kind: &Kind, event: &store::Event) -> Option<Arc<Event>> {
-    let key: Arc<str> = event
-        .record
-        .key
-        .strip_prefix(&store_prefix(kind.row))?
-        .into();
+    let key: Arc<str> = event.record.key.strip_prefix(&kind.prefix())?.into();
     let revision = event.record.modified.0;
     let previous = event
         .previous
         .clone()
-        .and_then(|b| Object::parse(kind.row, key.clone(), b, revision))
+        .and_then(|b| Object::parse(kind.table, key.clone(), b, revision))
         .map(Arc::new);
     Some(match event.kind {
         EventKind::Deleted => {
@@ -221,7 +222,7 @@ fn historic(kind: &Kind, event: &store::Event) -> Option<Arc<Event>> {
         }
         made => {
             let object = Arc::new(Object::parse(
-                kind.row,
+                kind.table,
                 key,
                 event.record.value.clone(),
                 revision,

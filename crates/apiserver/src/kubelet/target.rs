@@ -73,7 +73,7 @@ async fn proxy(call: &Call<'_>, query: &Query, tail: &str) -> Result<String, Sta
     let (scheme, name, port) = split(call.name);
     let object = call.view(&*Call { name, ..*call }.current().await?);
     let scheme = if scheme.is_empty() { "http" } else { scheme };
-    let base = match call.row.plural {
+    let base = match call.row.known() {
         "nodes" => kubelet_base(call, &object)?,
         "pods" => {
             let ip = object["status"]["podIP"].as_str().unwrap_or_default();

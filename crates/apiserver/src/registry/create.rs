@@ -3,6 +3,7 @@
 use super::{Call, meta, write_failed};
 use crate::admission::{self, Operation};
 use crate::cache::{Object, object_key};
+use crate::row::Row;
 use crate::server_state::Core;
 use apimachinery::{FieldError, Status};
 use serde_json::Value;
@@ -29,8 +30,18 @@ pub(crate) async fn create(
     tracking: Tracking,
 ) -> Result<Arc<Object>, Status> {
     let row = call.row;
-    if !row.stored {
-        return Err(Status::method_not_allowed(row.group, row.plural, "create"));
+    if matches!(row, Row::Custom(c) if c.deleting) {
+        let mut refused = Status::method_not_allowed(row.group(), row.plural(), "create");
+        refused.message =
+            "create not allowed while custom resource definition is terminating".to_owned();
+        return Err(refused);
+    }
+    if !row.stored() {
+        return Err(Status::method_not_allowed(
+            row.group(),
+            row.plural(),
+            "create",
+        ));
     }
     let generated = meta::text(&value, "name").is_empty();
     for _ in 1..if generated { GENERATE_TRIES } else { 1 } {
@@ -49,34 +60,34 @@ async fn attempt(
 ) -> Result<Arc<Object>, Status> {
     let row = call.row;
     check_identity(call, &value)?;
-    if row.status && !row.status_on_create {
+    if row.status() && !row.status_on_create() {
         value.as_object_mut().map(|o| o.remove("status"));
     }
     fill_metadata(call, &mut value);
-    (row.default)(&mut value);
+    row.default(&mut value);
     let name = meta::text(&value, "name").to_owned();
     let call = &Call {
         name: &name,
         ..*call
     };
     admission::mutate(call, Operation::Create, &mut value, None).await?;
-    (row.default)(&mut value);
+    row.default(&mut value);
     if tracking == Tracking::Update {
         call.track(None, &mut value)?;
     }
-    (row.prepare_create)(&mut value);
+    row.prepare_create(&mut value);
     let reservation = call.core.services.assign(row, &mut value, None)?;
     meta::tidy(&mut value);
     let errors = errors_of(call, &value);
     if !errors.is_empty() {
-        return Err(Status::invalid(row.group, row.kind, &name, &errors));
+        return Err(Status::invalid(row.group(), row.kind(), &name, &errors));
     }
     admission::validate(call, Operation::Create, &value, None).await?;
     let key = object_key(call.namespace, &name);
     if call.dry_run {
         call.core.fresh().await?;
         if call.core.kind(row)?.get(call.namespace, &name).is_some() {
-            return Err(Status::already_exists(row.group, row.plural, &name));
+            return Err(Status::already_exists(row.group(), row.plural(), &name));
         }
         return Ok(call.unwritten(&key, &value, 0));
     }
@@ -91,7 +102,7 @@ async fn attempt(
 /// Name, namespace, uid and resourceVersion that the client sent must fit the request.
 fn check_identity(call: &Call<'_>, value: &Value) -> Result<(), Status> {
     let sent = meta::text(value, "namespace");
-    if call.row.namespaced {
+    if call.row.namespaced() {
         if call.namespace.is_empty() {
             return Err(Status::bad_request(
                 "an empty namespace may not be set during creation",
@@ -146,14 +157,14 @@ fn fill_metadata(call: &Call<'_>, value: &mut Value) {
         meta.remove(key);
     }
     meta.insert("name".to_owned(), name.into());
-    if call.row.namespaced {
+    if call.row.namespaced() {
         meta.insert("namespace".to_owned(), call.namespace.into());
     } else {
         meta.remove("namespace");
     }
     meta.insert("uid".to_owned(), core.uid().into());
     meta.insert("creationTimestamp".to_owned(), core.timestamp().into());
-    if call.row.generation {
+    if call.row.generation() {
         meta.insert("generation".to_owned(), 1.into());
     }
 }
@@ -169,13 +180,13 @@ fn errors_of(call: &Call<'_>, value: &Value) -> Vec<FieldError> {
             ));
         }
         Some(text) => {
-            if let Err(e) = (call.row.validate_name)(text) {
+            if let Err(e) = call.row.validate_name(text) {
                 errors.push(FieldError::invalid("metadata.name", name, e));
             }
         }
     }
     errors.extend(meta::validate(value));
-    for e in (call.row.validate)(value) {
+    for e in call.row.validate(value) {
         if !errors.contains(&e) {
             errors.push(e);
         }

@@ -4,6 +4,7 @@ use super::update::gone_with_this;
 use super::{Call, WRITE_TRIES, meta, write_failed};
 use crate::admission::{self, Operation};
 use crate::cache::Object;
+use crate::definitions;
 use crate::server_state::rfc3339;
 use apimachinery::Status;
 use jiff::SignedDuration;
@@ -116,14 +117,18 @@ pub(crate) async fn delete(call: &Call<'_>, options: &DeleteOptions) -> Result<D
             Err(e) => return Err(write_failed(call, call.name, e)),
         }
     }
-    Err(Status::modified(call.row.group, call.row.plural, call.name))
+    Err(Status::modified(
+        call.row.group(),
+        call.row.plural(),
+        call.name,
+    ))
 }
 
 fn check(call: &Call<'_>, options: &DeleteOptions, value: &Value) -> Result<(), Status> {
     let conflict = |what: &str, asked: &str, is: &str| {
         Status::conflict(
-            call.row.group,
-            call.row.plural,
+            call.row.group(),
+            call.row.plural(),
             call.name,
             format!(
                 "Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}"
@@ -149,9 +154,13 @@ fn check(call: &Call<'_>, options: &DeleteOptions, value: &Value) -> Result<(), 
 /// without a reason to wait comes back unchanged and without a deletionTimestamp.
 fn begin(call: &Call<'_>, options: &DeleteOptions, old: &Value) -> (Value, bool) {
     let mut new = old.clone();
-    let finalizers = finalizers_for(options.propagation, old);
+    let mut finalizers = finalizers_for(options.propagation, old);
+    let defines = call.row.known() == definitions::PLURAL;
+    if defines && !meta::deleting(old) && !finalizers.iter().any(|f| f == definitions::FINALIZER) {
+        finalizers.push(definitions::FINALIZER.to_owned());
+    }
     let grace = grace_of(call, options, old);
-    let namespace_content = call.row.plural == "namespaces"
+    let namespace_content = call.row.known() == "namespaces"
         && new["spec"]["finalizers"]
             .as_array()
             .is_some_and(|f| !f.is_empty());
@@ -178,16 +187,22 @@ fn begin(call: &Call<'_>, options: &DeleteOptions, old: &Value) -> (Value, bool)
         let at = began + SignedDuration::from_secs(grace);
         m.insert("deletionTimestamp".to_owned(), rfc3339(at).into());
         m.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
-        if call.row.generation
+        if call.row.generation()
             && let Some(g) = m.get("generation").and_then(Value::as_i64)
         {
             m.insert("generation".to_owned(), (g + 1).into());
         }
     }
-    if call.row.plural == "namespaces" {
+    if call.row.known() == "namespaces" {
         // Namespaces have no grace period, and their phase tells that they go.
         meta::of_mut(&mut new).remove("deletionGracePeriodSeconds");
         new["status"]["phase"] = "Terminating".into();
+    }
+    if defines && !meta::deleting(old) {
+        let message =
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+        let pending = ("Terminating", true, "InstanceDeletionPending", message);
+        definitions::set_condition(&mut new["status"], pending, &call.core.timestamp());
     }
     let changed = new != *old;
     (new, changed)
@@ -195,7 +210,7 @@ fn begin(call: &Call<'_>, options: &DeleteOptions, old: &Value) -> (Value, bool)
 
 /// Only pods have a grace period.
 fn grace_of(call: &Call<'_>, options: &DeleteOptions, pod: &Value) -> i64 {
-    if call.row.plural != "pods" || !call.row.group.is_empty() {
+    if call.row.known() != "pods" {
         return 0;
     }
     let unscheduled = pod["spec"]["nodeName"]
@@ -240,10 +255,10 @@ fn finalizers_for(propagation: Option<Propagation>, old: &Value) -> Vec<String> 
 pub(crate) fn success(call: &Call<'_>, object: &Object) -> Value {
     let value = object.value();
     let mut details = json!({
-        "name": object.name(), "kind": call.row.plural, "uid": value["metadata"]["uid"],
+        "name": object.name(), "kind": call.row.plural(), "uid": value["metadata"]["uid"],
     });
-    if !call.row.group.is_empty() {
-        details["group"] = call.row.group.into();
+    if !call.row.group().is_empty() {
+        details["group"] = call.row.group().into();
     }
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,

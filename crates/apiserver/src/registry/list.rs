@@ -1,9 +1,9 @@
 //! Lists: selectors, paging at one revision, and where each page is read.
 
-use crate::cache::{Cache, Kind, Object, Snapshot, store_prefix};
+use crate::cache::{Cache, Kind, Object, Snapshot};
 use crate::http::request::Query;
+use crate::row::Row;
 use crate::server_state::Core;
-use api::Resource;
 use apimachinery::Status;
 use apimachinery::selector::{FieldSelector, LabelSelector};
 use base64::Engine as _;
@@ -15,7 +15,7 @@ use store::{RangeRequest, Revision};
 /// Which objects a list or watch is about.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    pub(crate) row: Option<&'static Resource>,
+    pub(crate) row: Option<Row>,
     pub(crate) namespace: String,
     pub(crate) labels: LabelSelector,
     pub(crate) fields: FieldSelector,
@@ -26,11 +26,7 @@ impl Filter {
     ///
     /// # Errors
     /// 400 for malformed selectors and fields that the kind can't be chosen by.
-    pub(crate) fn parse(
-        row: &'static Resource,
-        namespace: &str,
-        query: &Query,
-    ) -> Result<Self, Status> {
+    pub(crate) fn parse(row: &Row, namespace: &str, query: &Query) -> Result<Self, Status> {
         let labels = query
             .get("labelSelector")
             .map(LabelSelector::parse)
@@ -40,26 +36,27 @@ impl Filter {
             .map(FieldSelector::parse)
             .transpose()?
             .unwrap_or_default();
+        let stored = row.stored_row();
         for (path, _, _) in &mut fields.requirements {
             // Events are stored under their core names.
-            if row.stored_as.is_some()
+            if row.stored_elsewhere()
                 && let Some(rest) = path.strip_prefix("regarding.")
             {
                 *path = format!("involvedObject.{rest}");
             }
             let known = matches!(path.as_str(), "metadata.name" | "metadata.namespace")
-                || stored(row).selectable.contains(&path.as_str());
+                || stored.selectable(path);
             if !known {
                 return Err(Status::bad_request(format!(
                     "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {path}",
-                    format!("{}, Resource={}", super::api_version(row), row.plural),
+                    format!("{}, Resource={}", row.api_version(), row.plural()),
                     query.get("labelSelector").unwrap_or_default(),
                     query.get("fieldSelector").unwrap_or_default(),
                 )));
             }
         }
         Ok(Self {
-            row: Some(stored(row)),
+            row: Some(stored),
             namespace: namespace.to_owned(),
             labels: labels.unwrap_or_default(),
             fields,
@@ -73,19 +70,19 @@ impl Filter {
             && (self.fields.requirements.is_empty()
                 || self
                     .row
-                    .is_some_and(|row| self.fields.matches(|path| o.field(row, path))))
+                    .as_ref()
+                    .is_some_and(|row| self.fields_match(row, o)))
+    }
+
+    fn fields_match(&self, row: &Row, o: &Object) -> bool {
+        let mut all = self.fields.requirements.iter();
+        all.all(|(path, value, equal)| (o.field(row, path) == *value) == *equal)
     }
 
     /// Whether every object of the namespace matches.
     pub(crate) fn is_all(&self) -> bool {
         self.labels.requirements.is_empty() && self.fields.requirements.is_empty()
     }
-}
-
-fn stored(row: &'static Resource) -> &'static Resource {
-    row.stored_as
-        .and_then(|(g, v)| api::find(g, v, row.plural))
-        .unwrap_or(row)
 }
 
 /// One page of a list.
@@ -183,10 +180,9 @@ pub(crate) fn revision_parameter(query: &Query) -> Result<Option<u64>, Status> {
 /// Reads one page.
 pub(crate) async fn list(core: &Arc<Core>, filter: &Filter, query: &Query) -> Result<Page, Status> {
     let options = Options::parse(query)?;
-    let row = filter
-        .row
-        .ok_or_else(|| Status::internal("list without a kind"))?;
-    let kind = core.kind(row)?;
+    let row = filter.row.as_ref();
+    let row = row.ok_or_else(|| Status::internal("list without a kind"))?;
+    let kind = &core.kind(row)?;
     if options.at_least > 0 {
         core.cache.reach(options.at_least).await?;
     }
@@ -222,7 +218,7 @@ async fn from_store(
     after: Option<&str>,
     at: u64,
 ) -> Result<Snapshot, Status> {
-    let base = store_prefix(kind.row);
+    let base = kind.prefix();
     let prefix = if filter.namespace.is_empty() {
         base.clone()
     } else {
@@ -250,7 +246,7 @@ async fn from_store(
         .into_iter()
         .filter_map(|r| {
             let key = r.key.strip_prefix(&base)?.into();
-            Object::parse(kind.row, key, r.value, r.modified.0).map(Arc::new)
+            Object::parse(kind.table, key, r.value, r.modified.0).map(Arc::new)
         })
         .collect();
     Ok(Snapshot {

@@ -17,8 +17,9 @@ pub(crate) mod watch;
 use crate::authn::User;
 use crate::cache::{Object, encode, store_key};
 use crate::convert;
+use crate::http::negotiate::unsupported_media;
+use crate::row::Row;
 use crate::server_state::Core;
-use api::Resource;
 use apimachinery::Status;
 use apimachinery::apply::Manager;
 use apimachinery::decode::{self, FieldValidation, MediaType};
@@ -35,7 +36,7 @@ pub(crate) const WRITE_TRIES: usize = 16;
 pub(crate) struct Call<'a> {
     pub(crate) core: &'a Arc<Core>,
     /// The row that the request names.
-    pub(crate) row: &'static Resource,
+    pub(crate) row: &'a Row,
     /// Empty for cluster-scoped kinds and for lists of all namespaces.
     pub(crate) namespace: &'a str,
     pub(crate) name: &'a str,
@@ -56,27 +57,17 @@ pub(crate) struct Input {
 }
 
 impl Call<'_> {
-    /// The row that objects are stored under.
-    pub(crate) fn stored_row(&self) -> &'static Resource {
-        match self.row.stored_as {
-            None => self.row,
-            Some((group, version)) => {
-                api::find(group, version, self.row.plural).unwrap_or(self.row)
-            }
-        }
-    }
-
     /// `apiVersion` of the request.
     pub(crate) fn api_version(&self) -> String {
-        api_version(self.row)
+        self.row.api_version()
     }
 
     pub(crate) fn not_found(&self) -> Status {
-        Status::not_found(self.row.group, self.row.plural, self.name)
+        Status::not_found(self.row.group(), self.row.plural(), self.name)
     }
 
     pub(crate) fn forbidden(&self, detail: impl std::fmt::Display) -> Status {
-        Status::forbidden(self.row.group, self.row.plural, self.name, detail)
+        Status::forbidden(self.row.group(), self.row.plural(), self.name, detail)
     }
 
     /// The object as of now.
@@ -90,7 +81,7 @@ impl Call<'_> {
 
     /// An object parsed, in the version that the request speaks.
     pub(crate) fn view(&self, object: &Object) -> Value {
-        convert::from_stored(self.row, object.value())
+        convert::view(self.row, object)
     }
 
     /// Decodes a body that must be of the request's kind; warnings go to `warnings`.
@@ -104,7 +95,7 @@ impl Call<'_> {
 
     /// Tells `managedFields` who writes.
     pub(crate) fn track(&self, live: Option<&Value>, new: &mut Value) -> Result<(), Status> {
-        let (schema, ty) = Core::schema(self.row)?;
+        let (schema, ty) = self.row.schema()?;
         let (version, time) = (self.api_version(), self.core.timestamp());
         let manager = Manager {
             name: self.manager,
@@ -117,7 +108,7 @@ impl Call<'_> {
 
     /// How soon this kind's writes must be on disk.
     fn durability(&self) -> Durability {
-        match (self.row.plural, self.subresource) {
+        match (self.row.known(), self.subresource) {
             // A node's status is a heartbeat too: it is sent again and again, and must be
             // tellable when the disk is what is wrong.
             ("events" | "leases", _) | ("nodes", "status") => Durability::Lazy,
@@ -142,12 +133,11 @@ impl Call<'_> {
     ) -> Result<Arc<Object>, store::Error> {
         let stored = convert::to_stored(self.row, value);
         let bytes = Bytes::from(encode(&stored));
-        let row = self.stored_row();
         let record = self
             .core
             .store
             .write(
-                &store_key(row, key),
+                &store_key(self.row, key),
                 Write::Create {
                     value: bytes.clone(),
                 },
@@ -155,7 +145,7 @@ impl Call<'_> {
             )
             .await?;
         self.seen(record.modified).await;
-        Ok(object(row, key, bytes, record.modified.0))
+        Ok(object(self.row, key, bytes, record.modified.0))
     }
 
     /// Replaces an object that must be at `old`'s revision.
@@ -166,7 +156,6 @@ impl Call<'_> {
     ) -> Result<Arc<Object>, store::Error> {
         let stored = convert::to_stored(self.row, value);
         let bytes = Bytes::from(encode(&stored));
-        let row = self.stored_row();
         let write = Write::Update {
             value: bytes.clone(),
             expected: Revision(old.revision),
@@ -174,10 +163,10 @@ impl Call<'_> {
         let record = self
             .core
             .store
-            .write(&store_key(row, &old.key), write, self.durability())
+            .write(&store_key(self.row, &old.key), write, self.durability())
             .await?;
         self.seen(record.modified).await;
-        Ok(object(row, &old.key, bytes, record.modified.0))
+        Ok(object(self.row, &old.key, bytes, record.modified.0))
     }
 
     /// Removes an object that must be at `old`'s revision; its last state is `value`.
@@ -186,22 +175,21 @@ impl Call<'_> {
         old: &Object,
         value: &Value,
     ) -> Result<Arc<Object>, store::Error> {
-        let row = self.stored_row();
         let write = Write::Delete {
             expected: Revision(old.revision),
         };
         let record = self
             .core
             .store
-            .write(&store_key(row, &old.key), write, self.durability())
+            .write(&store_key(self.row, &old.key), write, self.durability())
             .await?;
-        if self.row.plural == "services" && self.row.group.is_empty() {
+        if self.row.known() == "services" {
             self.core.services.release(value, &old.key);
         }
         self.seen(record.modified).await;
         let stored = convert::to_stored(self.row, value);
         Ok(object(
-            row,
+            self.row,
             &old.key,
             Bytes::from(encode(&stored)),
             record.modified.0,
@@ -211,41 +199,34 @@ impl Call<'_> {
     /// An object that was not written (dry run).
     pub(crate) fn unwritten(&self, key: &str, value: &Value, revision: u64) -> Arc<Object> {
         let stored = convert::to_stored(self.row, value);
-        object(
-            self.stored_row(),
-            key,
-            Bytes::from(encode(&stored)),
-            revision,
-        )
+        object(self.row, key, Bytes::from(encode(&stored)), revision)
     }
 }
 
-fn object(row: &Resource, key: &str, bytes: Bytes, revision: u64) -> Arc<Object> {
+fn object(row: &Row, key: &str, bytes: Bytes, revision: u64) -> Arc<Object> {
     Arc::new(Object::made(row, key.into(), bytes, revision))
-}
-
-/// `apiVersion` of a row.
-pub(crate) fn api_version(row: &Resource) -> String {
-    if row.group.is_empty() {
-        row.version.to_owned()
-    } else {
-        format!("{}/{}", row.group, row.version)
-    }
 }
 
 /// Decodes a body that must be of a row's kind.
 pub(crate) fn decode_kind(
-    row: &Resource,
+    row: &Row,
     input: &Input,
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
+    if input.media == MediaType::Protobuf && matches!(row, Row::Custom(_)) {
+        let types = ["application/json", "application/yaml"];
+        return Err(unsupported_media(
+            &types,
+            "application/vnd.kubernetes.protobuf",
+        ));
+    }
     let (version, kind) = decode::type_meta(input.media, &input.bytes)?;
-    let want = api_version(row);
-    if let Some(k) = kind.filter(|k| !k.is_empty() && k != row.kind) {
+    let want = row.api_version();
+    if let Some(k) = kind.filter(|k| !k.is_empty() && k != row.kind()) {
         return Err(Status::bad_request(format!(
             "{k} in version {:?} cannot be handled as a {}: no kind {k:?} is registered for this resource",
             version.as_deref().unwrap_or(&want),
-            row.kind
+            row.kind()
         )));
     }
     if let Some(v) = version.filter(|v| !v.is_empty() && *v != want) {
@@ -253,14 +234,14 @@ pub(crate) fn decode_kind(
             "the API version in the data ({v}) does not match the expected API version ({want})"
         )));
     }
-    let (schema, ty) = Core::schema(row)?;
+    let (schema, ty) = row.schema()?;
     let decoded = decode::decode(schema, ty, input.media, &input.bytes, input.validation)?;
     warnings.extend(decoded.warnings);
     let mut value = decoded.value;
     let Some(top) = value.as_object_mut() else {
         return Err(Status::bad_request("the object provided is not an object"));
     };
-    top.insert("kind".to_owned(), row.kind.into());
+    top.insert("kind".to_owned(), row.kind().into());
     top.insert("apiVersion".to_owned(), want.into());
     if !top.get("metadata").is_some_and(Value::is_object) {
         top.insert("metadata".to_owned(), serde_json::json!({}));
@@ -270,7 +251,7 @@ pub(crate) fn decode_kind(
 
 /// A store error of a write as a client sees it.
 pub(crate) fn write_failed(call: &Call<'_>, name: &str, e: store::Error) -> Status {
-    let (group, plural) = (call.row.group, call.row.plural);
+    let (group, plural) = (call.row.group(), call.row.plural());
     match e {
         store::Error::Exists(_) => Status::already_exists(group, plural, name),
         store::Error::Conflict(None) => Status::not_found(group, plural, name),

@@ -5,7 +5,7 @@ use super::update::{Part, modify};
 use super::{Call, Input, meta};
 use crate::cache::Object;
 use crate::http::negotiate::unsupported_media;
-use crate::server_state::Core;
+use crate::row::Row;
 use apimachinery::apply::{self, Manager};
 use apimachinery::decode::{self, MediaType};
 use apimachinery::{Status, patch};
@@ -23,10 +23,12 @@ pub(crate) struct Patch {
     pub(crate) force: bool,
 }
 
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
 const TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
+    STRATEGIC,
     "application/apply-patch+yaml",
 ];
 
@@ -40,8 +42,14 @@ pub(crate) async fn run(
     if patch.media == TYPES[3] {
         return apply(call, part, patch, warnings).await;
     }
-    if !TYPES.contains(&patch.media.as_str()) {
-        return Err(unsupported_media(&TYPES, &patch.media));
+    // Definitions state no patch strategies.
+    let custom = matches!(call.row, Row::Custom(_));
+    let known: Vec<&str> = TYPES
+        .into_iter()
+        .filter(|t| !custom || *t != STRATEGIC)
+        .collect();
+    if !known.contains(&patch.media.as_str()) {
+        return Err(unsupported_media(&known, &patch.media));
     }
     if patch.force {
         return Err(Status::new(
@@ -75,7 +83,7 @@ fn patched(
     old: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
-    let (schema, ty) = Core::schema(call.row)?;
+    let (schema, ty) = call.row.schema()?;
     let mut new = old.clone();
     match patch.media.as_str() {
         "application/json-patch+json" => patch::json_patch(&mut new, document)?,
@@ -90,7 +98,7 @@ fn patched(
     let decoded = decode::conform(schema, ty, new, patch.input.validation)?;
     warnings.extend(decoded.warnings);
     let mut new = decoded.value;
-    new["kind"] = call.row.kind.into();
+    new["kind"] = call.row.kind().into();
     new["apiVersion"] = call.api_version().into();
     let name = meta::text(&new, "name");
     if name != call.name {
@@ -131,7 +139,7 @@ async fn apply(
             call.name
         )));
     }
-    let (schema, ty) = Core::schema(call.row)?;
+    let (schema, ty) = call.row.schema()?;
     let (version, time) = (call.api_version(), call.core.timestamp());
     let manager = Manager {
         name: call.manager,
@@ -172,5 +180,9 @@ async fn apply(
             }
         }
     }
-    Err(Status::modified(call.row.group, call.row.plural, call.name))
+    Err(Status::modified(
+        call.row.group(),
+        call.row.plural(),
+        call.name,
+    ))
 }

@@ -5,14 +5,14 @@ use crate::cache::Object;
 use crate::convert;
 use crate::http::negotiate::{Accepted, Shape};
 use crate::http::respond::to_json;
-use api::Resource;
+use crate::row::Row;
 use apimachinery::Status;
 use serde_json::{Value, json};
 
 /// How a request's objects are shown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct View {
-    pub(crate) row: &'static Resource,
+    pub(crate) row: Row,
     pub(crate) accepted: Accepted,
     /// `includeObject` of Tables.
     pub(crate) include: Include,
@@ -59,8 +59,8 @@ impl View {
 
     /// Appends the plain object in the row's version.
     pub(crate) fn write_object(&self, object: &Object, out: &mut Vec<u8>) {
-        if convert::differs(self.row) {
-            out.extend(to_json(&convert::from_stored(self.row, object.value())));
+        if convert::differs(&self.row, object) {
+            out.extend(to_json(&convert::view(&self.row, object)));
         } else {
             object.write_json(out);
         }
@@ -86,10 +86,7 @@ impl View {
                 "meta.k8s.io/v1".to_owned(),
             )
         } else {
-            (
-                format!("{}List", self.row.kind),
-                super::api_version(self.row),
-            )
+            (self.row.list_kind(), self.row.api_version())
         };
         let size: usize = page.objects.iter().map(|o| o.bytes.len() + 40).sum();
         let mut out = Vec::with_capacity(size + 256);
@@ -105,7 +102,7 @@ impl View {
             }
             if metadata_only {
                 object.write_metadata(&mut out);
-            } else if convert::differs(self.row) {
+            } else if convert::differs(&self.row, object) {
                 self.write_object(object, &mut out);
             } else {
                 object.write_item(&mut out);
@@ -123,18 +120,18 @@ impl View {
             "columnDefinitions": null, "rows": rows,
         });
         if with_columns {
-            table["columnDefinitions"] = columns(self.row);
+            table["columnDefinitions"] = columns(&self.row);
         }
         table
     }
 
     fn table_row(&self, object: &Object) -> Value {
-        let value = convert::from_stored(self.row, object.value());
-        let mut cells = Vec::with_capacity(self.row.columns.len() + 1);
-        if self.row.name_column {
+        let value = convert::view(&self.row, object);
+        let mut cells = Vec::with_capacity(self.row.column_count() + 1);
+        if self.row.name_column() {
             cells.push(Value::from(object.name()));
         }
-        cells.extend((self.row.row)(&value, self.now));
+        cells.extend(self.row.cells(&value, self.now));
         let shown = match self.include {
             Include::None => Value::Null,
             Include::Object => value,
@@ -152,16 +149,14 @@ pub(crate) fn version_meta(revision: u64) -> Value {
     json!({"resourceVersion": revision.to_string()})
 }
 
-fn columns(row: &Resource) -> Value {
-    let mut out = Vec::with_capacity(row.columns.len() + 1);
-    if row.name_column {
+fn columns(row: &Row) -> Value {
+    let mut out = Vec::with_capacity(row.column_count() + 1);
+    if row.name_column() {
         out.push(json!({
             "name": "Name", "type": "string", "format": "name", "priority": 0,
             "description": "Name must be unique within a namespace.",
         }));
     }
-    out.extend(row.columns.iter().map(|c| {
-        json!({"name": c.name, "type": c.kind, "format": "", "priority": c.priority, "description": ""})
-    }));
+    out.extend(row.columns());
     Value::Array(out)
 }

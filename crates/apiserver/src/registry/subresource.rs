@@ -7,7 +7,7 @@ use super::patch::Patch;
 use super::update::{Part, modify};
 use super::{Call, Input, meta, patch};
 use crate::cache::Object;
-use api::Scale;
+use crate::row::ScalePaths;
 use apimachinery::decode::MediaType;
 use apimachinery::{FieldError, Status};
 use serde_json::{Value, json};
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 /// The part of an object that an updatable subresource covers.
 pub(crate) fn part(call: &Call<'_>) -> Option<Part> {
-    Some(match (call.row.plural, call.subresource) {
+    Some(match (call.row.known(), call.subresource) {
         (_, "") => Part::Main,
-        (_, "status") if call.row.status => Part::Status,
+        (_, "status") if call.row.status() => Part::Status,
         ("pods", "ephemeralcontainers") => Part::Only(|new, asked| {
             copy(new, asked, &["spec", "ephemeralContainers"]);
         }),
@@ -92,7 +92,7 @@ fn copy_approval(new: &mut Value, asked: &Value) {
 }
 
 /// The `autoscaling/v1` Scale of an object.
-pub(crate) fn scale_of(scale: Scale, object: &Value) -> Value {
+pub(crate) fn scale_of(scale: ScalePaths<'_>, object: &Value) -> Value {
     let at = |path: &str| {
         path.trim_start_matches('.')
             .split('.')
@@ -111,7 +111,11 @@ pub(crate) fn scale_of(scale: Scale, object: &Value) -> Value {
             meta[key] = m[key].clone();
         }
     }
-    let selector = selector_text(&object["spec"]["selector"]);
+    let selector = match scale.selector {
+        None => selector_text(&object["spec"]["selector"]),
+        Some("") => String::new(),
+        Some(path) => at(path).as_str().unwrap_or_default().to_owned(),
+    };
     let mut status = json!({"replicas": at(scale.status_replicas).as_i64().unwrap_or(0)});
     if !selector.is_empty() {
         status["selector"] = selector.into();
@@ -165,7 +169,7 @@ fn selector_text(selector: &Value) -> String {
 /// Writes replicas through `/scale`, by PUT or PATCH of a Scale.
 pub(crate) async fn write_scale(
     call: &Call<'_>,
-    scale: Scale,
+    scale: ScalePaths<'_>,
     input: Option<&Input>,
     patch: Option<&Patch>,
 ) -> Result<Value, Status> {
@@ -363,6 +367,6 @@ pub(crate) async fn patch_part(
     warnings: &mut Vec<String>,
 ) -> Result<Arc<Object>, Status> {
     let part = part(call)
-        .ok_or_else(|| Status::method_not_allowed(call.row.group, call.row.plural, "patch"))?;
+        .ok_or_else(|| Status::method_not_allowed(call.row.group(), call.row.plural(), "patch"))?;
     Ok(patch::run(call, part, p, warnings).await?.0)
 }

@@ -62,7 +62,12 @@ pub(crate) async fn put(
     let name = meta::text(&value, "name");
     if name.is_empty() {
         let error = FieldError::required("metadata.name", "name must be provided");
-        return Err(Status::invalid(call.row.group, call.row.kind, "", &[error]));
+        return Err(Status::invalid(
+            call.row.group(),
+            call.row.kind(),
+            "",
+            &[error],
+        ));
     }
     if name != call.name {
         return Err(Status::bad_request(format!(
@@ -71,28 +76,30 @@ pub(crate) async fn put(
         )));
     }
     let namespace = meta::text(&value, "namespace");
-    if !namespace.is_empty() && namespace != call.namespace && call.row.namespaced {
+    if !namespace.is_empty() && namespace != call.namespace && call.row.namespaced() {
         return Err(Status::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
     let version = meta::text(&value, "resourceVersion");
     if version.is_empty() || version == "0" {
-        if CONDITIONAL_ONLY.contains(&call.row.plural) && call.current().await.is_ok() {
+        if (CONDITIONAL_ONLY.contains(&call.row.known()) || call.row.known().is_empty())
+            && call.current().await.is_ok()
+        {
             let error = FieldError::invalid(
                 "metadata.resourceVersion",
                 &Value::from(0),
                 "must be specified for an update",
             );
             return Err(Status::invalid(
-                call.row.group,
-                call.row.kind,
+                call.row.group(),
+                call.row.kind(),
                 name,
                 &[error],
             ));
         }
         if call.subresource.is_empty()
-            && CREATED_BY_PUT.contains(&call.row.plural)
+            && CREATED_BY_PUT.contains(&call.row.known())
             && matches!(call.current().await, Err(s) if s.code == 404)
         {
             return Ok((create(call, value, Tracking::Update).await?, true));
@@ -117,8 +124,8 @@ pub(crate) async fn modify(
         check_preconditions(call, &asked, &old_value)?;
         let mut new = assemble(call, part, &asked, &old_value);
         if matches!(part, Part::Main) {
-            (call.row.default)(&mut new);
-            (call.row.prepare_update)(&mut new, &old_value);
+            call.row.default(&mut new);
+            call.row.prepare_update(&mut new, &old_value);
         }
         let reservation = call
             .core
@@ -133,8 +140,8 @@ pub(crate) async fn modify(
         let errors = errors_of(call, part, &new, &old_value);
         if !errors.is_empty() {
             return Err(Status::invalid(
-                call.row.group,
-                call.row.kind,
+                call.row.group(),
+                call.row.kind(),
                 call.name,
                 &errors,
             ));
@@ -162,7 +169,11 @@ pub(crate) async fn modify(
             Err(e) => return Err(write_failed(call, call.name, e)),
         }
     }
-    Err(Status::modified(call.row.group, call.row.plural, call.name))
+    Err(Status::modified(
+        call.row.group(),
+        call.row.plural(),
+        call.name,
+    ))
 }
 
 fn check_preconditions(call: &Call<'_>, asked: &Value, old: &Value) -> Result<(), Status> {
@@ -171,13 +182,17 @@ fn check_preconditions(call: &Call<'_>, asked: &Value, old: &Value) -> Result<()
         meta::text(old, "resourceVersion"),
     );
     if !version.is_empty() && version != "0" && version != current {
-        return Err(Status::modified(call.row.group, call.row.plural, call.name));
+        return Err(Status::modified(
+            call.row.group(),
+            call.row.plural(),
+            call.name,
+        ));
     }
     let (uid, current) = (meta::text(asked, "uid"), meta::text(old, "uid"));
     if !uid.is_empty() && uid != current {
         return Err(Status::conflict(
-            call.row.group,
-            call.row.plural,
+            call.row.group(),
+            call.row.plural(),
             call.name,
             format!(
                 "Precondition failed: UID in precondition: {uid}, UID in object meta: {current}"
@@ -192,7 +207,7 @@ fn assemble(call: &Call<'_>, part: Part, asked: &Value, old: &Value) -> Value {
     let mut new = match part {
         Part::Main => {
             let mut new = asked.clone();
-            if call.row.status
+            if call.row.status()
                 && let Some(top) = new.as_object_mut()
             {
                 match old.get("status") {
@@ -232,9 +247,9 @@ fn assemble(call: &Call<'_>, part: Part, asked: &Value, old: &Value) -> Value {
     new
 }
 
-/// `generation` counts changes of everything but metadata and status.
+/// `generation` counts changes of everything but metadata and a status with a subresource.
 fn bump_generation(call: &Call<'_>, new: &mut Value, old: &Value) {
-    if !call.row.generation {
+    if !call.row.generation() {
         return;
     }
     let empty = Map::new();
@@ -242,7 +257,7 @@ fn bump_generation(call: &Call<'_>, new: &mut Value, old: &Value) {
         v.as_object()
             .unwrap_or(&empty)
             .iter()
-            .filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status"))
+            .filter(|(k, _)| *k != "metadata" && !(*k == "status" && call.row.status()))
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect()
     };
@@ -255,15 +270,10 @@ fn bump_generation(call: &Call<'_>, new: &mut Value, old: &Value) {
 fn errors_of(call: &Call<'_>, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = meta::validate(new);
     errors.extend(meta::late_finalizers(new, old));
-    if matches!(part, Part::Main) {
-        for e in (call.row.validate)(new)
-            .into_iter()
-            .chain((call.row.validate_update)(new, old))
-        {
-            if !errors.contains(&e) {
-                errors.push(e);
-            }
-        }
+    match part {
+        Part::Main => errors.extend(call.row.validate_update(new, old)),
+        Part::Status => errors.extend(call.row.validate_status(new, old)),
+        Part::Only(_) => {}
     }
     errors
 }

@@ -8,6 +8,7 @@ use crate::convert;
 use crate::http::negotiate::Shape;
 use crate::http::request::Query;
 use crate::http::respond::{Body, BoxError, to_json};
+use crate::row::Row;
 use crate::server_state::Core;
 use apimachinery::Status;
 use bytes::Bytes;
@@ -52,8 +53,9 @@ pub(crate) async fn open(
 ) -> Result<Body, Status> {
     let row = filter
         .row
+        .as_ref()
         .ok_or_else(|| Status::internal("watch without a kind"))?;
-    let kind = core.kind(row)?.clone();
+    let kind = core.kind(row)?;
     let version = revision_parameter(query)?;
     let initial_events = query
         .get("sendInitialEvents")
@@ -179,6 +181,7 @@ impl Watch {
             };
             match next {
                 Ok(Next::CaughtUp) => {}
+                Ok(Next::Ended) => return None,
                 Ok(Next::Event(event)) => {
                     if let Some(bytes) = self.events(event) {
                         return Some(bytes);
@@ -222,7 +225,7 @@ impl Watch {
             (_, true, false) => Change::Deleted,
         };
         // Most watchers see the event as it is: they share one encoding.
-        if seen == event.change && !convert::differs(self.view.row) {
+        if seen == event.change && !convert::differs(&self.view.row, &event.object) {
             match self.view.accepted.shape {
                 Shape::Object => {
                     let bytes = event
@@ -255,7 +258,7 @@ impl Watch {
         if self.view.accepted.shape == Shape::Table {
             let view = View {
                 now: self.core.clock.now().as_second(),
-                ..self.view
+                ..self.view.clone()
             };
             let table = view.table(
                 &[object],
@@ -278,7 +281,7 @@ impl Watch {
         if end_of_initial {
             meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let row = self.view.row;
+        let row = &self.view.row;
         let object = match self.view.accepted.shape {
             Shape::Metadata => json!({
                 "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
@@ -299,14 +302,14 @@ impl Watch {
     }
 }
 
-fn empty_cells(row: &api::Resource) -> Vec<Value> {
-    vec![Value::from(""); row.columns.len() + usize::from(row.name_column)]
+fn empty_cells(row: &Row) -> Vec<Value> {
+    vec![Value::from(""); row.column_count() + usize::from(row.name_column())]
 }
 
 /// The least object of a kind that typed clients can parse: a bookmark carries only a
 /// revision, but several clients decode it as a whole object of the kind.
-fn skeleton(row: &api::Resource, meta: Value) -> Value {
-    json!({"kind": row.kind, "apiVersion": super::api_version(row), "metadata": meta})
+fn skeleton(row: &Row, meta: Value) -> Value {
+    json!({"kind": row.kind(), "apiVersion": row.api_version(), "metadata": meta})
 }
 
 fn line(kind: &str, body: &[u8]) -> Vec<u8> {

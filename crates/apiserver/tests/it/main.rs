@@ -1,6 +1,7 @@
 //! The API server as its clients see it.
 
 mod access;
+mod crds;
 mod crud;
 mod deletion;
 mod discovery;
