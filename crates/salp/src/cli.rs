@@ -34,7 +34,13 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct DataDir {
     /// Directory with the site's whole state [default: /var/lib/salp as root, else $XDG_DATA_HOME/salp].
-    #[arg(long, global = true, env = "SALP_DATA_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "SALP_DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub data_dir: Option<PathBuf>,
 }
 
@@ -133,22 +139,37 @@ pub struct UpArgs {
     #[command(flatten)]
     pub data_dir: DataDir,
     /// Configuration file [default: /etc/salp/config.yaml, if it is there].
-    #[arg(long, env = "SALP_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "SALP_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Port of the API server [default: 6443].
-    #[arg(long, env = "SALP_API_PORT", value_name = "N")]
+    #[arg(long, env = "SALP_API_PORT", hide_env_values = true, value_name = "N")]
     pub api_port: Option<u16>,
     /// Address that the API server and node ports listen on; 0.0.0.0 opens the site to the network [default: 127.0.0.1].
-    #[arg(long, env = "SALP_BIND_ADDRESS", value_name = "IP")]
+    #[arg(
+        long,
+        env = "SALP_BIND_ADDRESS",
+        hide_env_values = true,
+        value_name = "IP"
+    )]
     pub bind_address: Option<IpAddr>,
     /// Port of the kubelet API [default: 10250, or any free one].
-    #[arg(long, env = "SALP_KUBELET_PORT", value_name = "N")]
+    #[arg(
+        long,
+        env = "SALP_KUBELET_PORT",
+        hide_env_values = true,
+        value_name = "N"
+    )]
     pub kubelet_port: Option<u16>,
     /// Name of this node [default: the host name].
-    #[arg(long, env = "SALP_NODE_NAME", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "SALP_NODE_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
     pub node_name: Option<String>,
     /// Most pods on this node [default: 10000].
-    #[arg(long, env = "SALP_MAX_PODS", value_name = "N")]
+    #[arg(long, env = "SALP_MAX_PODS", hide_env_values = true, value_name = "N")]
     pub max_pods: Option<u32>,
     /// Apply manifests (a file or directory) once the site is up, and print the URLs that answer.
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
@@ -157,6 +178,7 @@ pub struct UpArgs {
     #[arg(
         long,
         env = "SALP_INSECURE_REGISTRIES",
+        hide_env_values = true,
         value_delimiter = ',',
         value_name = "HOST"
     )]

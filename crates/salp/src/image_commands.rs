@@ -24,6 +24,7 @@ pub struct ImageArgs {
         long,
         global = true,
         env = "SALP_INSECURE_REGISTRIES",
+        hide_env_values = true,
         value_delimiter = ',',
         value_name = "HOST"
     )]

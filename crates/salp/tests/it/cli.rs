@@ -4,11 +4,21 @@ use crate::harness::{Site, eventually, get, repo_file, salp, text};
 
 fn fails(args: &[&str]) -> String {
     let output = salp(args);
-    assert!(!output.status.success(), "{args:?} succeeded");
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
     let said = text(&output);
     assert_eq!(said.trim().lines().count(), 1, "one line: {said}");
     assert!(said.starts_with("error: "), "{said}");
     said
+}
+
+/// The error of a command that may print its progress before.
+fn fails_last(args: &[&str]) -> String {
+    let output = salp(args);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let error = said.lines().last().expect("an error").to_owned();
+    assert!(error.starts_with("error: "), "{said}");
+    error
 }
 
 #[test]
@@ -40,29 +50,33 @@ fn a_port_in_use_is_named() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
     let port = held.local_addr().expect("address").port().to_string();
     let dir = tempfile::tempdir().expect("directory");
-    let said = text(&salp(&[
-        "up",
-        "--data-dir",
-        &dir.path().display().to_string(),
-        "--api-port",
-        &port,
-    ]));
+    let place = dir.path().join("site").display().to_string();
+    let said = fails_last(&["up", "--data-dir", &place, "--api-port", &port]);
     assert!(
         said.contains(&port) && said.contains("--api-port"),
         "{said}"
     );
+    let said = fails_last(&[
+        "up",
+        "--data-dir",
+        &place,
+        "--api-port=0",
+        "--kubelet-port",
+        &port,
+    ]);
+    assert!(
+        said.contains(&port) && said.contains("--kubelet-port"),
+        "{said}"
+    );
+    // Nothing of it is left running.
+    assert!(!dir.path().join("site/run/dataplane.pid").exists());
 }
 
 #[test]
 fn a_second_up_in_the_same_directory_is_refused() {
     let site = Site::start();
-    let said = text(&salp(&[
-        "up",
-        "--data-dir",
-        &site.dir.display().to_string(),
-        "--api-port",
-        "0",
-    ]));
+    let place = site.dir.display().to_string();
+    let said = fails_last(&["up", "--data-dir", &place, "--api-port=0"]);
     assert!(
         said.contains(&site.pid().to_string()) && said.contains("salp down"),
         "{said}"
@@ -100,8 +114,29 @@ fn completion_and_version() {
             "{shell}"
         );
     }
+    // A shell takes it.
+    let sourced = std::process::Command::new("bash")
+        .args([
+            "-c",
+            "source <(\"$SALP\" completion bash) && complete -p salp",
+        ])
+        .env("SALP", env!("CARGO_BIN_EXE_salp"))
+        .output()
+        .expect("run bash");
+    assert!(sourced.status.success(), "{}", text(&sourced));
     assert!(text(&salp(&["version"])).contains("v1.37.1"));
     let json = salp(&["version", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!(json["kubernetes"], "v1.37.1");
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    let platform = json["platform"].as_str().expect("platform");
+    assert!(
+        platform.starts_with("linux/") && !platform.contains('_'),
+        "{platform}"
+    );
+    // Slips of typing are told apart from failures.
+    assert_eq!(salp(&["pss"]).status.code(), Some(2));
+    assert_eq!(salp(&["ps", "--colour"]).status.code(), Some(2));
+    let help = text(&salp(&["up", "--help"]));
+    assert!(help.contains("Examples:\n  salp up\n"), "{help}");
 }

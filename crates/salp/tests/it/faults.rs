@@ -71,3 +71,14 @@ fn a_killed_data_plane_comes_back_with_its_pods() {
         });
     }
 }
+
+#[test]
+fn a_new_site_keeps_off_the_addresses_of_one_whose_control_plane_is_down() {
+    let mut one = Site::start();
+    one.signal("-KILL");
+    let two = Site::start();
+    let blocks = |site: &Site| std::fs::read_to_string(site.dir.join("site.json")).expect("facts");
+    assert_ne!(blocks(&one), blocks(&two));
+    one.up(&[]);
+    assert!(one.ok(&["get", "nodes"]).contains(" Ready "));
+}

@@ -127,6 +127,10 @@ impl Following {
         found.expect("a line").clone()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
     /// What it has printed so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.0.lock().expect("lock").clone()
