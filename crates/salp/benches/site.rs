@@ -14,8 +14,10 @@
 #[path = "../tests/it/harness.rs"]
 mod harness;
 
+use futures::AsyncBufReadExt as _;
 use harness::{Registry, Running, Site, eventually, free_port, get, repo_file, tool};
 use serde_json::{Map, Value, json};
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -426,7 +428,7 @@ fn requests(figures: &mut Map<String, Value>) {
     }
 }
 
-/// Creates, gets and lists of ConfigMaps over HTTPS with 1, 8 and 32 clients.
+/// Creates, gets, lists and watches of ConfigMaps over HTTPS with 1, 8 and 32 clients.
 fn api(figures: &mut Map<String, Value>) {
     let (site, rt) = (Site::start(), runtime());
     let body = |n: usize| {
@@ -478,6 +480,13 @@ fn api(figures: &mut Map<String, Value>) {
         run("lists of 1000", 32, &|_| {
             ("GET", format!("{path}?limit=1000"), Vec::new())
         });
+        let rate = watched(&rt, &site, clients, &body);
+        figure(
+            figures,
+            &format!("API, {clients} clients: watch events"),
+            rate,
+            "1/s",
+        );
     }
     let (control, _) = site_pss_mib(&site);
     figure(
@@ -486,6 +495,60 @@ fn api(figures: &mut Map<String, Value>) {
         control,
         "MiB",
     );
+}
+
+/// So many clients watch a namespace while 8 others create objects of 1 KiB in it: events a
+/// second that reach the watchers, of all together, until each has seen every object.
+fn watched(
+    rt: &tokio::runtime::Runtime,
+    site: &Site,
+    watchers: usize,
+    body: &(dyn Fn(usize) -> Vec<u8> + Sync),
+) -> f64 {
+    const OBJECTS: usize = 2_000;
+    const WRITERS: usize = 8;
+    let namespace = format!("watched-{watchers}");
+    site.ok(&["create", "namespace", &namespace]);
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps");
+    rt.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        let start = std::sync::Arc::new(tokio::sync::Barrier::new(watchers + 1));
+        for _ in 0..watchers {
+            let (client, start) = (client(site).await, start.clone());
+            let ask = http::Request::get(format!(
+                "{path}?watch=1&fieldSelector=metadata.name%21%3Dkube-root-ca.crt"
+            ))
+            .body(Vec::new())
+            .expect("request");
+            tasks.spawn(async move {
+                let mut events = pin!(client.request_stream(ask).await.expect("watch"));
+                start.wait().await;
+                let mut seen = 0;
+                while seen < OBJECTS {
+                    let chunk = events.fill_buf().await.expect("events");
+                    assert!(!chunk.is_empty(), "the watch ended after {seen} events");
+                    seen += chunk.iter().filter(|byte| **byte == b'\n').count();
+                    let length = chunk.len();
+                    events.consume_unpin(length);
+                }
+            });
+        }
+        start.wait().await;
+        let began = Instant::now();
+        let bodies: Vec<_> = (0..OBJECTS).map(body).collect();
+        for share in bodies.chunks(OBJECTS.div_ceil(WRITERS)) {
+            let (share, client, path) = (share.to_vec(), client(site).await, path.clone());
+            tasks.spawn(async move {
+                for body in share {
+                    request(&client, "POST", &path, body).await.expect("create");
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.expect("task");
+        }
+        (OBJECTS * watchers) as f64 / began.elapsed().as_secs_f64()
+    })
 }
 
 /// Thousands of Wasm pods on one node, all Ready and answering.

@@ -31,6 +31,11 @@ mod up;
 use clap::Parser as _;
 use std::process::ExitCode;
 
+/// Requests are allocated on one worker thread and often freed on another, which the system's
+/// allocator serialises: see `docs/decisions/2026-11-22-allocator.md`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Two TLS back ends may be linked through dependencies; the first use decides otherwise.
     let _already_set = rustls::crypto::ring::default_provider().install_default();

@@ -80,8 +80,7 @@ struct Shared {
     gate: Arc<Gate>,
     /// For a 0.3 guest.
     concurrent: Option<Handler03>,
-    /// Instances that wait for their next request, the last used on top.
-    warm: Mutex<Vec<Warm>>,
+    warm: Mutex<WarmStack>,
     requests: AtomicU64,
     in_flight: AtomicUsize,
     out_of_memory: CancellationToken,
@@ -93,6 +92,15 @@ struct Instance {
     store: Store<ComponentState>,
     proxy: Proxy,
     served: u32,
+}
+
+/// Instances that wait for their next request, the last used on top.
+#[derive(Default)]
+struct WarmStack {
+    instances: Vec<Warm>,
+    /// A task ends those that nobody uses. It stays while any were there lately: under load
+    /// the stack is empty every few requests, and a task for each would cost more than they do.
+    swept: bool,
 }
 
 struct Warm {
@@ -191,7 +199,7 @@ impl HttpGuest {
     /// tasks wait for end when those are dropped.
     pub async fn stop(&self) {
         self.shared.stopped.cancel();
-        self.shared.warm.lock().clear();
+        self.shared.warm.lock().instances.clear();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         // Instances of 0.3 guests end in tasks that wasmtime started.
@@ -225,7 +233,7 @@ impl Shared {
         let mut deadline = pin!(tokio::time::sleep(timeout));
         let admitted = async {
             let ticket = self.gate.enter().await?;
-            let warm = self.warm.lock().pop();
+            let warm = self.warm.lock().instances.pop();
             if warm.is_none() {
                 self.gate.memory(&self.bound).await?;
             }
@@ -315,12 +323,12 @@ impl Shared {
             return;
         };
         let mut warm = self.warm.lock();
-        warm.push(Warm {
+        warm.instances.push(Warm {
             instance,
             since: Instant::now(),
             _slot: slot,
         });
-        if warm.len() == 1 {
+        if !std::mem::replace(&mut warm.swept, true) {
             drop(warm);
             self.tasks.spawn(sweep(self.clone()));
         }
@@ -387,12 +395,15 @@ async fn sweep(shared: Arc<Shared>) {
         }
         let mut warm = shared.warm.lock();
         // The least used lie at the bottom.
-        let unused = warm
+        let instances = &mut warm.instances;
+        let unused = instances
             .iter()
             .position(|warm| warm.since.elapsed() < idle)
-            .unwrap_or(warm.len());
-        let unused: Vec<Warm> = warm.drain(..unused).collect();
-        let done = warm.is_empty();
+            .unwrap_or(instances.len());
+        let unused: Vec<Warm> = instances.drain(..unused).collect();
+        // None is kept and none ended: nothing was done for a whole turn.
+        let done = instances.is_empty() && unused.is_empty();
+        warm.swept = !done;
         drop(warm);
         drop(unused);
         if done {

@@ -107,6 +107,20 @@ async fn an_unused_instance_ends() {
     assert_eq!(ask(&guest, "/count").await.unwrap(), "1");
 }
 
+/// Each request takes the only idle instance and gives it back: that must not cost a task each.
+#[tokio::test]
+async fn one_task_watches_all_idle_instances() {
+    let host = Host::new();
+    let guest = http(&host, TRIALS, reused(&Log::default(), 1000)).await;
+    for served in 1..=50 {
+        assert_eq!(ask(&guest, "/count").await.unwrap(), served.to_string());
+    }
+    let tasks = tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks();
+    assert_eq!((guest.instances(), tasks), (1, 1));
+}
+
 #[tokio::test]
 async fn a_trap_fails_its_request_alone() {
     let host = Host::new();
