@@ -35,7 +35,7 @@ impl Case {
         if before != after
             && let Some(after) = after
         {
-            self.log += &format!("{:>8.3}s {after:?}\n", self.now.as_secs_f64());
+            self.log += &format!("{:.3}s {after:?}\n", self.now.as_secs_f64());
         }
         effects
     }
@@ -123,12 +123,12 @@ fn an_idle_site_is_suspected_then_gone_and_comes_back() {
     case.beat(1);
     case.pass(ms(125_000), Some(ms(30)));
     case.check(expect![[r#"
-           0.000s Suspect
-           1.030s Alive
-          65.000s Suspect
-          68.000s Gone
-         120.000s Suspect
-         121.030s Alive
+        0.000s Suspect
+        1.030s Alive
+        65.000s Suspect
+        68.000s Gone
+        120.000s Suspect
+        121.030s Alive
     "#]]);
 }
 
@@ -179,12 +179,12 @@ fn its_own_lost_link_makes_suspects_before_anyone_is_gone() {
     case.event(Event::Link(false));
     case.pass(ms(40_000), None);
     case.check(expect![[r#"
-           0.000s Suspect
-           1.030s Alive
-           5.000s Suspect
-          10.030s Alive
-          12.000s Suspect
-          22.000s Gone
+        0.000s Suspect
+        1.030s Alive
+        5.000s Suspect
+        10.030s Alive
+        12.000s Suspect
+        22.000s Gone
     "#]]);
 }
 
@@ -220,10 +220,10 @@ fn a_beat_that_was_held_back_is_no_sign_of_life() {
     case.hear(1, held_back);
     case.pass(ms(80_000), None);
     case.check(expect![[r#"
-           0.000s Suspect
-           1.030s Alive
-          65.000s Suspect
-          68.000s Gone
+        0.000s Suspect
+        1.030s Alive
+        65.000s Suspect
+        68.000s Gone
     "#]]);
 }
 
