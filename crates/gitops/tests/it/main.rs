@@ -1,0 +1,3 @@
+//! Kustomize against kubectl's, and sites that follow sources.
+
+mod kustomize;
