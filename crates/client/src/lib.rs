@@ -13,6 +13,7 @@ pub mod labels;
 pub mod queue;
 mod store;
 pub mod taints;
+pub mod tls;
 
 pub use clock::Clock;
 pub use events::{EventRecorder, EventType};

@@ -1,4 +1,5 @@
-//! TLS to kubelets whose serving certificates nobody here has signed.
+//! TLS to servers whose certificates nobody here has signed: kubelets and probed pods.
+//! Not for the API server, whose certificate authority is always known.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -6,11 +7,19 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::Arc;
 
-/// Accepts any serving certificate, as upstream does where no kubelet CA is given.
+/// Accepts any serving certificate, as upstream does for kubelets where no CA is given and
+/// for probes. Whoever answers must still hold the key of the certificate that it shows.
 #[derive(Debug)]
-pub(super) struct Unchecked(pub(super) Arc<CryptoProvider>);
+pub struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Unchecked {
+impl AnyCertificate {
+    /// With the provider that the connection uses.
+    pub fn new(provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self(provider))
+    }
+}
+
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
