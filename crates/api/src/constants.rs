@@ -6,6 +6,18 @@ pub const KUBERNETES_VERSION: &str = "v1.37.1";
 pub const RUNTIME_CLASS_WASM_PROCESS: &str = "wasm-process";
 /// Pod annotation: `fresh`, or how many requests one instance may serve.
 pub const ANNOTATION_INSTANCE_REUSE: &str = "salp.dev/instance-reuse";
+/// Deployment annotation: how long nobody must ask before it sleeps at zero, as `30s`.
+pub const ANNOTATION_SCALE_TO_ZERO: &str = "salp.dev/scale-to-zero";
+/// Deployment annotation: it sleeps, and comes back to so many replicas.
+pub const ANNOTATION_ASLEEP_REPLICAS: &str = "salp.dev/asleep-replicas";
+/// Deployment annotation: the node where a pod stands by for it.
+pub const ANNOTATION_ASLEEP_ON: &str = "salp.dev/asleep-on";
+/// ReplicaSet annotation: `NODE/POD`, a pod that runs already and is to be created under
+/// this name.
+pub const ANNOTATION_WOKEN_POD: &str = "salp.dev/woken-pod";
+/// Pod annotation: the node on which it was woken; its sandbox is named for the pod, not for
+/// its UID.
+pub const ANNOTATION_WOKEN_ON: &str = "salp.dev/woken-on";
 /// Krustlet's pod annotation: JSON list of origins that a guest may call.
 pub const ANNOTATION_ALLOWED_DOMAINS: &str = "alpha.wasi.krustlet.dev/allowed-domains";
 /// Krustlet's pod annotation: how many outgoing requests may be under way at once.

@@ -17,6 +17,7 @@ use crate::objects::ObjectCache;
 use crate::plan::{self, Step, Why};
 use crate::pod::{Role, Uid};
 use crate::probes;
+use crate::sleep::{Hints, is_standby};
 use crate::state::{Ended, Image, Run, Sandbox};
 use crate::tokens::Tokens;
 use apimachinery::quantity::Quantity;
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 /// Containers that are created and started at once; more wait in turn.
@@ -88,6 +89,10 @@ pub(crate) struct Agent {
     /// What runtimes had when the agent started, until its pods are known. Held for
     /// look-ups only.
     pub(crate) adoptable: Mutex<HashMap<Uid, (usize, runtime::SandboxStatus)>>,
+    /// Pods that stand by and may have changed.
+    pub(crate) standby_hints: Hints,
+    /// Whether the API server has told of all pods since the agent started.
+    pub(crate) pods_known: watch::Sender<bool>,
     /// Held for look-ups and never across an await; taken before any record's lock.
     pub(crate) pods: RwLock<HashMap<Uid, Arc<Slot>>>,
 }
@@ -138,6 +143,8 @@ impl Agent {
             draining: AtomicBool::new(false),
             deeds: AtomicU64::new(0),
             adoptable: Mutex::default(),
+            standby_hints: Hints::default(),
+            pods_known: watch::Sender::new(false),
             started_ms: parts.clock.now().as_millisecond(),
             origin: Instant::now(),
             pods: RwLock::default(),
@@ -193,6 +200,9 @@ impl Agent {
     fn objects_changed(&self, users: &HashSet<Uid>) {
         for uid in users {
             let Some(slot) = self.slot(uid) else {
+                if is_standby(uid) {
+                    self.standby_hints.stale(uid.clone());
+                }
                 continue;
             };
             let mut record = slot.lock();
@@ -215,9 +225,9 @@ impl Agent {
     }
 
     /// Every pod that the API server does not have is gone: after a listing.
-    pub(crate) fn retain(&self, known: &HashSet<&str>) {
+    pub(crate) fn retain(&self, known: &HashSet<Uid>) {
         for slot in self.slots() {
-            if !known.contains(&*slot.uid.0) {
+            if !known.contains(&slot.uid) {
                 self.gone(&slot.uid);
             }
         }
@@ -423,6 +433,9 @@ impl Agent {
         reason: &str,
         message: &str,
     ) {
+        if record.standby {
+            return;
+        }
         let wanted = &record.desired.containers[container];
         let list = match wanted.role {
             Role::App => "containers",

@@ -112,8 +112,7 @@ impl Checkpoint {
 
     /// The pod is to be run.
     pub(crate) fn put_pod(&self, pod: &Arc<Pod>) {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        self.pending.lock().pods.insert(uid, Some(pod.clone()));
+        self.pending.lock().pods.insert(key(pod), Some(pod.clone()));
         self.wake.notify_one();
     }
 
@@ -171,6 +170,11 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// By what the agent knows the pod.
+fn key(pod: &Pod) -> String {
+    crate::pod::uid_of(pod).map_or_else(String::new, |uid| uid.to_string())
 }
 
 /// Appends what changed, or writes the file anew; synced when it returns.
@@ -297,8 +301,7 @@ fn read(path: &Path) -> Kept {
             }
             Some(_) if number == 0 => damaged += 1,
             Some(Line::Pod(pod)) => {
-                let uid = pod.metadata.uid.clone().unwrap_or_default();
-                kept.pods.insert(uid, Arc::from(pod));
+                kept.pods.insert(key(&pod), Arc::from(pod));
             }
             Some(Line::Object(e)) => {
                 kept.objects.insert((e.kind, e.namespace, e.name), e.object);

@@ -1,6 +1,7 @@
 //! What a node is started with, and why it may not start.
 
 use crate::image::ImageSource;
+use crate::sleep::Sleep;
 use client::{Clock, Informers};
 use k8s_openapi::api::core::v1::Taint;
 use pod_network::Prefix;
@@ -43,6 +44,8 @@ pub struct Config {
     /// The watch for pods is shared with others of this process that need all pods; else
     /// the node watches only its own.
     pub share_pod_informer: bool,
+    /// Lets Deployments sleep at zero and wake on a request, if they may.
+    pub sleep: Option<Sleep>,
     /// Version of this program, for `kubeletVersion`: `v1.37.1+salp.0.1.0`.
     pub version: String,
     /// Wall clock.

@@ -45,7 +45,12 @@ pub(crate) fn container_id(desired: &Desired, container: &str, attempt: u32) -> 
 }
 
 /// The pod's surroundings as the runtime is told.
-pub(crate) fn sandbox_spec(desired: &Desired, ip: IpAddr, fixed: &Fixed) -> SandboxSpec {
+pub(crate) fn sandbox_spec(
+    desired: &Desired,
+    ip: IpAddr,
+    fixed: &Fixed,
+    standby: bool,
+) -> SandboxSpec {
     let meta = &desired.pod.metadata;
     let spec = desired.pod.spec.as_ref();
     let hostname = spec
@@ -61,6 +66,7 @@ pub(crate) fn sandbox_spec(desired: &Desired, ip: IpAddr, fixed: &Fixed) -> Sand
         ip,
         memory_limit_bytes: pod_memory_limit(desired),
         dns: dns(desired, fixed),
+        standby,
     }
 }
 

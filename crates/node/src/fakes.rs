@@ -141,6 +141,7 @@ impl PodRuntime for FakeRuntime {
                 name: spec.name,
                 ip: spec.ip,
                 containers: vec![],
+                standby: spec.standby,
             });
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! What wakes the agent: pods from the API server, changes from the runtimes.
 
 use crate::agent::Agent;
-use crate::pod::Uid;
+use crate::pod::{Uid, uid_of};
+use crate::sleep::is_standby;
 use client::{Change, Informer};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -29,7 +30,12 @@ pub(crate) async fn list_runtimes(agent: &Agent) {
         };
         let mut adoptable = agent.adoptable.lock();
         for sandbox in sandboxes {
-            adoptable.insert(Uid::from(sandbox.id.0.as_str()), (index, sandbox));
+            let uid = Uid::from(sandbox.id.0.as_str());
+            if is_standby(&uid) {
+                // No pod that comes meanwhile must get its address.
+                agent.addresses.adopt(&uid, sandbox.ip);
+            }
+            adoptable.insert(uid, (index, sandbox));
         }
     }
 }
@@ -45,26 +51,27 @@ pub(crate) async fn follow_pods(agent: Arc<Agent>, pods: Informer<Pod>) {
         match change {
             Change::Resync => {
                 let all = pods.list();
-                let known: HashSet<&str> = all
+                let known: HashSet<Uid> = all
                     .iter()
                     .filter(|p| mine(p))
-                    .filter_map(|p| p.metadata.uid.as_deref())
+                    .filter_map(|p| uid_of(p))
                     .collect();
                 for pod in all.iter().filter(|p| mine(p)) {
                     agent.update(pod.clone(), true);
                 }
                 agent.retain(&known);
-                agent.adoptable.lock().clear();
+                agent.adoptable.lock().retain(|uid, _| is_standby(uid));
                 remove_unknown(&agent).await;
+                agent.pods_known.send_replace(true);
             }
             Change::Object { old, new, .. } => {
                 let new = new.filter(|p| mine(p));
                 // One name, another pod: the old one is gone though no delete was told.
-                let replaced = old.filter(|o| mine(o)).and_then(|o| o.metadata.uid.clone());
+                let replaced = old.filter(|o| mine(o)).and_then(|o| uid_of(&o));
                 if let Some(old) = replaced
-                    && new.as_ref().and_then(|n| n.metadata.uid.as_deref()) != Some(&old)
+                    && new.as_ref().and_then(|n| uid_of(n)).as_ref() != Some(&old)
                 {
-                    agent.gone(&Uid::from(old.as_str()));
+                    agent.gone(&old);
                 }
                 if let Some(new) = new {
                     agent.update(new, true);
@@ -81,7 +88,9 @@ async fn remove_unknown(agent: &Arc<Agent>) {
             continue;
         };
         for sandbox in sandboxes {
-            if agent.slot(&Uid::from(sandbox.id.0.as_str())).is_none() {
+            let uid = Uid::from(sandbox.id.0.as_str());
+            // Those that stand by are looked after elsewhere (`sleep`).
+            if !is_standby(&uid) && agent.slot(&uid).is_none() {
                 tracing::info!(
                     namespace = sandbox.namespace,
                     pod = sandbox.name,
@@ -116,6 +125,8 @@ pub(crate) async fn follow_runtime(agent: Arc<Agent>, index: usize) {
                 if let Some(slot) = agent.slot(&uid) {
                     agent.look(&slot).await;
                     agent.queue.add(uid);
+                } else if is_standby(&uid) {
+                    agent.standby_hints.changed(uid);
                 }
             })
             .await;
@@ -134,6 +145,7 @@ pub(crate) async fn adopt(agent: &Arc<Agent>, index: usize) {
             return;
         }
     };
+    agent.standby_hints.all();
     let mut seen = HashSet::new();
     for sandbox in &sandboxes {
         let uid = Uid::from(sandbox.id.0.as_str());

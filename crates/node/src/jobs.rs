@@ -27,9 +27,9 @@ const REACH_DEADLINE: Duration = Duration::from_secs(3);
 const UNAVAILABLE_RETRY_MS: u64 = 1000;
 
 /// Why a pod's surroundings can't be made: the event to show.
-struct SetUpFailure {
+pub(crate) struct SetUpFailure {
     reason: &'static str,
-    message: String,
+    pub(crate) message: String,
 }
 
 impl Agent {
@@ -60,7 +60,7 @@ impl Agent {
         }
     }
 
-    async fn try_set_up(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), SetUpFailure> {
+    pub(crate) async fn try_set_up(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), SetUpFailure> {
         let pod = slot.lock().desired.pod.clone();
         let sandbox_failed = |message: String| SetUpFailure {
             reason: "FailedCreatePodSandBox",
@@ -86,7 +86,7 @@ impl Agent {
             let mut record = slot.lock();
             record.runtime = Some(runtime);
             record.ip = Some(ip);
-            container::sandbox_spec(&record.desired, ip, &self.fixed)
+            container::sandbox_spec(&record.desired, ip, &self.fixed, record.standby)
         };
         self.runtime(runtime)
             .run_sandbox(spec)

@@ -91,6 +91,9 @@ impl Node {
             config.informers.get_selected(Selected::fields(mine))
         };
         run(&agent, pods, restored, &scope);
+        if let Some(sleep) = config.sleep {
+            crate::sleep::start(&agent, sleep, &config.informers);
+        }
         Server::start(agent.clone(), config.kubelet, &scope)?;
         Ok(Self { agent, scope })
     }

@@ -1,11 +1,12 @@
 //! A pod as the agent reads it: the API object parsed once a change into what the plan
 //! asks about. No decision is made here.
 
+use api::constants::ANNOTATION_WOKEN_ON;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use std::fmt;
 use std::sync::Arc;
 
-/// A pod's UID, the identity of everything the agent keeps about it.
+/// A pod's UID, the identity of everything the agent keeps about it. See [`uid_of`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Uid(pub(crate) Arc<str>);
 
@@ -13,6 +14,26 @@ impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// How the ids of sandboxes begin that were made before their pods.
+pub(crate) const STANDBY: &str = "standby_";
+
+/// The id of such a sandbox. No namespace or name has the mark in it, so that one pod can't
+/// take another's.
+pub(crate) fn standby_id(namespace: &str, name: &str) -> String {
+    format!("{STANDBY}{namespace}_{name}")
+}
+
+/// By what a pod is known here: its UID, or for one that was woken the id of its sandbox.
+pub(crate) fn uid_of(pod: &Pod) -> Option<Uid> {
+    let meta = &pod.metadata;
+    let annotations = meta.annotations.as_ref();
+    if annotations.is_some_and(|a| a.contains_key(ANNOTATION_WOKEN_ON)) {
+        let id = standby_id(meta.namespace.as_deref()?, meta.name.as_deref()?);
+        return Some(Uid::from(id.as_str()));
+    }
+    meta.uid.as_deref().map(Uid::from)
 }
 
 impl From<&str> for Uid {
@@ -110,7 +131,7 @@ impl Desired {
             .or(spec.termination_grace_period_seconds)
             .unwrap_or(30);
         Ok(Self {
-            uid: Uid::from(meta.uid.as_deref().ok_or(ParsePodError("metadata.uid"))?),
+            uid: uid_of(&pod).ok_or(ParsePodError("metadata.uid"))?,
             namespace: meta
                 .namespace
                 .as_deref()
@@ -262,6 +283,19 @@ pub(crate) mod tests {
             ]
         );
         assert_eq!(d.container(2).map(|c| c.name.as_str()), Some("c"));
+    }
+
+    #[test]
+    fn a_woken_pod_is_known_by_its_own_name_only() {
+        let pod = |annotations: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "web-1", "namespace": "shop",
+                "uid": "u1", "annotations": annotations}}))
+            .unwrap()
+        };
+        let uid = |annotations| uid_of(&pod(annotations)).unwrap();
+        assert_eq!(uid(json!({})), Uid::from("u1"));
+        let woken = json!({"salp.dev/woken-on": "standby_other_web-9"});
+        assert_eq!(uid(woken), Uid::from("standby_shop_web-1"));
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Agent {
         let Some(slot) = self.slot(uid) else {
             return Ok(());
         };
-        let (pods, name, patch, next, finish) = {
+        let (pods, name, own, patch, next, finish) = {
             let mut record = slot.lock();
             if record.actual.gone || !record.confirmed {
                 return Ok(());
@@ -183,10 +183,11 @@ impl Agent {
             let ip = record.ip;
             let (changed, next) = record.published.difference(&status, ip);
             let pods = Api::<core::Pod>::namespaced(self.client.clone(), &record.desired.namespace);
+            let own = record.desired.pod.metadata.uid.clone();
             let patch = (!changed.is_empty())
-                .then(|| json!({"metadata": {"uid": &*uid.0}, "status": changed}));
+                .then(|| json!({"metadata": {"uid": &own}, "status": changed}));
             let finish = record.actual.finishing && !record.published.deleted;
-            (pods, record.desired.name.clone(), patch, next, finish)
+            (pods, record.desired.name.clone(), own, patch, next, finish)
         };
         if let Some(patch) = patch {
             let sent = pods
@@ -203,7 +204,7 @@ impl Agent {
             let params = DeleteParams {
                 grace_period_seconds: Some(0),
                 preconditions: Some(Preconditions {
-                    uid: Some(uid.0.to_string()),
+                    uid: own,
                     resource_version: None,
                 }),
                 ..DeleteParams::default()

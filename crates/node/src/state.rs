@@ -447,6 +447,7 @@ mod tests {
                 image: "i:1".into(),
                 state,
             }],
+            standby: false,
         }
     }
 

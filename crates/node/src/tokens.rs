@@ -1,6 +1,8 @@
 //! Service account tokens for pods: requested from the API server, bound to the pod,
 //! fetched again before they expire.
 
+use crate::pod::{Uid, uid_of};
+use crate::sleep::is_standby;
 use client::Clock;
 use k8s_openapi::api::authentication::v1 as auth;
 use k8s_openapi::api::core::v1 as core;
@@ -35,8 +37,8 @@ pub(crate) struct Token {
     pub(crate) refresh_at_s: i64,
 }
 
-/// By pod UID, audience and lifetime.
-type Key = (String, String, i64);
+/// By pod, audience, lifetime, and whether it is bound to the pod.
+type Key = (String, String, i64, bool);
 
 /// Tokens in use; bounded by the projections of the node's pods.
 pub(crate) struct Tokens {
@@ -88,11 +90,10 @@ impl Tokens {
         let meta = &pod.metadata;
         let lifetime = projection.expiration_seconds.unwrap_or(LIFETIME_S);
         let audience = projection.audience.clone().unwrap_or_default();
-        let key = (
-            meta.uid.clone().unwrap_or_default(),
-            audience.clone(),
-            lifetime,
-        );
+        let uid = uid_of(pod).unwrap_or_else(|| Uid::from(""));
+        // The API server knows no pod yet that this could be bound to.
+        let standby = meta.uid.as_deref() == Some(&*uid.0) && is_standby(&uid);
+        let key = (uid.to_string(), audience.clone(), lifetime, !standby);
         let now = self.clock.now().as_second();
         if let Some(token) = self.known.lock().get(&key)
             && now < token.refresh_at_s
@@ -107,7 +108,7 @@ impl Tokens {
         let request = auth::TokenRequest {
             spec: Some(auth::TokenRequestSpec {
                 audiences: Some(vec![audience]).filter(|a| !a[0].is_empty()),
-                bound_object_ref: Some(auth::BoundObjectReference {
+                bound_object_ref: (!standby).then(|| auth::BoundObjectReference {
                     api_version: Some("v1".into()),
                     kind: Some("Pod".into()),
                     name: meta.name.clone(),
@@ -136,6 +137,6 @@ impl Tokens {
 
     /// The pod is no more.
     pub(crate) fn release(&self, uid: &str) {
-        self.known.lock().retain(|(of, _, _), _| of != uid);
+        self.known.lock().retain(|(of, ..), _| of != uid);
     }
 }

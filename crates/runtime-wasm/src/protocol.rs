@@ -7,14 +7,14 @@
 
 use runtime::{
     Changed, ContainerId, ContainerSpec, ContainerStats, RuntimeError, SandboxId, SandboxSpec,
-    SandboxStatus,
+    SandboxStatus, ServiceName, ServiceTraffic,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// The number of this protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest frame: the status of some 50,000 pods. A larger one ends the connection.
 const FRAME_MAX_BYTES: u32 = 64 << 20;
@@ -26,7 +26,7 @@ pub(crate) enum ToHost {
     Request { id: u64, call: Call },
 }
 
-/// An operation of [`runtime::PodRuntime`].
+/// An operation of [`runtime::PodRuntime`] or [`runtime::Traffic`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Call {
     RunSandbox(Box<SandboxSpec>),
@@ -35,9 +35,13 @@ pub(crate) enum Call {
     StopContainer { id: ContainerId, grace_ms: u64 },
     RemoveContainer(ContainerId),
     RemoveSandbox(SandboxId),
+    Wake(SandboxId),
+    Adopted(SandboxId),
     Sandboxes,
     Sandbox(SandboxId),
     Stats,
+    Traffic(Vec<ServiceName>),
+    Metrics,
 }
 
 /// From host to agent.
@@ -65,6 +69,8 @@ pub(crate) enum Answer {
     Sandboxes(Vec<SandboxStatus>),
     Sandbox(Option<SandboxStatus>),
     Stats(Vec<(ContainerId, ContainerStats)>),
+    Traffic(Vec<ServiceTraffic>),
+    Metrics(String),
 }
 
 /// Why a connection ended.
@@ -241,6 +247,7 @@ mod tests {
                     ip: ip.into(),
                     memory_limit_bytes: limit,
                     dns: Dns::default(),
+                    standby: limit.is_some(),
                 }))
             ),
             container_spec().prop_map(|spec| Call::CreateContainer(Box::new(spec))),
@@ -251,6 +258,11 @@ mod tests {
             text().prop_map(|id| Call::StartContainer(ContainerId(id))),
             Just(Call::Sandboxes),
             Just(Call::Stats),
+            text().prop_map(|id| Call::Wake(SandboxId(id))),
+            text().prop_map(|name| Call::Traffic(vec![ServiceName {
+                namespace: name.clone(),
+                name
+            }])),
         ];
         prop_oneof![
             any::<u32>().prop_map(|protocol| ToHost::Hello { protocol }),
@@ -278,6 +290,7 @@ mod tests {
                         finished_ms: time,
                     }),
                 }],
+                standby: code > 0,
             });
         prop_oneof![
             text().prop_map(|version| FromHost::Hello {

@@ -12,7 +12,7 @@ use lifecycle::Scope;
 use parking_lot::Mutex;
 use runtime::{
     Changed, ContainerId, ContainerSpec, ContainerStats, PodRuntime, RuntimeError, SandboxId,
-    SandboxSpec, SandboxStatus,
+    SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic, Traffic,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -156,6 +156,14 @@ impl PodRuntime for Remote {
         self.done(Call::RemoveSandbox(id.clone())).await
     }
 
+    async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.done(Call::Wake(id.clone())).await
+    }
+
+    async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.done(Call::Adopted(id.clone())).await
+    }
+
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         match self.call(Call::Sandboxes).await? {
             Answer::Sandboxes(list) => Ok(list),
@@ -184,6 +192,23 @@ impl PodRuntime for Remote {
             None => return Err(self.unavailable()),
         };
         Ok(hints(receiver))
+    }
+}
+
+#[async_trait]
+impl Traffic for Remote {
+    async fn traffic(&self, services: &[ServiceName]) -> Result<Vec<ServiceTraffic>, RuntimeError> {
+        match self.call(Call::Traffic(services.to_vec())).await? {
+            Answer::Traffic(list) if list.len() == services.len() => Ok(list),
+            _ => Err(self.confused()),
+        }
+    }
+
+    async fn metrics(&self) -> Result<String, RuntimeError> {
+        match self.call(Call::Metrics).await? {
+            Answer::Metrics(text) => Ok(text),
+            _ => Err(self.confused()),
+        }
     }
 }
 

@@ -40,6 +40,10 @@ pub struct SandboxSpec {
     pub memory_limit_bytes: Option<u64>,
     /// DNS servers and search list for guests.
     pub dns: Dns,
+    /// Its containers are made and not started until a request wakes it: the data plane
+    /// starts them then, without asking the agent.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 /// Resolver configuration of a pod.
@@ -146,6 +150,9 @@ pub struct SandboxStatus {
     pub ip: IpAddr,
     /// Its containers, the newest attempt of each and older ones until removed.
     pub containers: Vec<ContainerStatus>,
+    /// As [`SandboxSpec::standby`]; a sandbox that was woken is none any more.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 /// A container as it is.
@@ -265,6 +272,24 @@ pub trait PodRuntime: Send + Sync + 'static {
     /// Stops and forgets a sandbox with all its containers.
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError>;
 
+    /// Starts the containers of a sandbox on standby, in the order of their names; done when
+    /// they take requests. Waking one that is awake succeeds, and many may ask at once.
+    async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let sandbox = self.sandbox(id).await?;
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(id.0.clone()))?;
+        for container in &sandbox.containers {
+            self.start_container(&container.id).await?;
+        }
+        Ok(())
+    }
+
+    /// A sandbox that was woken is an ordinary pod now: whoever asks for its Service is told
+    /// of it by the API alone.
+    async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let _ = id;
+        Ok(())
+    }
+
     /// All sandboxes: what a restarted agent adopts.
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
 
@@ -276,4 +301,32 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Hints from now on. The stream ends when the runtime is lost; subscribe and list again.
     async fn changes(&self) -> Result<BoxStream<'static, Changed>, RuntimeError>;
+}
+
+/// What the Services of this node carry.
+#[async_trait]
+pub trait Traffic: Send + Sync + 'static {
+    /// Of each of these Services, in their order.
+    async fn traffic(&self, services: &[ServiceName]) -> Result<Vec<ServiceTraffic>, RuntimeError>;
+
+    /// The metrics of what carries them, in Prometheus' text format.
+    async fn metrics(&self) -> Result<String, RuntimeError>;
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What a Service has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTraffic {
+    /// Grows with every request and connection; by how much is not told.
+    pub carried: u64,
+    /// Requests and connections not yet over.
+    pub under_way: u64,
 }

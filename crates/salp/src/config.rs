@@ -186,6 +186,9 @@ impl Layout {
     pub fn dataplane_pid(&self) -> PathBuf {
         self.run().join("dataplane.pid")
     }
+    pub fn dataplane_state(&self) -> PathBuf {
+        self.root.join("dataplane")
+    }
     pub fn dataplane_log(&self) -> PathBuf {
         self.root.join("dataplane.log")
     }
@@ -198,6 +201,7 @@ impl Layout {
             self.pki(),
             self.run(),
             self.root.join("store"),
+            self.dataplane_state(),
             self.node(),
         ] {
             std::fs::DirBuilder::new()

@@ -1,7 +1,8 @@
 //! The data plane process: Wasm host, service proxy and cluster DNS.
 //!
 //! [`ensure`] starts it or keeps the one that runs; [`main`] is what runs in it. It outlives
-//! the control plane; SIGTERM makes it drain and end.
+//! the control plane; SIGTERM makes it drain and end. What it serves it keeps on disk, so that
+//! one that was killed serves again by itself.
 
 use crate::config::{Layout, write_atomic};
 use crate::{process, stop};
@@ -11,10 +12,14 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use lifecycle::{Scope, Stack};
-use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote};
+use prometheus_client::registry::Registry;
+use runtime::{RuntimeError, ServiceName, ServiceTraffic};
+use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote, Standby};
 use serde::{Deserialize, Serialize};
+use service_proxy::table::{Protocol, Sleeper, SleeperPort};
 use service_proxy::{
-    CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody, ResponseBody,
+    Activator, BoxError, CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody,
+    ResponseBody,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +27,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// How long requests and connections may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -44,6 +50,8 @@ pub struct Config {
     pub socket: PathBuf,
     pub pid_file: PathBuf,
     pub images: PathBuf,
+    /// What it must know to serve again without being told: Services, sandboxes.
+    pub state: PathBuf,
     pub kubeconfig: PathBuf,
     pub node_name: String,
     pub node_port_addresses: Vec<IpAddr>,
@@ -156,6 +164,7 @@ async fn serve(config: Config) -> Result<()> {
         HostConfig {
             socket: Some(config.socket.clone()),
             compiled_dir: images.compiled_dir(),
+            kept_dir: Some(config.state.join("sandboxes")),
             log_limits: LogLimits::default(),
             dns: Some(config.dns),
         },
@@ -179,6 +188,7 @@ async fn serve(config: Config) -> Result<()> {
         ProxyConfig {
             informers,
             local: Arc::new(Guests(host.clone())),
+            activator: Arc::new(Standbys::follow(host.clone(), &proxy_scope)),
             node_name: config.node_name.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
             dns: Some(service_proxy::dns::DnsConfig {
@@ -186,11 +196,13 @@ async fn serve(config: Config) -> Result<()> {
                 domain: "cluster.local".to_owned(),
                 upstreams: None,
             }),
+            checkpoint: Some(config.state.join("services")),
             connections_max: CONNECTIONS_MAX,
             drain: DRAIN,
         },
         &proxy_scope,
     );
+    host.set_traffic(Arc::new(Carried(proxy.clone())));
     proxy_scope.spawn_cancellable(tell_bind_failures(proxy.failures(), services, recorder));
     tracing::info!(socket = %config.socket.display(), "data plane is ready");
     loop {
@@ -246,6 +258,101 @@ impl LocalEndpoints for Guests {
     fn http(&self, address: SocketAddr) -> Option<Arc<dyn LocalHttp>> {
         let endpoint = self.0.http_endpoint(address)?;
         (!endpoint.is_gone()).then(|| Arc::new(Guest(endpoint)) as Arc<dyn LocalHttp>)
+    }
+}
+
+/// The Wasm host's sandboxes on standby as the proxy's sleepers.
+struct Standbys {
+    host: Host,
+    sleepers: watch::Receiver<Arc<Vec<Sleeper>>>,
+}
+
+impl Standbys {
+    fn follow(host: Host, scope: &Scope) -> Self {
+        let mut standbys = host.standbys();
+        let list = |standbys: &[Standby]| Arc::new(standbys.iter().map(sleeper).collect());
+        // Before the proxy reads what it served last: those of a host that was killed are here.
+        let first = list(&standbys.borrow_and_update().clone());
+        let (told, sleepers) = watch::channel(first);
+        scope.spawn_cancellable(async move {
+            while standbys.changed().await.is_ok() {
+                let now = standbys.borrow_and_update().clone();
+                told.send_replace(list(&now));
+            }
+        });
+        Self { host, sleepers }
+    }
+}
+
+fn sleeper(standby: &Standby) -> Sleeper {
+    let ports = standby.ports.iter().filter_map(|port| {
+        let protocol = match port.protocol.as_str() {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => return None,
+        };
+        Some(SleeperPort {
+            name: port.name.clone(),
+            number: port.number,
+            protocol,
+        })
+    });
+    Sleeper {
+        namespace: standby.namespace.clone(),
+        labels: standby.labels.clone(),
+        ip: standby.ip,
+        ports: ports.collect(),
+        http: standby.http,
+    }
+}
+
+impl Activator for Standbys {
+    fn sleepers(&self) -> watch::Receiver<Arc<Vec<Sleeper>>> {
+        self.sleepers.clone()
+    }
+
+    fn wake(&self, ip: IpAddr) -> BoxFuture<'static, Result<(), BoxError>> {
+        let host = self.host.clone();
+        async move {
+            let standbys = host.standbys().borrow().clone();
+            let found = standbys.iter().find(|standby| standby.ip == ip);
+            let found = found.ok_or_else(|| format!("nobody stands by at {ip}"))?;
+            let woken = runtime::PodRuntime::wake(&host, &found.id).await;
+            if let Err(error) = &woken {
+                tracing::warn!(pod = found.id.0, %error, "a pod on standby can't be woken");
+            }
+            woken.map_err(BoxError::from)
+        }
+        .boxed()
+    }
+}
+
+/// What the proxy counts, for the agent.
+struct Carried(Proxy);
+
+#[async_trait::async_trait]
+impl runtime::Traffic for Carried {
+    async fn traffic(&self, services: &[ServiceName]) -> Result<Vec<ServiceTraffic>, RuntimeError> {
+        let keys = services
+            .iter()
+            .map(|s| client::ObjectKey::new(&s.namespace, &s.name));
+        let carried = self.0.traffic(&keys.collect::<Vec<_>>());
+        Ok(carried
+            .iter()
+            .map(|traffic| ServiceTraffic {
+                carried: traffic.carried,
+                under_way: traffic.under_way as u64,
+            })
+            .collect())
+    }
+
+    async fn metrics(&self) -> Result<String, RuntimeError> {
+        let mut registry = Registry::default();
+        self.0.metrics().register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)
+            .map_err(|error| RuntimeError::Unavailable(error.to_string()))?;
+        Ok(text)
     }
 }
 

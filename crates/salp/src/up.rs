@@ -201,6 +201,7 @@ async fn start(
         socket: layout.dataplane_socket(),
         pid_file: layout.dataplane_pid(),
         images: layout.images(),
+        state: layout.dataplane_state(),
         kubeconfig: proxy_kubeconfig,
         node_name: config.node_name.clone(),
         node_port_addresses: vec![config.bind_address],
@@ -257,6 +258,10 @@ async fn start(
         node_ip,
         kubelet_listener,
         images: images.clone(),
+        sleeper: client::connect::from_service_as(
+            server.service("system:salp-sleep", &[]),
+            Agent("salp-sleep"),
+        ),
     };
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
     node_ready(&informers, &config.node_name, began).await;
@@ -412,6 +417,8 @@ struct NodeParts<'a> {
     node_ip: IpAddr,
     kubelet_listener: TcpListener,
     images: images::ImageStore,
+    /// Scales Deployments to zero and back.
+    sleeper: kube::Client,
 }
 
 async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
@@ -438,11 +445,16 @@ async fn start_node(
         node_ip,
         kubelet_listener,
         images,
+        sleeper,
     } = parts;
     kubelet_listener
         .set_nonblocking(true)
         .context("listen for the kubelet API")?;
     let [pod_cidr, _] = site.networks()?;
+    let sleep = node::Sleep {
+        client: sleeper,
+        traffic: Arc::new(remote.clone()),
+    };
     let scope = Scope::new();
     scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
     let node = node::Node::start(
@@ -467,6 +479,7 @@ async fn start_node(
             taints: Vec::new(),
             max_pods: config.max_pods,
             share_pod_informer: true,
+            sleep: Some(sleep),
             version: format!(
                 "{}+salp.{}",
                 api::constants::KUBERNETES_VERSION,

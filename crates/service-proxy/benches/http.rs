@@ -113,9 +113,11 @@ async fn service(scope: &Scope) {
     let config = ProxyConfig {
         informers: client::Informers::new(api.client(), scope),
         local: Arc::new(Hello),
+        activator: Arc::new(service_proxy::NoActivator),
         node_name: "here".into(),
         node_port_addresses: Vec::new(),
         dns: None,
+        checkpoint: None,
         connections_max: 1000,
         drain: Duration::from_secs(1),
     };

@@ -2,7 +2,7 @@
 //! without a lock; replaced as a whole when endpoints change.
 
 use crate::metrics::RouteMetrics;
-use crate::table::{Route, RouteName};
+use crate::table::{Route, RouteName, SleepingEndpoint};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -46,8 +46,10 @@ pub(crate) struct Snapshot {
     pub(crate) targets: Vec<Arc<Target>>,
     /// Whether some may become ready.
     pub(crate) coming: bool,
-    /// Whether all of them were found to be local HTTP endpoints.
-    pub(crate) all_local: AtomicBool,
+    /// Whether one of them was found to be a local HTTP endpoint: then all speak HTTP.
+    pub(crate) http: AtomicBool,
+    /// Who is woken when none of them takes a request.
+    pub(crate) sleepers: Vec<SleepingEndpoint>,
 }
 
 /// A route at work.
@@ -58,6 +60,8 @@ pub(crate) struct Backend {
     affinity_ms: AtomicU64,
     snapshot: ArcSwap<Snapshot>,
     changed: Notify,
+    /// Whole connections passed on so far.
+    pub(crate) passed: AtomicU64,
     held: Semaphore,
     next: AtomicUsize,
     sticky: Mutex<HashMap<IpAddr, (SocketAddr, Instant)>>,
@@ -104,6 +108,7 @@ impl Backend {
             affinity_ms: AtomicU64::new(0),
             snapshot: ArcSwap::default(),
             changed: Notify::new(),
+            passed: AtomicU64::new(0),
             held: Semaphore::new(HELD_MAX),
             next: AtomicUsize::new(0),
             sticky: Mutex::default(),
@@ -119,14 +124,18 @@ impl Backend {
         self.affinity_ms.store(affinity, Ordering::Relaxed);
         let old = self.snapshot.load();
         let old: HashMap<_, _> = old.targets.iter().map(|t| (t.address, t)).collect();
-        let targets = route.endpoints.iter().map(|address| {
-            old.get(address).map_or_else(
+        // While the API lists nobody, those that stood by may be awake already.
+        let asleep = route.sleepers.iter().map(|s| (s.address, s.http));
+        let asleep = asleep.filter(|_| route.endpoints.is_empty());
+        let listed = route.endpoints.iter().map(|address| (*address, false));
+        let targets = listed.chain(asleep).map(|(address, http)| {
+            old.get(&address).map_or_else(
                 || {
                     Arc::new(Target {
-                        address: *address,
+                        address,
                         connections: AtomicUsize::new(0),
                         avoid_until: AtomicU64::new(0),
-                        was_local: AtomicBool::new(false),
+                        was_local: AtomicBool::new(http),
                     })
                 },
                 |target| Arc::clone(target),
@@ -135,7 +144,8 @@ impl Backend {
         self.snapshot.store(Arc::new(Snapshot {
             targets: targets.collect(),
             coming: route.coming,
-            all_local: AtomicBool::new(false),
+            http: AtomicBool::new(route.sleepers.iter().any(|s| s.http)),
+            sleepers: route.sleepers.clone(),
         }));
         self.changed.notify_waiters();
     }
@@ -280,8 +290,33 @@ impl Hold<'_> {
     }
 }
 
+impl Backend {
+    pub(crate) fn has_sleepers(&self) -> bool {
+        !self.snapshot.load().sleepers.is_empty()
+    }
+
+    /// Requests and connections so far.
+    pub(crate) fn carried(&self) -> u64 {
+        self.metrics.requests.get() + self.passed.load(Ordering::Relaxed)
+    }
+
+    /// Connections and requests to endpoints elsewhere, and of those who wait for one.
+    pub(crate) fn busy(&self) -> usize {
+        let snapshot = self.snapshot.load();
+        let connections = snapshot.targets.iter();
+        let connections = connections.map(|t| t.connections.load(Ordering::Relaxed));
+        connections.sum::<usize>() + HELD_MAX - self.held.available_permits()
+    }
+}
+
 /// Counts a connection to an endpoint while it lives.
 pub(crate) struct Connected(Arc<Target>);
+
+impl Clone for Connected {
+    fn clone(&self) -> Self {
+        Self::new(self.0.clone())
+    }
+}
 
 impl Connected {
     pub(crate) fn new(target: Arc<Target>) -> Self {

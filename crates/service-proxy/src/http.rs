@@ -1,14 +1,15 @@
-//! HTTP requests balanced one by one over endpoints of this process: no second hop, and
-//! an endpoint that goes away fails no request.
+//! HTTP requests balanced one by one over endpoints, those of this process without a second
+//! hop; an endpoint that goes away fails no request.
 //!
 //! This is the hot path: per request one look at the endpoints (no lock), one call.
 
 use crate::Shared;
-use crate::backend::{Backend, Hold, Tried};
-use crate::local::{BoxError, CallError, RequestBody, ResponseBody};
-use crate::tcp::connect;
+use crate::backend::{Backend, Connected, Hold, Target, Tried};
+use crate::local::{CallError, LocalHttp, RequestBody, ResponseBody};
+use crate::tcp::speaks_http;
+use crate::wake::{self, Woken};
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
@@ -20,6 +21,7 @@ use lifecycle::{CancellationToken, Scope};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::net::TcpStream;
 
 /// Requests at once on one HTTP/2 connection.
@@ -84,7 +86,7 @@ pub(crate) async fn serve(
 }
 
 /// What is needed to make a request once more.
-struct Copy {
+pub(crate) struct Copy {
     method: Method,
     uri: Uri,
     version: Version,
@@ -103,7 +105,7 @@ impl Copy {
         })
     }
 
-    fn request(&self) -> Request<RequestBody> {
+    pub(crate) fn request(&self) -> Request<RequestBody> {
         let mut request = Request::new(RequestBody::Empty);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
@@ -126,19 +128,25 @@ impl Client {
                 if tried.is_full() || tried.contains(target.address) {
                     return None;
                 }
-                let http = self.shared.local.http(target.address)?;
-                Some((http.in_flight(), http))
+                match self.shared.local.http(target.address) {
+                    Some(http) => Some((http.in_flight(), Turn::Local(http))),
+                    None => self.away(target, &tried, false),
+                }
             });
-            let Some((address, http)) = picked else {
+            let Some((address, turn)) = picked else {
                 // Boxed: rare, and the future of every request would be as large.
-                match Box::pin(self.elsewhere(request, &mut hold)).await {
+                match Box::pin(self.elsewhere(request, &copy, &mut hold)).await {
                     Elsewhere::Answered(response) => return response,
                     Elsewhere::Again(untouched) => request = untouched,
                 }
                 tried.clear();
                 continue;
             };
-            match http.call(request).await {
+            let called = match turn {
+                Turn::Local(http) => http.call(request).await,
+                Turn::Away(target) => Box::pin(self.send(target, request, copy.as_ref())).await,
+            };
+            match called {
                 Ok(response) => return response,
                 Err(CallError::Gone(untouched)) => {
                     let again = untouched
@@ -159,15 +167,119 @@ impl Client {
         }
     }
 
-    /// No endpoint of this process is left: asks one elsewhere, or waits for one here.
+    /// An endpoint that is reached over the network, if it is one.
+    fn away(&self, target: &Arc<Target>, tried: &Tried, desperate: bool) -> Option<(usize, Turn)> {
+        // A guest that has just died, and whose slice does not know yet, is none.
+        if target.was_local.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (load, target) = self.backend.connect_load(target, tried, desperate)?;
+        Some((load, Turn::Away(target)))
+    }
+
+    /// Makes a request over the network.
+    async fn send(
+        &self,
+        target: Arc<Target>,
+        request: Request<RequestBody>,
+        copy: Option<&Copy>,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let connected = Connected::new(target.clone());
+        let version = request.version();
+        let upstreams = &self.shared.upstreams;
+        let sent = upstreams.call(target.address, request, copy, connected);
+        let mut sent = sent.await;
+        match &mut sent {
+            // All endpoints have moved away: connected anew the client gets there directly.
+            Ok(response)
+                if version != Version::HTTP_2 && !speaks_http(&self.backend, &self.shared) =>
+            {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Err(CallError::Gone(Some(_))) => self.backend.avoid(&target),
+            _ => {}
+        }
+        sent
+    }
+
+    /// Nobody is awake: starts a pod that stands by, and gives it the request.
+    async fn wake(&self, request: Request<RequestBody>, copy: &Option<Copy>) -> Elsewhere {
+        let shared = &self.shared;
+        let snapshot = self.backend.snapshot();
+        let since = wake::timed(&request);
+        let mut awake = wake::awake(&snapshot.sleepers, &*shared.local);
+        if awake.is_none() {
+            let bytes = wake::head_bytes(&request);
+            match shared.waking.wake(&snapshot.sleepers, bytes).await {
+                Woken::Awake(_) => awake = wake::awake(&snapshot.sleepers, &*shared.local),
+                Woken::Failed => {}
+                Woken::Refused => {
+                    let refused = refuse(StatusCode::SERVICE_UNAVAILABLE, "too many wait");
+                    return Elsewhere::Answered(refused);
+                }
+            }
+        }
+        let Some((address, http)) = awake else {
+            return Elsewhere::Again(request);
+        };
+        match http.call(request).await {
+            Ok(mut response) => {
+                if let Some(since) = since {
+                    wake::tell_timing(&mut response, since);
+                }
+                Elsewhere::Answered(response)
+            }
+            Err(CallError::Gone(untouched)) => {
+                let again = untouched
+                    .map(|request| *request)
+                    .or_else(|| copy.as_ref().map(Copy::request));
+                again.map_or_else(
+                    || {
+                        Elsewhere::Answered(refuse(
+                            StatusCode::BAD_GATEWAY,
+                            "the endpoint has gone",
+                        ))
+                    },
+                    Elsewhere::Again,
+                )
+            }
+            Err(CallError::Failed(error)) => {
+                tracing::debug!(route = %self.backend.name, %address, %error, "request failed");
+                let why = "the endpoint gave no answer";
+                Elsewhere::Answered(refuse(StatusCode::BAD_GATEWAY, why))
+            }
+        }
+    }
+
+    /// No endpoint is left: wakes one, asks one that is avoided, or waits.
     async fn elsewhere<'a>(
         &'a self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
+        copy: &Option<Copy>,
         hold: &mut Option<Hold<'a>>,
     ) -> Elsewhere {
-        if let Some((stream, _connected)) = connect(&self.backend, self.address).await {
-            let response = forward(stream, request, &self.shared).await;
-            return Elsewhere::Answered(response);
+        if self.backend.has_sleepers() {
+            match self.wake(request, copy).await {
+                Elsewhere::Again(untouched) => request = untouched,
+                answered => return answered,
+            }
+        }
+        let desperate = self.backend.pick(self.address, |target| {
+            self.away(target, &Tried::default(), true)
+        });
+        if let Some((_, Turn::Away(target))) = desperate {
+            match self.send(target, request, copy.as_ref()).await {
+                Ok(response) => return Elsewhere::Answered(response),
+                Err(CallError::Gone(Some(untouched))) => request = *untouched,
+                Err(_) => match copy {
+                    Some(copy) => request = copy.request(),
+                    None => {
+                        let gone = refuse(StatusCode::BAD_GATEWAY, "the endpoint has gone");
+                        return Elsewhere::Answered(gone);
+                    }
+                },
+            }
         }
         if hold.is_none() {
             *hold = self.backend.hold();
@@ -184,53 +296,19 @@ impl Client {
     }
 }
 
+/// Whose turn it is.
+enum Turn {
+    /// An endpoint of this process.
+    Local(Arc<dyn LocalHttp>),
+    /// One that is reached over the network.
+    Away(Arc<Target>),
+}
+
 /// What came of a request that no endpoint of this process could take.
 enum Elsewhere {
     Answered(Response<ResponseBody>),
     /// There may be one now.
     Again(Request<RequestBody>),
-}
-
-/// Makes a request over a connection to an endpoint elsewhere. Rare: endpoints have just
-/// changed; the client is told to connect anew and then gets there directly.
-async fn forward(
-    stream: TcpStream,
-    request: Request<RequestBody>,
-    shared: &Shared,
-) -> Response<ResponseBody> {
-    let version = request.version();
-    let sent = if version == Version::HTTP_2 {
-        let executor = InScope(shared.scope.clone());
-        match hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await {
-            Ok((mut sender, connection)) => {
-                shared.scope.spawn_cancellable(connection);
-                sender.send_request(request).await
-            }
-            Err(error) => Err(error),
-        }
-    } else {
-        match hyper::client::conn::http1::handshake(TokioIo::new(stream)).await {
-            Ok((mut sender, connection)) => {
-                shared.scope.spawn_cancellable(connection);
-                sender.send_request(request).await
-            }
-            Err(error) => Err(error),
-        }
-    };
-    match sent {
-        Ok(response) => {
-            let mut response = response.map(|body| body.map_err(BoxError::from).boxed_unsync());
-            if version != Version::HTTP_2 {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            response
-        }
-        Err(error) => {
-            tracing::debug!(%error, "request not forwarded");
-            refuse(StatusCode::BAD_GATEWAY, "the endpoint gave no answer")
-        }
-    }
 }
 
 fn refuse(status: StatusCode, why: &'static str) -> Response<ResponseBody> {
@@ -239,5 +317,9 @@ fn refuse(status: StatusCode, why: &'static str) -> Response<ResponseBody> {
     *response.status_mut() = status;
     let text = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let soon = HeaderValue::from_static("1");
+        response.headers_mut().insert(RETRY_AFTER, soon);
+    }
     response
 }

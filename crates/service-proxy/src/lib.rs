@@ -8,6 +8,7 @@
 //! the binary gives it [`LocalEndpoints`].
 
 mod backend;
+pub mod checkpoint;
 pub mod dns;
 mod http;
 mod listeners;
@@ -16,14 +17,18 @@ mod metrics;
 pub mod table;
 mod tcp;
 mod udp;
+mod upstream;
+mod wake;
 
 pub use listeners::BindFailure;
 pub use local::{
     BoxError, CallError, LocalEndpoints, LocalHttp, NoLocalEndpoints, RequestBody, ResponseBody,
 };
 pub use metrics::Metrics;
+pub use wake::{Activator, NoActivator, TIMING_HEADER};
 
 use backend::Backend;
+use checkpoint::Known;
 use client::{Change, Informer, Informers, ObjectKey};
 use dns::Zone;
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -35,9 +40,10 @@ use listeners::{Failures, Listeners};
 use parking_lot::RwLock;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use table::{Node, RouteName, SERVICE_NAME_LABEL, ServiceTable};
+use table::{Node, RouteName, SERVICE_NAME_LABEL, ServiceTable, Sleeper};
 use tokio::sync::{Semaphore, watch};
 
 /// Changes taken together before listeners and endpoints follow.
@@ -49,12 +55,16 @@ pub struct ProxyConfig {
     pub informers: Informers,
     /// Endpoints of this process.
     pub local: Arc<dyn LocalEndpoints>,
+    /// Pods of this node that stand by, and what starts them.
+    pub activator: Arc<dyn Activator>,
     /// This node's name.
     pub node_name: String,
     /// Addresses on which node ports listen.
     pub node_port_addresses: Vec<IpAddr>,
     /// Cluster DNS, if it is to be served.
     pub dns: Option<dns::DnsConfig>,
+    /// Where the Services are kept for a start without an API server, if they are.
+    pub checkpoint: Option<PathBuf>,
     /// Connections at once; further ones wait in the kernel.
     pub connections_max: usize,
     /// How long connections may go on after the scope is closed.
@@ -63,8 +73,10 @@ pub struct ProxyConfig {
 
 /// A running proxy. It stops with the scope that it was started in: listeners close at
 /// once, connections get [`ProxyConfig::drain`] to finish.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Proxy {
+    backends: Backends,
+    local: Arc<dyn LocalEndpoints>,
     metrics: Metrics,
     failures: watch::Receiver<Vec<BindFailure>>,
     ready: watch::Receiver<bool>,
@@ -73,15 +85,18 @@ pub struct Proxy {
 impl Proxy {
     /// Starts listening for all Services there are and will be.
     pub fn start(config: ProxyConfig, scope: &Scope) -> Self {
+        let metrics = Metrics::default();
+        let sleepers = config.activator.sleepers();
         let shared = Arc::new(Shared {
             local: config.local,
+            waking: wake::Waking::new(config.activator, metrics.wake()),
             http: http::builder(scope),
+            upstreams: upstream::Upstreams::new(scope),
             scope: scope.clone(),
             drain: config.drain,
             connections: Arc::new(Semaphore::new(config.connections_max)),
             failures: Failures::default(),
         });
-        let metrics = Metrics::default();
         let zone = Arc::new(RwLock::new(Zone::new(
             config.dns.as_ref().map_or("", |dns| &dns.domain),
         )));
@@ -91,9 +106,16 @@ impl Proxy {
         }
         let failures = shared.failures.subscribe();
         let (is_ready, ready) = watch::channel(false);
+        let services = config.informers.get::<Service>();
+        let slices = config.informers.get::<EndpointSlice>();
+        let known = config.checkpoint.as_deref().and_then(checkpoint::read);
+        let keep = config
+            .checkpoint
+            .map(|path| checkpoint::Writer::start(path, services.clone(), slices.clone(), scope));
         let state = State {
-            services: config.informers.get(),
-            slices: config.informers.get(),
+            services,
+            slices,
+            keep,
             node: Node {
                 name: config.node_name,
                 node_port_addresses: config.node_port_addresses,
@@ -101,13 +123,17 @@ impl Proxy {
             },
             table: ServiceTable::default(),
             zone,
-            backends: HashMap::new(),
-            listeners: Listeners::new(shared),
+            sleepers,
+            backends: Backends::default(),
+            listeners: Listeners::new(shared.clone()),
             metrics: metrics.clone(),
             ready: is_ready,
         };
-        scope.spawn_cancellable(state.run());
+        let backends = state.backends.clone();
+        scope.spawn_cancellable(state.run(known));
         Self {
+            backends,
+            local: shared.local.clone(),
             metrics,
             failures,
             ready,
@@ -121,6 +147,27 @@ impl Proxy {
         let _ = self.ready.clone().wait_for(|ready| *ready).await;
     }
 
+    /// What some Services have carried so far: how many requests and connections, and how
+    /// many are under way.
+    pub fn traffic(&self, services: &[ObjectKey]) -> Vec<Traffic> {
+        let mut all: Vec<_> = services.iter().map(|_| Traffic::default()).collect();
+        for (name, backend) in &*self.backends.read() {
+            let wanted =
+                |key: &ObjectKey| key.namespace == *name.namespace && key.name == *name.service;
+            let places = services.iter().zip(&mut all);
+            for (_, traffic) in places.filter(|(key, _)| wanted(key)) {
+                let snapshot = backend.snapshot();
+                let local = snapshot.targets.iter().filter_map(|target| {
+                    let http = self.local.http(target.address)?;
+                    Some(http.in_flight())
+                });
+                traffic.carried += backend.carried();
+                traffic.under_way += local.sum::<usize>() + backend.busy();
+            }
+        }
+        all
+    }
+
     /// Its metrics, to register.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -132,10 +179,25 @@ impl Proxy {
     }
 }
 
+/// What a Service has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests and whole connections since the proxy started. Grows with every one; by how
+    /// much is not told, for a port's two routes share a count.
+    pub carried: u64,
+    /// Those not yet over.
+    pub under_way: usize,
+}
+
+/// Routes at work; written by one task.
+type Backends = Arc<RwLock<HashMap<RouteName, Arc<Backend>>>>;
+
 /// What connections need.
 struct Shared {
     local: Arc<dyn LocalEndpoints>,
     http: Builder<http::InScope>,
+    upstreams: Arc<upstream::Upstreams>,
+    waking: wake::Waking,
     scope: Scope,
     drain: Duration,
     connections: Arc<Semaphore>,
@@ -146,10 +208,12 @@ struct Shared {
 struct State {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    keep: Option<checkpoint::Writer>,
+    sleepers: watch::Receiver<Arc<Vec<Sleeper>>>,
     node: Node,
     table: ServiceTable,
     zone: Arc<RwLock<Zone>>,
-    backends: HashMap<RouteName, Arc<Backend>>,
+    backends: Backends,
     listeners: Listeners,
     metrics: Metrics,
     ready: watch::Sender<bool>,
@@ -163,10 +227,23 @@ struct Dirty {
 }
 
 impl State {
-    async fn run(mut self) {
+    async fn run(mut self, known: Option<Known>) {
+        if let Some(known) = known {
+            self.restore(&known).await;
+        }
         // Endpoints first known after their Service would make it look empty.
-        self.services.synced().await;
-        self.slices.synced().await;
+        let (services, slices) = (self.services.clone(), self.slices.clone());
+        let synced = async { tokio::join!(services.synced(), slices.synced()) };
+        let mut synced = std::pin::pin!(synced);
+        loop {
+            let again = self.listeners.again();
+            tokio::select! {
+                _ = &mut synced => break,
+                () = wait_until(again) => self.listen().await,
+            }
+        }
+        let mut sleepers = self.sleepers.clone();
+        let mut known = sleepers.borrow_and_update().clone();
         let mut services = self.services.subscribe();
         let mut slices = self.slices.subscribe();
         loop {
@@ -175,6 +252,11 @@ impl State {
             tokio::select! {
                 Some(change) = services.next() => dirty.service(&change),
                 Some(change) = slices.next() => dirty.slice(&change),
+                Ok(()) = sleepers.changed() => {
+                    let now = sleepers.borrow_and_update().clone();
+                    self.selected(&known, &now, &mut dirty);
+                    known = now;
+                }
                 () = wait_until(again) => {}
             }
             while dirty.keys.len() < CHANGES_AT_ONCE {
@@ -185,35 +267,69 @@ impl State {
                 }
             }
             self.apply(dirty).await;
+            if let Some(keep) = &self.keep {
+                keep.changed();
+            }
             self.ready.send_replace(true);
         }
     }
 
+    /// Serves what the last run knew, as far as it goes without the API server.
+    async fn restore(&mut self, known: &Known) {
+        let mut slices = by_service(&known.slices);
+        for service in &known.services {
+            let ObjectKey { namespace, name } = ObjectKey::of(&**service);
+            let key = (namespace, name);
+            let slices = slices.remove(&key).unwrap_or_default();
+            self.set(&key, Some(service), &slices);
+        }
+        tracing::info!(
+            services = known.services.len(),
+            "serving the Services of the last run"
+        );
+        self.listen().await;
+    }
+
     async fn apply(&mut self, dirty: Dirty) {
         if dirty.all {
-            let mut slices: HashMap<(String, String), Vec<Arc<EndpointSlice>>> = HashMap::new();
-            for slice in self.slices.list() {
-                if let Some(key) = service_of(&slice) {
-                    slices.entry(key).or_default().push(slice);
-                }
-            }
+            let mut slices = by_service(&self.slices.list());
             let mut keys: BTreeSet<_> = self.table.services().cloned().collect();
             keys.extend(self.zone.read().services());
             for ObjectKey { namespace, name } in self.services.keys() {
                 keys.insert((namespace, name));
             }
             for key in keys {
+                let service = self.services.get(&key.0, &key.1);
                 let slices = slices.remove(&key).unwrap_or_default();
-                self.set(&key, &slices);
+                self.set(&key, service.as_deref(), &slices);
             }
         } else {
             for key in dirty.keys {
                 let slices = self
                     .slices
                     .select_namespace(&key.0, |slice| is_of(slice, &key.1));
-                self.set(&key, &slices);
+                let service = self.services.get(&key.0, &key.1);
+                self.set(&key, service.as_deref(), &slices);
             }
         }
+        self.listen().await;
+    }
+
+    /// Services of the sleepers that came or went.
+    fn selected(&self, before: &[Sleeper], now: &[Sleeper], dirty: &mut Dirty) {
+        let came = now.iter().filter(|s| !before.contains(s));
+        let went = before.iter().filter(|s| !now.contains(s));
+        for sleeper in came.chain(went) {
+            let of = |service: &Service| sleeper.is_of(&sleeper.namespace, service);
+            for service in self.services.select_namespace(&sleeper.namespace, of) {
+                let ObjectKey { namespace, name } = ObjectKey::of(&*service);
+                dirty.keys.insert((namespace, name));
+            }
+        }
+    }
+
+    /// Opens and closes what the table says, if that may have changed.
+    async fn listen(&mut self) {
         let due = self.listeners.again();
         let due = due.is_some_and(|at| at <= tokio::time::Instant::now());
         if !self.table.take_listens_changed() && !due {
@@ -222,7 +338,7 @@ impl State {
         let wanted = self.table.listens();
         let routes: HashSet<_> = self.table.routes().map(|route| &route.name).collect();
         let metrics = &self.metrics;
-        self.backends.retain(|name, backend| {
+        self.backends.write().retain(|name, backend| {
             let keep = routes.contains(name);
             if !keep {
                 backend.clear();
@@ -230,20 +346,27 @@ impl State {
             }
             keep
         });
-        self.listeners.apply(&wanted, &self.backends).await;
+        let backends = self.backends.read().clone();
+        self.listeners.apply(&wanted, &backends).await;
     }
 
-    fn set(&mut self, (namespace, name): &(String, String), slices: &[Arc<EndpointSlice>]) {
-        let service = self.services.get(namespace, name);
-        let service = service.as_deref();
+    fn set(
+        &mut self,
+        (namespace, name): &(String, String),
+        service: Option<&Service>,
+        slices: &[Arc<EndpointSlice>],
+    ) {
         self.zone.write().set(namespace, name, service, slices);
-        for route in self.table.set(namespace, name, service, slices, &self.node) {
-            match self.backends.get(&route.name) {
+        let sleepers = self.sleepers.borrow().clone();
+        let table = &mut self.table;
+        for route in table.set(namespace, name, service, slices, &sleepers, &self.node) {
+            let known = self.backends.read().get(&route.name).cloned();
+            match known {
                 Some(backend) => backend.update(route),
                 None => {
                     let metrics = self.metrics.route(&route.name);
                     let backend = Arc::new(Backend::new(route, metrics));
-                    self.backends.insert(route.name.clone(), backend);
+                    self.backends.write().insert(route.name.clone(), backend);
                 }
             }
         }
@@ -271,6 +394,17 @@ impl Dirty {
     }
 }
 
+/// Slices by the Service that they name.
+fn by_service(slices: &[Arc<EndpointSlice>]) -> HashMap<(String, String), Vec<Arc<EndpointSlice>>> {
+    let mut of: HashMap<_, Vec<_>> = HashMap::new();
+    for slice in slices {
+        if let Some(key) = service_of(slice) {
+            of.entry(key).or_default().push(slice.clone());
+        }
+    }
+    of
+}
+
 fn service_of(slice: &EndpointSlice) -> Option<(String, String)> {
     let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
     let namespace = slice.metadata.namespace.clone().unwrap_or_default();
@@ -294,6 +428,14 @@ async fn wait_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy")
+            .field("routes", &self.backends.read().len())
+            .finish_non_exhaustive()
     }
 }
 

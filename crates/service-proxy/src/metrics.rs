@@ -6,6 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 
@@ -31,8 +32,33 @@ struct Inner {
     connections: Family<Labels, Counter>,
     active: Family<Labels, Gauge>,
     retries: Family<Labels, Counter>,
+    wake: WakeMetrics,
     /// How many routes use the series of each label set.
     users: Mutex<HashMap<Labels, usize>>,
+}
+
+/// What is counted of requests that found nobody awake.
+#[derive(Clone, Debug)]
+pub(crate) struct WakeMetrics {
+    pub(crate) seconds: Histogram,
+    pub(crate) held: Gauge,
+    pub(crate) refused: Counter,
+}
+
+/// From what a guest of this process takes to what a container's image does.
+const WAKE_BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0, 30.0,
+];
+
+impl Default for WakeMetrics {
+    fn default() -> Self {
+        Self {
+            seconds: Histogram::new(WAKE_BUCKETS),
+            held: Gauge::default(),
+            refused: Counter::default(),
+        }
+    }
 }
 
 /// The series of one route, looked up once.
@@ -69,6 +95,25 @@ impl Metrics {
             "Attempts made with another endpoint because one was gone",
             inner.retries.clone(),
         );
+        registry.register(
+            "salp_wake_seconds",
+            "How long requests and connections were held until a pod that stood by took them",
+            inner.wake.seconds.clone(),
+        );
+        registry.register(
+            "salp_wake_held",
+            "Requests and connections held now while a pod is woken",
+            inner.wake.held.clone(),
+        );
+        registry.register(
+            "salp_wake_refused",
+            "Requests and connections refused because too many waited, or for too long",
+            inner.wake.refused.clone(),
+        );
+    }
+
+    pub(crate) fn wake(&self) -> WakeMetrics {
+        self.inner.wake.clone()
     }
 
     pub(crate) fn route(&self, name: &RouteName) -> RouteMetrics {

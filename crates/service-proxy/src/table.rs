@@ -5,6 +5,7 @@
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -75,6 +76,72 @@ pub struct Route {
     pub endpoints: Vec<SocketAddr>,
     /// Whether there are endpoints that are not ready, so that some may come.
     pub coming: bool,
+    /// Pods of this node that stand by, and are woken when no endpoint takes a request.
+    pub sleepers: Vec<SleepingEndpoint>,
+}
+
+/// One port of a pod that stands by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SleepingEndpoint {
+    /// Where it answers once it is awake.
+    pub address: SocketAddr,
+    /// It will be an HTTP endpoint of this process.
+    pub http: bool,
+}
+
+/// A pod of this node that is started by the first request to a Service of it. It stays
+/// one after it was woken, until its Service lists it, or it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sleeper {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels: Services select it by these.
+    pub labels: BTreeMap<String, String>,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its ports.
+    pub ports: Vec<SleeperPort>,
+    /// It serves HTTP in this process.
+    pub http: bool,
+}
+
+/// A port that a sleeper declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SleeperPort {
+    /// Its name, may be empty.
+    pub name: String,
+    /// Its number.
+    pub number: u16,
+    /// Over what.
+    pub protocol: Protocol,
+}
+
+impl Sleeper {
+    /// Whether a Service selects it.
+    pub fn is_of(&self, namespace: &str, service: &Service) -> bool {
+        let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+        self.namespace == namespace
+            && selector.is_some_and(|selector| {
+                let has = |(k, v): (&String, &String)| self.labels.get(k) == Some(v);
+                !selector.is_empty() && selector.iter().all(has)
+            })
+    }
+
+    /// Where a Service's port leads.
+    fn endpoint(&self, port: &ServicePort, protocol: Protocol) -> Option<SleepingEndpoint> {
+        let number = match &port.target_port {
+            None => u16::try_from(port.port).ok()?,
+            Some(IntOrString::Int(number)) => u16::try_from(*number).ok()?,
+            Some(IntOrString::String(name)) => {
+                let named = |p: &&SleeperPort| p.name == *name && p.protocol == protocol;
+                self.ports.iter().find(named)?.number
+            }
+        };
+        Some(SleepingEndpoint {
+            address: SocketAddr::new(self.ip, number),
+            http: self.http && protocol == Protocol::Tcp,
+        })
+    }
 }
 
 /// All routes of this node.
@@ -93,11 +160,12 @@ impl ServiceTable {
         name: &str,
         service: Option<&Service>,
         slices: &[Arc<EndpointSlice>],
+        sleepers: &[Sleeper],
         node: &Node,
     ) -> &[Route] {
         let key = (namespace.to_owned(), name.to_owned());
         let routes = service.map_or_else(Vec::new, |service| {
-            routes(namespace, name, service, slices, node)
+            routes(namespace, name, service, slices, sleepers, node)
         });
         let listens = |routes: &[Route]| -> Vec<_> {
             let names_and_listens = routes.iter().map(|r| (r.name.clone(), r.listens.clone()));
@@ -187,6 +255,7 @@ fn routes(
     name: &str,
     service: &Service,
     slices: &[Arc<EndpointSlice>],
+    sleepers: &[Sleeper],
     node: &Node,
 ) -> Vec<Route> {
     let Some(spec) = &service.spec else {
@@ -218,6 +287,11 @@ fn routes(
             continue;
         };
         let candidates = candidates(port, protocol, slices);
+        let asleep: Vec<_> = sleepers
+            .iter()
+            .filter(|sleeper| sleeper.is_of(&namespace, service))
+            .filter_map(|sleeper| sleeper.endpoint(port, protocol))
+            .collect();
         let mut add = |origin, policy: Option<&str>, addresses: Vec<SocketAddr>| {
             let listens: Vec<_> = addresses
                 .into_iter()
@@ -229,6 +303,7 @@ fn routes(
             let local_only = policy == Some("Local");
             let ipv4 = listens[0].is_ipv4();
             let (endpoints, coming) = choose(&candidates, ipv4, local_only.then_some(&node.name));
+            let same = |s: &&SleepingEndpoint| s.address.is_ipv4() == ipv4;
             routes.push(Route {
                 name: RouteName {
                     namespace: Arc::clone(&namespace),
@@ -242,6 +317,7 @@ fn routes(
                 listens,
                 endpoints,
                 coming,
+                sleepers: asleep.iter().filter(same).copied().collect(),
             });
         };
         let at = |ips: &[IpAddr], port: i32| match u16::try_from(port) {
@@ -409,14 +485,20 @@ mod tests {
     }
 
     fn check(spec: Value, endpoints: Value, expected: Expect) {
+        check_with(spec, endpoints, &[], expected);
+    }
+
+    fn check_with(spec: Value, endpoints: Value, sleepers: &[Sleeper], expected: Expect) {
         let service = json!({"metadata": {"name": "web", "namespace": "d"}, "spec": spec});
         let service: Service = serde_json::from_value(service).unwrap();
         let mut table = ServiceTable::default();
         let mut text = String::new();
-        for route in table.set("d", "web", Some(&service), &[slice(endpoints)], &node()) {
+        let slices = [slice(endpoints)];
+        for route in table.set("d", "web", Some(&service), &slices, sleepers, &node()) {
+            let asleep: Vec<_> = route.sleepers.iter().map(|s| s.address).collect();
             writeln!(
                 text,
-                "{} at {:?} to {:?}{}{}",
+                "{} at {:?} to {:?}{}{}{}",
                 route.name,
                 route.listens,
                 route.endpoints,
@@ -425,6 +507,11 @@ mod tests {
                     .affinity
                     .map(|a| format!(", affinity {a:?}"))
                     .unwrap_or_default(),
+                if asleep.is_empty() {
+                    String::new()
+                } else {
+                    format!(", asleep {asleep:?}")
+                },
             )
             .unwrap();
         }
@@ -494,6 +581,49 @@ mod tests {
     }
 
     #[test]
+    fn sleepers_are_those_that_the_selector_means() {
+        let sleeper = |namespace: &str, app: &str, host: u8| Sleeper {
+            namespace: namespace.into(),
+            labels: [("app".into(), app.into()), ("hash".into(), "1".into())].into(),
+            ip: [10, 42, 0, host].into(),
+            ports: vec![SleeperPort {
+                name: "web".into(),
+                number: 8080,
+                protocol: Protocol::Tcp,
+            }],
+            http: true,
+        };
+        check_with(
+            json!({"clusterIP": "10.43.0.7", "selector": {"app": "web"}, "ports": [
+                {"name": "named", "port": 80, "targetPort": "web"},
+                {"name": "numbered", "port": 81, "targetPort": 9090},
+                {"name": "same", "port": 82},
+                {"name": "unknown", "port": 83, "targetPort": "other"}]}),
+            json!([]),
+            &[
+                sleeper("d", "web", 2),
+                sleeper("e", "web", 3),
+                sleeper("d", "other", 4),
+            ],
+            expect![[r#"
+                d/web:named at [10.43.0.7:80] to [], asleep [10.42.0.2:8080]
+                d/web:numbered at [10.43.0.7:81] to [], asleep [10.42.0.2:9090]
+                d/web:same at [10.43.0.7:82] to [], asleep [10.42.0.2:82]
+                d/web:unknown at [10.43.0.7:83] to []
+            "#]],
+        );
+        // A Service without a selector selects nothing.
+        check_with(
+            json!({"clusterIP": "10.43.0.7", "ports": [{"port": 80}]}),
+            json!([]),
+            &[sleeper("d", "web", 2)],
+            expect![[r#"
+                d/web at [10.43.0.7:80] to []
+            "#]],
+        );
+    }
+
+    #[test]
     fn plans_the_difference() {
         let service = |ip: &str, port: u16| {
             let spec = json!({"clusterIP": ip, "ports": [{"name": "http", "port": port}]});
@@ -501,18 +631,18 @@ mod tests {
             serde_json::from_value::<Service>(service).unwrap()
         };
         let mut table = ServiceTable::default();
-        table.set("d", "a", Some(&service("10.43.0.1", 80)), &[], &node());
-        table.set("d", "b", Some(&service("10.43.0.2", 80)), &[], &node());
-        table.set("d", "c", Some(&service("10.43.0.3", 80)), &[], &node());
+        table.set("d", "a", Some(&service("10.43.0.1", 80)), &[], &[], &node());
+        table.set("d", "b", Some(&service("10.43.0.2", 80)), &[], &[], &node());
+        table.set("d", "c", Some(&service("10.43.0.3", 80)), &[], &[], &node());
         let before = table.listens();
         assert!(table.take_listens_changed());
-        table.set("d", "a", Some(&service("10.43.0.1", 80)), &[], &node());
+        table.set("d", "a", Some(&service("10.43.0.1", 80)), &[], &[], &node());
         assert!(!table.take_listens_changed());
-        table.set("d", "a", Some(&service("10.43.0.1", 81)), &[], &node());
-        table.set("d", "b", None, &[], &node());
+        table.set("d", "a", Some(&service("10.43.0.1", 81)), &[], &[], &node());
+        table.set("d", "b", None, &[], &[], &node());
         // The address of one that is gone; and one that somebody before it has.
-        table.set("d", "e", Some(&service("10.43.0.2", 80)), &[], &node());
-        table.set("d", "z", Some(&service("10.43.0.3", 80)), &[], &node());
+        table.set("d", "e", Some(&service("10.43.0.2", 80)), &[], &[], &node());
+        table.set("d", "z", Some(&service("10.43.0.3", 80)), &[], &[], &node());
         assert!(table.take_listens_changed());
         let actions = plan(&before, &table.listens());
         let text: Vec<_> = actions.iter().map(ToString::to_string).collect();

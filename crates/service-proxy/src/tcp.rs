@@ -1,9 +1,10 @@
-//! TCP listeners: whole connections to endpoints, or, when all of a route's endpoints are
-//! HTTP servers of this process, HTTP requests one by one (`http`).
+//! TCP listeners: whole connections to endpoints, or, when one of a route's endpoints is an
+//! HTTP server of this process, HTTP requests one by one (`http`).
 
 use crate::Shared;
 use crate::backend::{Backend, Connected, Tried};
 use crate::http;
+use crate::wake::Woken;
 use lifecycle::CancellationToken;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -81,15 +82,21 @@ async fn connection(
     prepare(&stream);
     let mut hold = None;
     loop {
-        if is_local_http(&backend, &shared) {
+        if speaks_http(&backend, &shared) {
             drop(hold);
             http::serve(stream, client, backend, shared, token).await;
             return;
         }
         if let Some((upstream, connected)) = connect(&backend, client).await {
             drop(hold);
+            backend.passed.fetch_add(1, Ordering::Relaxed);
             copy(stream, upstream, &shared).await;
             drop(connected);
+            return;
+        }
+        if let Some(upstream) = wake(&backend, &shared).await {
+            backend.passed.fetch_add(1, Ordering::Relaxed);
+            copy(stream, upstream, &shared).await;
             return;
         }
         if hold.is_none() {
@@ -113,29 +120,45 @@ fn prepare(stream: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
 }
 
-/// Whether all endpoints of a route are HTTP servers of this process. Once found true it
-/// is not looked for again until endpoints change: one that has gone is skipped.
-fn is_local_http(backend: &Backend, shared: &Shared) -> bool {
+/// Whether an endpoint of a route is an HTTP server of this process, so that all of them
+/// are understood to speak HTTP. Once found true it is not looked for again until endpoints
+/// change: one that has gone is skipped.
+pub(crate) fn speaks_http(backend: &Backend, shared: &Shared) -> bool {
     let snapshot = backend.snapshot();
-    if snapshot.targets.is_empty() {
-        return false;
-    }
-    if snapshot.all_local.load(Ordering::Relaxed) {
+    if snapshot.http.load(Ordering::Relaxed) {
         return true;
     }
-    let all = snapshot.targets.iter().all(|target| {
-        let now = shared.local.http(target.address).is_some();
-        if now {
+    let mut any = false;
+    for target in &snapshot.targets {
+        if shared.local.http(target.address).is_some() {
             target.was_local.store(true, Ordering::Relaxed);
         }
-        now || target.was_local.load(Ordering::Relaxed)
-    });
-    snapshot.all_local.store(all, Ordering::Relaxed);
-    all
+        any |= target.was_local.load(Ordering::Relaxed);
+    }
+    snapshot.http.store(any, Ordering::Relaxed);
+    any
+}
+
+/// A connection to a pod that stood by.
+async fn wake(backend: &Backend, shared: &Shared) -> Option<TcpStream> {
+    let snapshot = backend.snapshot();
+    if snapshot.sleepers.is_empty() {
+        return None;
+    }
+    match shared.waking.wake(&snapshot.sleepers, 0).await {
+        Woken::Awake(address) => {
+            let connected = TcpStream::connect(address);
+            tokio::time::timeout(CONNECT_TIMEOUT, connected)
+                .await
+                .ok()?
+                .ok()
+        }
+        Woken::Failed | Woken::Refused => None,
+    }
 }
 
 /// A connection to the endpoint whose turn it is, or to the next that takes it.
-pub(crate) async fn connect(backend: &Backend, client: IpAddr) -> Option<(TcpStream, Connected)> {
+async fn connect(backend: &Backend, client: IpAddr) -> Option<(TcpStream, Connected)> {
     let mut tried = Tried::default();
     loop {
         let pick = |desperate| {

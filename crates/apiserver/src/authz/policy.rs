@@ -202,6 +202,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         &["system:kube-controller-manager"],
     ),
     (
+        "system:salp-sleep",
+        "system:salp-sleep",
+        "User",
+        &["system:salp-sleep"],
+    ),
+    (
         "system:service-account-issuer-discovery",
         "system:service-account-issuer-discovery",
         "Group",
@@ -313,6 +319,14 @@ const ROLES: &[(&str, &[&str])] = &[
             "read | discovery.k8s.io | endpointslices",
             "get | resource.k8s.io | resourceclaims",
             "get,list,watch,create,update,patch,delete,deletecollection | resource.k8s.io | resourceslices",
+        ],
+    ),
+    (
+        // A node agent where it scales Deployments to zero and back.
+        "system:salp-sleep",
+        &[
+            "patch | apps | deployments,replicasets",
+            "create | core | pods",
         ],
     ),
     (

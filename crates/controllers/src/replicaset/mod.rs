@@ -8,6 +8,7 @@ use crate::context::{Context, named, synced};
 use crate::error::{Error, is_terminating};
 use crate::pods;
 use crate::writes::{Unseen, for_each, slow_start};
+use api::constants::{ANNOTATION_WOKEN_ON, ANNOTATION_WOKEN_POD};
 use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
@@ -167,12 +168,16 @@ impl Controller {
     async fn create(&self, key: &ObjectKey, set: &ReplicaSet, count: usize) -> Option<Error> {
         let template = set.spec.template.as_ref()?;
         let pod = pods::from_template(set, template);
-        let (_, failure) = slow_start(count, |_| async {
-            let made = pods::create(&self.context, &self.unseen, key, &pod).await?;
-            let name = made.metadata.name.unwrap_or_default();
-            self.recorder
-                .normal(set, "SuccessfulCreate", &format!("Created pod: {name}"));
-            Ok::<_, kube::Error>(())
+        let woken = self.woken(set, &pod);
+        let (_, failure) = slow_start(count, |index| {
+            let pod = woken.as_ref().filter(|_| index == 0).unwrap_or(&pod);
+            async move {
+                let made = pods::create(&self.context, &self.unseen, key, pod).await?;
+                let name = made.metadata.name.unwrap_or_default();
+                self.recorder
+                    .normal(set, "SuccessfulCreate", &format!("Created pod: {name}"));
+                Ok::<_, kube::Error>(())
+            }
         })
         .await;
         // A namespace that goes takes this set with it: nothing to tell.
@@ -183,6 +188,28 @@ impl Controller {
             what: format!("Pod of {}", named::<ReplicaSet>(key)),
             source,
         })
+    }
+
+    /// The pod that runs already and only lacks its object: a node has woken it.
+    fn woken(&self, set: &ReplicaSet, pod: &Pod) -> Option<Pod> {
+        let place = set
+            .metadata
+            .annotations
+            .as_ref()?
+            .get(ANNOTATION_WOKEN_POD)?;
+        let (node, name) = place.split_once('/')?;
+        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+        // It was created, and its node has not yet said that it knows.
+        if self.pods.get(namespace, name).is_some() {
+            return None;
+        }
+        let mut pod = pod.clone();
+        pod.metadata.generate_name = None;
+        pod.metadata.name = Some(name.to_owned());
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        annotations.insert(ANNOTATION_WOKEN_ON.to_owned(), node.to_owned());
+        pod.spec.get_or_insert_default().node_name = Some(node.to_owned());
+        Some(pod)
     }
 
     async fn write_status(

@@ -69,6 +69,8 @@ pub(crate) struct Record {
     pub(crate) confirmed: bool,
     /// [`Agent::deed`] of what was last done for it at its runtime.
     pub(crate) done_at: u64,
+    /// The API has no such pod, and nothing is told of it.
+    pub(crate) standby: bool,
 }
 
 /// What is kept beside a container's state.
@@ -118,6 +120,8 @@ impl Agent {
                     return;
                 };
                 self.observe(&slot, runtime, Some(&seen));
+                // Volumes made before their pod have a token that is bound to none.
+                slot.lock().stale |= crate::sleep::is_standby(&uid);
                 // It may have changed since it was listed.
                 self.spawn_job(&slot, |agent, slot| async move { agent.look(&slot).await });
             }
@@ -125,10 +129,25 @@ impl Agent {
         self.queue.add(uid);
     }
 
+    /// A place for a pod that stands by; it is none of the agent's pods.
+    pub(crate) fn standby_slot(&self, desired: Desired) -> Arc<Slot> {
+        let uid = desired.uid.clone();
+        let mut record = self.new_record(desired, false);
+        self.uncount(&mut record);
+        record.standby = true;
+        Arc::new(Slot {
+            uid,
+            ending: CancellationToken::new(),
+            changed: Notify::new(),
+            looking: tokio::sync::Mutex::new(()),
+            record: Mutex::new(record),
+        })
+    }
+
     /// Runs what the checkpoint holds until the API server tells of its pods.
     pub(crate) fn restore(self: &Arc<Self>, restored: crate::checkpoint::Restored) {
         for pod in restored.pods {
-            let uid = Uid::from(pod.metadata.uid.as_deref().unwrap_or_default());
+            let uid = crate::pod::uid_of(&pod).unwrap_or_else(|| Uid::from(""));
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             let refs = crate::objects::references(&pod);
             for entry in restored.objects.iter().filter(|e| e.namespace == namespace) {
@@ -186,6 +205,7 @@ impl Agent {
             admitted,
             confirmed,
             done_at: 0,
+            standby: false,
             desired,
         }
     }

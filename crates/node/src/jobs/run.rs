@@ -8,7 +8,7 @@ use crate::state::{Image, Run};
 use client::EventType;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1 as core;
-use runtime::RuntimeError;
+use runtime::{ContainerId, RuntimeError};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -91,6 +91,25 @@ impl Agent {
         index: usize,
         attempt: u32,
     ) -> Result<(), StartFailure> {
+        let id = self.try_create(slot, index, attempt).await?;
+        let runtime = self.runtime(slot.lock().runtime.unwrap_or(0)).clone();
+        if let Err(error) = runtime.start_container(&id).await {
+            // Made anew at the next try.
+            if let Err(error) = runtime.remove_container(&id).await {
+                tracing::debug!(container = id.0, %error, "failed container not removed");
+            }
+            return Err(StartFailure::new("RunContainerError", error));
+        }
+        Ok(())
+    }
+
+    /// Makes a container, which does not run yet.
+    pub(crate) async fn try_create(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        index: usize,
+        attempt: u32,
+    ) -> Result<ContainerId, StartFailure> {
         let (desired, image, ip, runtime) = {
             let record = slot.lock();
             (
@@ -139,19 +158,10 @@ impl Agent {
             .create_container(spec)
             .await
             .map_err(|e| StartFailure::new("CreateContainerError", e))?;
-        {
-            let record = slot.lock();
-            let words = "Container created";
-            self.container_event(&record, index, EventType::Normal, "Created", words);
-        }
-        if let Err(error) = runtime.start_container(&id).await {
-            // Made anew at the next try.
-            if let Err(error) = runtime.remove_container(&id).await {
-                tracing::debug!(container = id.0, %error, "failed container not removed");
-            }
-            return Err(StartFailure::new("RunContainerError", error));
-        }
-        Ok(())
+        let record = slot.lock();
+        let words = "Container created";
+        self.container_event(&record, index, EventType::Normal, "Created", words);
+        Ok(id)
     }
 
     /// Services of the pod's namespace and `default/kubernetes`.
@@ -276,9 +286,9 @@ impl Agent {
 }
 
 /// Why a container did not start: reason and message of its waiting state.
-struct StartFailure {
+pub(crate) struct StartFailure {
     reason: &'static str,
-    message: String,
+    pub(crate) message: String,
     unavailable: bool,
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn usage(agent: &Arc<Agent>) -> Vec<Usage> {
             };
             let id = crate::container::container_id(desired, &wanted.name, actual.attempt);
             list.push(Usage {
-                uid: slot.uid.to_string(),
+                uid: desired.pod.metadata.uid.clone().unwrap_or_default(),
                 namespace: desired.namespace.to_string(),
                 pod: desired.name.to_string(),
                 container: wanted.name.to_string(),

@@ -1,5 +1,6 @@
 //! A container's life: created, running, exited.
 
+use super::kept::Runs;
 use super::serve::{self, Closed, HttpEndpoint};
 use super::{Shared, spec};
 use crate::log_file::LogFile;
@@ -9,7 +10,7 @@ use lifecycle::{CancellationToken, Scope};
 use parking_lot::Mutex;
 use runtime::{
     ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, Exit, ExitReason,
-    SandboxId, SandboxSpec,
+    Port, SandboxId, SandboxSpec,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
@@ -41,6 +42,8 @@ pub(super) struct Container {
     cpu: Arc<CpuMeter>,
     /// Where an HTTP guest serves.
     addresses: Vec<SocketAddr>,
+    /// Declared ports, of one that stands by.
+    ports: Vec<Port>,
     state: watch::Sender<ContainerState>,
     /// Starting, stopping: one at a time.
     phase: Mutex<Phase>,
@@ -86,6 +89,11 @@ impl Container {
         ));
         let cpu = Arc::new(CpuMeter::new(spec.cpu_limit_millis));
         let addresses = addresses(sandbox.ip, &spec);
+        let ports = if sandbox.standby {
+            spec.ports.clone()
+        } else {
+            Vec::new()
+        };
         let guest = program
             .guest(GuestSpec {
                 args: spec.args,
@@ -112,6 +120,7 @@ impl Container {
             memory,
             cpu,
             addresses,
+            ports,
             state: watch::Sender::new(ContainerState::Created),
             phase: Mutex::new(Phase::Created),
         }))
@@ -119,6 +128,14 @@ impl Container {
 
     pub(super) fn id(&self) -> &ContainerId {
         &self.id
+    }
+
+    pub(super) fn ports(&self) -> &[Port] {
+        &self.ports
+    }
+
+    pub(super) fn is_http(&self) -> bool {
+        matches!(self.guest, Guest::Http(_))
     }
 
     pub(super) fn sandbox(&self) -> &SandboxId {
@@ -171,6 +188,17 @@ impl Container {
             }
             created
         });
+        if let Some(kept) = host
+            .kept
+            .as_ref()
+            .filter(|_| !matches!(*phase, Phase::Ended))
+        {
+            let runs = match &self.guest {
+                Guest::Http(_) => Runs::Http,
+                Guest::Command(_) => Runs::Command,
+            };
+            kept.started(&self.sandbox, &self.name, runs);
+        }
         drop(phase);
         host.changed(&self.sandbox);
         Ok(())
@@ -298,7 +326,15 @@ impl Container {
 
     /// The first end counts.
     fn end(&self, code: i32, reason: ExitReason, message: &str) {
-        *self.phase.lock() = Phase::Ended;
+        {
+            let mut phase = self.phase.lock();
+            *phase = Phase::Ended;
+            // Under the lock, so that it comes after the mark that its start made.
+            let host = self.host.upgrade();
+            if let Some(kept) = host.as_ref().and_then(|host| host.kept.as_ref()) {
+                kept.ended(&self.sandbox, &self.name);
+            }
+        }
         let finished_ms = now_ms();
         let first = self.state.send_if_modified(|state| {
             let started_ms = match state {

@@ -5,28 +5,35 @@
 //! in `serve`, the socket in `server`.
 
 mod container;
+mod kept;
 mod serve;
 mod server;
 mod spec;
+mod standby;
 
 pub use serve::{HttpEndpoint, ResponseBody};
+pub use standby::Standby;
 
 use crate::log_file::LogLimits;
 use async_trait::async_trait;
 use container::Container;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use kept::{Kept, KeptSandbox, Runs};
 use lifecycle::Scope;
 use parking_lot::RwLock;
 use runtime::{
     Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, PodRuntime, RuntimeError,
-    SandboxId, SandboxSpec, SandboxStatus,
+    SandboxId, SandboxSpec, SandboxStatus, Traffic,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use tokio::sync::broadcast;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{broadcast, watch};
 use wasm::MemoryMeter;
+
+/// Sandboxes of before that are made again at once.
+const RESTORES_MAX: usize = 32;
 
 /// Hints not yet read by a subscriber; past it the subscriber is told to list again.
 const CHANGES_QUEUED_MAX: usize = 4096;
@@ -39,6 +46,9 @@ pub struct HostConfig {
     pub socket: Option<PathBuf>,
     /// Where compiled programs are kept.
     pub compiled_dir: PathBuf,
+    /// Where sandboxes are kept, so that a host that was killed serves again by itself;
+    /// `None` for one that forgets.
+    pub kept_dir: Option<PathBuf>,
     /// How much log a container keeps.
     pub log_limits: LogLimits,
     /// The site's own DNS server. Pods name a server by its address alone; where this one may
@@ -52,6 +62,15 @@ pub enum HostError {
     /// The engine could not be set up.
     #[error("start the Wasm host")]
     Runtime(#[from] wasm::RuntimeError),
+    /// The folder for sandboxes could not be made.
+    #[error("make directory {}", path.display())]
+    Kept {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Its socket could not be made.
     #[error("listen at {}", path.display())]
     Socket {
@@ -74,10 +93,13 @@ pub(crate) struct Shared {
     runtime: wasm::Runtime,
     log_limits: LogLimits,
     dns: Option<SocketAddr>,
+    kept: Option<Kept>,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Who answers at an address of a pod.
     endpoints: RwLock<HashMap<SocketAddr, Arc<HttpEndpoint>>>,
     changes: broadcast::Sender<Changed>,
+    standbys: watch::Sender<Arc<Vec<Standby>>>,
+    traffic: OnceLock<Arc<dyn Traffic>>,
     scope: Scope,
 }
 
@@ -87,6 +109,8 @@ struct Sandbox {
     containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
     /// Held while a container is loaded, so that one asked for twice is made once.
     creating: tokio::sync::Mutex<()>,
+    /// What it is to whoever wakes it.
+    standby: standby::Phase,
 }
 
 impl Host {
@@ -98,17 +122,28 @@ impl Host {
         let runtime = wasm::Runtime::new(&wasm::RuntimeConfig {
             compiled_dir: config.compiled_dir,
         })?;
+        let kept = match config.kept_dir {
+            Some(path) => {
+                Some(Kept::open(&path).map_err(|source| HostError::Kept { path, source })?)
+            }
+            None => None,
+        };
         let host = Self {
             shared: Arc::new(Shared {
                 runtime,
+                kept,
                 log_limits: config.log_limits,
                 dns: config.dns,
                 sandboxes: RwLock::default(),
                 endpoints: RwLock::default(),
                 changes: broadcast::channel(CHANGES_QUEUED_MAX).0,
+                standbys: watch::Sender::default(),
+                traffic: OnceLock::new(),
                 scope: scope.clone(),
             }),
         };
+        // Before an agent asks, or it would make anew what is about to be there.
+        host.restore().await;
         if let Some(path) = config.socket {
             server::listen(host.clone(), &path, scope)
                 .map_err(|source| HostError::Socket { path, source })?;
@@ -122,8 +157,61 @@ impl Host {
         self.shared.endpoints.read().get(&address).cloned()
     }
 
+    /// Makes the sandboxes of a host that was killed again.
+    async fn restore(&self) {
+        let kept = self.shared.kept.as_ref().map(Kept::read);
+        let sandboxes = stream::iter(kept.into_iter().flatten());
+        sandboxes
+            .for_each_concurrent(RESTORES_MAX, |sandbox| async {
+                let id = sandbox.spec.id.clone();
+                let Err(error) = self.restore_sandbox(sandbox).await else {
+                    return;
+                };
+                tracing::info!(sandbox = id.0, %error, "a sandbox of before is left to the agent");
+                if let Err(error) = self.remove_sandbox(&id).await {
+                    tracing::warn!(sandbox = id.0, %error, "sandbox not removed");
+                }
+                if let Some(kept) = &self.shared.kept {
+                    kept.remove(&id);
+                }
+            })
+            .await;
+    }
+
+    /// One sandbox: servers serve again, as their next run; one on standby stands by.
+    async fn restore_sandbox(&self, kept: KeptSandbox) -> Result<(), RuntimeError> {
+        let KeptSandbox { spec, containers } = kept;
+        let ran = |runs: Runs| containers.iter().any(|(_, r)| *r == Some(runs));
+        let left = |why: &str| Err(RuntimeError::RunSandbox(why.to_owned()));
+        if ran(Runs::Command) {
+            return left("a command ran in it");
+        }
+        if !(ran(Runs::Http) || spec.standby) {
+            return left("nothing ran in it");
+        }
+        let woken = ran(Runs::Http);
+        self.run_sandbox(spec).await?;
+        for (container, runs) in containers {
+            match runs {
+                Some(_) => {
+                    let next = next_run(container);
+                    let id = next.id.clone();
+                    self.create_container(next).await?;
+                    self.start_container(&id).await?;
+                }
+                None if woken => {}
+                None => self.create_container(container).await?,
+            }
+        }
+        Ok(())
+    }
+
     /// Stops all containers, each with the same time to finish its requests.
+    /// Those that served serve again in the next host of the same folder.
     pub async fn stop(&self, grace_ms: u64) {
+        if let Some(kept) = &self.shared.kept {
+            kept.close();
+        }
         let containers: Vec<_> = self
             .shared
             .all()
@@ -146,9 +234,31 @@ impl Host {
             .ok_or_else(|| RuntimeError::NotFound(id.0.clone()))
     }
 
+    /// What is asked about the Services of this node, once it is known who carries them.
+    pub fn set_traffic(&self, traffic: Arc<dyn Traffic>) {
+        // The first stays.
+        let _ = self.shared.traffic.set(traffic);
+    }
+
+    fn traffic(&self) -> Result<&Arc<dyn Traffic>, RuntimeError> {
+        let none = || RuntimeError::Unavailable("no Services are carried here".to_owned());
+        self.shared.traffic.get().ok_or_else(none)
+    }
+
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Changed> {
         self.shared.changes.subscribe()
     }
+}
+
+/// The run after this one, with a number and a log of its own.
+fn next_run(mut spec: ContainerSpec) -> ContainerSpec {
+    spec.attempt += 1;
+    let run = (&spec.sandbox.0, &spec.name, spec.attempt);
+    spec.id = ContainerId(format!("{}/{}/{}", run.0, run.1, run.2));
+    spec.log_path = spec
+        .log_path
+        .with_file_name(format!("{}.log", spec.attempt));
+    spec
 }
 
 impl std::fmt::Debug for Host {
@@ -166,6 +276,7 @@ impl Shared {
 
     /// Says that a sandbox changed; nobody need listen.
     fn changed(&self, sandbox: &SandboxId) {
+        self.list_standbys_if(sandbox);
         drop(self.changes.send(Changed(sandbox.clone())));
     }
 }
@@ -187,6 +298,7 @@ impl Sandbox {
                 .values()
                 .map(|container| container.status())
                 .collect(),
+            standby: self.standby.sleeps(),
         }
     }
 }
@@ -198,12 +310,19 @@ impl PodRuntime for Host {
     }
 
     async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
+        if self.find(&spec.id).is_some() {
+            return Ok(());
+        }
+        if let Some(kept) = &self.shared.kept {
+            kept.sandbox(&spec);
+        }
         let mut sandboxes = self.shared.sandboxes.write();
         if sandboxes.contains_key(&spec.id) {
             return Ok(());
         }
         let id = spec.id.clone();
         let memory = Arc::new(MemoryMeter::new(spec.memory_limit_bytes, None));
+        let standby = standby::Phase::new(spec.standby);
         sandboxes.insert(
             id.clone(),
             Arc::new(Sandbox {
@@ -211,6 +330,7 @@ impl PodRuntime for Host {
                 memory,
                 containers: RwLock::default(),
                 creating: tokio::sync::Mutex::default(),
+                standby,
             }),
         );
         drop(sandboxes);
@@ -227,6 +347,9 @@ impl PodRuntime for Host {
             return Ok(());
         }
         let id = spec.id.clone();
+        if let Some(kept) = &self.shared.kept {
+            kept.container(&spec);
+        }
         let container = Container::create(&self.shared, &sandbox.spec, &sandbox.memory, spec)
             .await
             .map_err(RuntimeError::CreateContainer)?;
@@ -240,9 +363,12 @@ impl PodRuntime for Host {
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        self.container(id)?
-            .start()
-            .map_err(RuntimeError::StartContainer)
+        let container = self.container(id)?;
+        container.start().map_err(RuntimeError::StartContainer)?;
+        if let Some(sandbox) = self.find(container.sandbox()) {
+            sandbox.standby.woken();
+        }
+        Ok(())
     }
 
     async fn stop_container(&self, id: &ContainerId, grace_ms: u64) -> Result<(), RuntimeError> {
@@ -271,7 +397,25 @@ impl PodRuntime for Host {
         };
         let containers = sandbox.all();
         futures::future::join_all(containers.iter().map(|container| container.stop(0))).await;
+        if let Some(kept) = &self.shared.kept {
+            kept.remove(id);
+        }
+        if sandbox.standby.is_listed() {
+            self.shared.list_standbys();
+        }
         self.shared.changed(id);
+        Ok(())
+    }
+
+    async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.wake_now(id)
+    }
+
+    async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        if let Some(sandbox) = self.find(id) {
+            sandbox.standby.adopted();
+            self.shared.list_standbys();
+        }
         Ok(())
     }
 

@@ -166,5 +166,12 @@ async fn answer(host: &Host, call: Call) -> Result<Answer, RuntimeError> {
         Call::Sandboxes => host.sandboxes().await.map(Answer::Sandboxes),
         Call::Sandbox(id) => host.sandbox(&id).await.map(Answer::Sandbox),
         Call::Stats => host.stats().await.map(Answer::Stats),
+        Call::Wake(id) => host.wake(&id).await.map(done),
+        Call::Adopted(id) => host.adopted(&id).await.map(done),
+        Call::Traffic(services) => {
+            let traffic = host.traffic()?.traffic(&services).await;
+            traffic.map(Answer::Traffic)
+        }
+        Call::Metrics => host.traffic()?.metrics().await.map(Answer::Metrics),
     }
 }

@@ -134,6 +134,7 @@ mod tests {
             ip: [127, 1, 0, 1].into(),
             memory_limit_bytes: None,
             dns: runtime::Dns::default(),
+            standby: false,
         }
     }
 

@@ -32,6 +32,7 @@ impl Site {
             HostConfig {
                 socket: Some(dir.path().join("run/dataplane.sock")),
                 compiled_dir: dir.path().join("compiled"),
+                kept_dir: Some(dir.path().join("kept")),
                 log_limits: LogLimits::default(),
                 dns: None,
             },
@@ -60,6 +61,7 @@ impl Site {
             ip: [127, 0, 0, 1].into(),
             memory_limit_bytes: None,
             dns: Dns::default(),
+            standby: false,
         };
         let container = ContainerSpec {
             id: ContainerId(format!("{uid}/app/0")),

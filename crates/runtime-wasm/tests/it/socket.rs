@@ -4,7 +4,7 @@ use crate::pod::{Site, get, run, state};
 use futures::StreamExt as _;
 use lifecycle::Scope;
 use runtime::{ContainerState, PodRuntime as _, RuntimeError};
-use runtime_wasm::{Frames, Host, HostConfig, HostError, LogLimits, Remote};
+use runtime_wasm::{Frames, Host, HostConfig, HostError, LogLimits, PROTOCOL, Remote};
 use std::os::unix::fs::PermissionsExt as _;
 
 #[tokio::test]
@@ -56,6 +56,7 @@ async fn an_agent_connects_again_when_the_data_plane_comes_back() {
     let config = HostConfig {
         socket: Some(site.socket()),
         compiled_dir: site.dir.path().join("compiled"),
+        kept_dir: None,
         log_limits: LogLimits::default(),
         dns: None,
     };
@@ -81,7 +82,7 @@ async fn another_protocol_is_refused_with_words() {
     let answer: serde_json::Value = frames.read().await.unwrap();
     let reason = answer["Refused"]["reason"].as_str().unwrap();
     assert!(
-        reason.contains("speaks protocol 1 and the agent 99"),
+        reason.contains(&format!("speaks protocol {PROTOCOL} and the agent 99")),
         "{reason}"
     );
 }

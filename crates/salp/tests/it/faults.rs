@@ -1,6 +1,8 @@
-//! What must survive: acknowledged writes under `kill -9`.
+//! What must survive: acknowledged writes and pods that serve, under `kill -9`.
 
-use crate::harness::{Registry, Site, eventually, get, repo_file, text};
+use crate::harness::{Registry, Running, Site, eventually, get, repo_file, text};
+use crate::serve::{addresses, hello};
+use std::collections::BTreeSet;
 
 #[test]
 fn no_acknowledged_write_is_lost_by_kill() {
@@ -81,4 +83,73 @@ fn a_new_site_keeps_off_the_addresses_of_one_whose_control_plane_is_down() {
     assert_ne!(blocks(&one), blocks(&two));
     one.up(&[]);
     assert!(one.ok(&["get", "nodes"]).contains(" Ready "));
+}
+
+/// Nothing is left but files, and nothing but the data plane is started: it serves.
+#[test]
+fn a_data_plane_alone_serves_what_it_knew() {
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let mut site = Site::start();
+    site.apply(&hello(&image, 2));
+    site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
+    let (cluster, node_port) = addresses(&site);
+    let ok = |address: &str| {
+        get(address, "/")
+            .map_err(|e| e.to_string())
+            .and_then(|r| r.expect_code(200))
+    };
+    eventually("both pods answer", || {
+        let answers: BTreeSet<_> = (0..4).map(|_| ok(&cluster)).collect::<Result<_, _>>()?;
+        (answers.len() == 2)
+            .then_some(())
+            .ok_or(format!("{answers:?}"))
+    });
+    let services = site.dir.join("dataplane/services");
+    eventually("the Service is kept", || {
+        let text = std::fs::read_to_string(&services).map_err(|e| e.to_string())?;
+        let known = text.contains(cluster.trim_end_matches(":8080")) && text.contains("127.");
+        (known && text.matches("\"ready\":true").count() >= 2)
+            .then_some(())
+            .ok_or(text)
+    });
+    site.signal("-KILL");
+    let pid = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", pid.trim()])
+        .status();
+    assert!(killed.expect("kill").success());
+    eventually("nobody answers", || match get(&cluster, "/") {
+        Ok(answer) => Err(format!("{answer:?}")),
+        Err(_) => Ok(()),
+    });
+
+    let alone = std::process::Command::new(env!("CARGO_BIN_EXE_salp"))
+        .args(["dataplane", "--config"])
+        .arg(site.dir.join("run/dataplane.json"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .map(Running)
+        .expect("start data plane");
+    for address in [&cluster, &node_port] {
+        eventually("the data plane alone answers", || ok(address));
+    }
+    let pods: BTreeSet<_> = (0..10)
+        .map(|_| ok(&cluster))
+        .collect::<Result<_, _>>()
+        .expect("200");
+    assert_eq!(pods.len(), 2, "{pods:?}");
+
+    // A control plane that comes back adopts what it finds: the pods' next run.
+    site.up(&[]);
+    let args = ["get", "pods", "-l", "app=hello"];
+    for pod in ["0", "1"] {
+        let status = format!("/items/{pod}/status/containerStatuses/0");
+        site.wait_for(&args, &status, |s| {
+            s["restartCount"] == 1 && s["ready"] == true
+        });
+    }
+    assert!(ok(&cluster).is_ok());
+    drop(alone);
 }

@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 #[derive(Clone)]
 pub(crate) struct FakeApi {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<(String, Value)>,
+    /// Until it is true nobody is answered.
+    reachable: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -29,6 +31,7 @@ impl Default for FakeApi {
         Self {
             state: Arc::default(),
             events: broadcast::Sender::new(10_000),
+            reachable: watch::Sender::new(true),
         }
     }
 }
@@ -37,10 +40,21 @@ impl FakeApi {
     pub(crate) fn client(&self) -> client::kube::Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<client::kube::client::Body>| {
-            let response = api.watch(&request);
-            async move { Ok::<_, Infallible>(response) }
+            let api = api.clone();
+            async move {
+                let mut reachable = api.reachable.subscribe();
+                reachable
+                    .wait_for(|reachable| *reachable)
+                    .await
+                    .expect("api");
+                Ok::<_, Infallible>(api.watch(&request))
+            }
         });
         client::kube::Client::new(service, "default")
+    }
+
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        self.reachable.send_replace(reachable);
     }
 
     /// Makes an object, or replaces it.

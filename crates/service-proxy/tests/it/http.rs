@@ -362,3 +362,88 @@ async fn requests_follow_when_endpoints_move_away() {
     servers.close().await;
     fixture.scope.close().await;
 }
+
+/// An HTTP server of another process, which ends its connections when told.
+#[derive(Default)]
+struct Away {
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+    end: Notify,
+}
+
+impl Away {
+    async fn start(address: SocketAddr, scope: &Scope) -> Arc<Self> {
+        let away = Arc::new(Self::default());
+        let listener = tokio::net::TcpListener::bind(address).await.expect("bind");
+        let (server, inner) = (away.clone(), scope.clone());
+        scope.spawn_cancellable(async move {
+            loop {
+                let (stream, _) = listener.accept().await.expect("accept");
+                let away = server.clone();
+                inner.spawn_cancellable(async move { away.serve(stream).await });
+            }
+        });
+        away
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        let away = self.clone();
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            away.requests.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let body = request.into_body().collect().await?.to_bytes();
+                let text = format!("away {}", body.len());
+                Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(text))))
+            }
+        });
+        let io = TokioIo::new(stream);
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        tokio::select! {
+            _ = serving => {}
+            () = self.end.notified() => {}
+        }
+    }
+}
+
+/// One endpoint here, one elsewhere: requests spread over both, and those that leave share
+/// connections.
+#[tokio::test]
+async fn connections_to_endpoints_elsewhere_are_used_again() {
+    let (fixture, _guests, service, addresses) = site(1).await;
+    let there = fixture.address(9, 8080);
+    let servers = Scope::new();
+    let away = Away::start(there, &servers).await;
+    let both = [(addresses[0], true), (there, true)];
+    fixture.endpoints("web", "TCP", &both);
+    let mut client = eventually(async || {
+        let mut client = Client::connect(service).await?;
+        let answer = client.get().await.expect("an answer");
+        (answer == "away 0").then_some(client)
+    })
+    .await;
+    let before = away.requests.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        client.send(Method::POST, "body").await.expect("an answer");
+    }
+    assert_eq!(away.requests.load(Ordering::SeqCst) - before, 10);
+    assert_eq!(away.connections.load(Ordering::SeqCst), 1);
+
+    // Dead connections in the pool fail no request, at whatever moment they die.
+    for round in 2..12 {
+        away.end.notify_waiters();
+        for _ in 0..4 {
+            client.get().await.expect("an answer");
+        }
+        assert_eq!(away.connections.load(Ordering::SeqCst), round);
+    }
+
+    // Nor does an endpoint that is gone.
+    servers.close().await;
+    for _ in 0..4 {
+        let answer = client.get().await;
+        assert_eq!(answer, Ok(format!("{} 0", addresses[0])));
+    }
+    client.scope.close().await;
+    fixture.scope.close().await;
+}

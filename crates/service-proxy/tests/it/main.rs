@@ -2,6 +2,7 @@
 //! objects.
 
 mod api;
+mod checkpoint;
 mod http;
 mod names;
 mod sockets;
@@ -11,8 +12,9 @@ use client::Informers;
 use lifecycle::Scope;
 use serde_json::{Value, json};
 use service_proxy::dns::DnsConfig;
-use service_proxy::{LocalEndpoints, NoLocalEndpoints, Proxy, ProxyConfig};
+use service_proxy::{LocalEndpoints, NoActivator, NoLocalEndpoints, Proxy, ProxyConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,20 +36,21 @@ impl Fixture {
         local: Arc<dyn LocalEndpoints>,
         dns: impl FnOnce(u8) -> Option<DnsConfig>,
     ) -> Self {
-        let api = FakeApi::default();
+        let fixture = Self::start_cold(FakeApi::default(), local, dns, None);
+        fixture.proxy.ready().await;
+        fixture
+    }
+
+    /// Without waiting for the API.
+    fn start_cold(
+        api: FakeApi,
+        local: Arc<dyn LocalEndpoints>,
+        dns: impl FnOnce(u8) -> Option<DnsConfig>,
+        checkpoint: Option<PathBuf>,
+    ) -> Self {
         let scope = Scope::new();
         let (network, claim) = claim_network();
-        let config = ProxyConfig {
-            informers: Informers::new(api.client(), &scope),
-            local,
-            node_name: "here".into(),
-            node_port_addresses: vec![ip(network, 254)],
-            dns: dns(network),
-            connections_max: 1000,
-            drain: Duration::from_secs(5),
-        };
-        let proxy = Proxy::start(config, &scope);
-        proxy.ready().await;
+        let proxy = start_proxy(&api, local, network, dns(network), checkpoint, &scope);
         Self {
             api,
             proxy,
@@ -89,6 +92,28 @@ impl Fixture {
             "ports": [{"name": "p", "port": port, "protocol": protocol}]});
         self.api.put("endpointslices", slice);
     }
+}
+
+fn start_proxy(
+    api: &FakeApi,
+    local: Arc<dyn LocalEndpoints>,
+    network: u8,
+    dns: Option<DnsConfig>,
+    checkpoint: Option<PathBuf>,
+    scope: &Scope,
+) -> Proxy {
+    let config = ProxyConfig {
+        informers: Informers::new(api.client(), scope),
+        local,
+        activator: Arc::new(NoActivator),
+        node_name: "here".into(),
+        node_port_addresses: vec![ip(network, 254)],
+        dns,
+        checkpoint,
+        connections_max: 2000,
+        drain: Duration::from_secs(5),
+    };
+    Proxy::start(config, scope)
 }
 
 /// A network of this test's own, so that all can run at once, in one process or several: the

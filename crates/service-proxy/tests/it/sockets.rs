@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// Sends its address to whoever connects, then echoes until the client is done.
-async fn server(scope: &Scope, address: SocketAddr) {
+pub(crate) async fn server(scope: &Scope, address: SocketAddr) {
     let listener = TcpListener::bind(address).await.expect("bind");
     let token = scope.token().clone();
     let inner = scope.clone();
@@ -32,7 +32,7 @@ async fn server(scope: &Scope, address: SocketAddr) {
 }
 
 /// Connects, says something and reads everything; the server's address.
-async fn ask(address: SocketAddr) -> Option<String> {
+pub(crate) async fn ask(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     stream.write_all(b"hi").await.ok()?;
     stream.shutdown().await.ok()?;
