@@ -2,6 +2,7 @@
 
 use crate::api_access::Access;
 use anyhow::Result;
+use api::constants::{ANNOTATION_ASLEEP_ON, ANNOTATION_ASLEEP_REPLICAS};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ struct Used {
 pub struct Sample {
     taken: Instant,
     pods: Vec<Value>,
+    /// Deployments that sleep at zero.
+    asleep: Vec<Value>,
     /// By pod UID.
     used: HashMap<String, Used>,
     pub nodes: Vec<Node>,
@@ -68,10 +71,14 @@ pub struct Which {
 }
 
 impl Which {
-    fn path(&self) -> String {
+    fn pods_path(&self) -> String {
+        self.path("/api/v1", "pods")
+    }
+
+    fn path(&self, group: &str, resource: &str) -> String {
         let base = match &self.namespace {
-            Some(ns) => format!("/api/v1/namespaces/{ns}/pods"),
-            None => "/api/v1/pods".to_owned(),
+            Some(ns) => format!("{group}/namespaces/{ns}/{resource}"),
+            None => format!("{group}/{resource}"),
         };
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         if let Some(l) = &self.label_selector {
@@ -91,7 +98,8 @@ impl Which {
 
 /// Reads pods, nodes and what the nodes' kubelets measured. A silent kubelet leaves gaps, no error.
 pub async fn sample(access: &Access, which: &Which) -> Result<Sample> {
-    let pods_path = which.path();
+    let pods_path = which.pods_path();
+    let asleep = asleep(access, which).await;
     let (pods, nodes) = tokio::try_join!(access.get(&pods_path), access.get("/api/v1/nodes"))?;
     let mut used = HashMap::new();
     let mut listed = Vec::new();
@@ -127,9 +135,23 @@ pub async fn sample(access: &Access, which: &Which) -> Result<Sample> {
     Ok(Sample {
         taken: Instant::now(),
         pods,
+        asleep,
         used,
         nodes: listed,
     })
+}
+
+/// Deployments that sleep; none for those who may not list them, or ask for pods by a field.
+async fn asleep(access: &Access, which: &Which) -> Vec<Value> {
+    if which.field_selector.is_some() {
+        return Vec::new();
+    }
+    let path = which.path("/apis/apps/v1", "deployments");
+    let list = access.get(&path).await.unwrap_or_default();
+    let sleeps = |deployment: &&Value| {
+        deployment["metadata"]["annotations"][ANNOTATION_ASLEEP_ON].is_string()
+    };
+    items(&list).filter(sleeps).cloned().collect()
 }
 
 fn read_used(stats: &Value, used: &mut HashMap<String, Used>) {
@@ -163,6 +185,10 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
         })
     };
     let (ready_at, status_at) = (column("Ready"), column("Status"));
+    let asleep = later
+        .asleep
+        .iter()
+        .map(|deployment| sleeper(deployment, now));
     later
         .pods
         .iter()
@@ -187,14 +213,7 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
                 pod: text(pod, "/metadata/name").to_owned(),
                 node: text(pod, "/spec/nodeName").to_owned(),
                 ip: text(pod, "/status/podIP").to_owned(),
-                image: pod
-                    .pointer("/spec/containers")
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|c| c["image"].as_str())
-                    .collect::<Vec<_>>()
-                    .join(","),
+                image: images(pod.pointer("/spec/containers")),
                 ready: cell(ready_at),
                 state: cell(status_at),
                 restarts: pod
@@ -204,9 +223,7 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
                     .flatten()
                     .filter_map(|c| c["restartCount"].as_u64())
                     .sum(),
-                age_seconds: text(pod, "/metadata/creationTimestamp")
-                    .parse::<jiff::Timestamp>()
-                    .map_or(0, |t| now - t.as_second()),
+                age_seconds: age(pod, now),
                 cpu_cores: rate(|u| u.cpu_ns).map(|ns| ns / 1e9),
                 memory_bytes: used.map(|u| u.memory_bytes),
                 requests_per_second: rate(|u| u.requests),
@@ -214,7 +231,47 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
                 instances: used.map(|u| u.instances),
             }
         })
+        .chain(asleep)
         .collect()
+}
+
+/// A Deployment that sleeps has no pod in the API; it is shown as what it is.
+fn sleeper(deployment: &Value, now: i64) -> Process {
+    let annotation = |key: &str| deployment["metadata"]["annotations"][key].as_str();
+    let containers = deployment.pointer("/spec/template/spec/containers");
+    Process {
+        namespace: text(deployment, "/metadata/namespace").to_owned(),
+        pod: text(deployment, "/metadata/name").to_owned(),
+        node: annotation(ANNOTATION_ASLEEP_ON)
+            .unwrap_or_default()
+            .to_owned(),
+        ip: String::new(),
+        image: images(containers),
+        ready: format!(
+            "0/{}",
+            annotation(ANNOTATION_ASLEEP_REPLICAS).unwrap_or("1")
+        ),
+        state: "Asleep".to_owned(),
+        restarts: 0,
+        age_seconds: age(deployment, now),
+        cpu_cores: None,
+        memory_bytes: None,
+        requests_per_second: None,
+        requests: None,
+        instances: Some(0),
+    }
+}
+
+fn images(containers: Option<&Value>) -> String {
+    let containers = containers.and_then(Value::as_array).into_iter().flatten();
+    let images: Vec<_> = containers.filter_map(|c| c["image"].as_str()).collect();
+    images.join(",")
+}
+
+fn age(object: &Value, now: i64) -> i64 {
+    text(object, "/metadata/creationTimestamp")
+        .parse::<jiff::Timestamp>()
+        .map_or(0, |t| now - t.as_second())
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {

@@ -1,7 +1,7 @@
 //! A site of its own for each test, a registry, and the clients.
 
 #[path = "http.rs"]
-mod http;
+pub(crate) mod http;
 
 pub(crate) use http::get;
 

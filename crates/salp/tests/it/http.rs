@@ -33,7 +33,13 @@ impl Answer {
 
 /// One GET on a connection of its own.
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
-    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    get_with(address, path, "")
+}
+
+/// The same with further header lines.
+pub(crate) fn get_with(address: &str, path: &str, lines: &str) -> std::io::Result<Answer> {
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{lines}Connection: close\r\n\r\n");
     exchange(address, head.as_bytes())
 }
 

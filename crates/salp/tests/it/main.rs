@@ -14,3 +14,4 @@ mod pods;
 mod rootless;
 mod serve;
 mod terminal;
+mod wake;
