@@ -297,3 +297,59 @@ async fn protobuf_bodies_are_understood() -> Result<()> {
     assert_eq!(only.code, 406, "{}", only.text);
     api.close().await
 }
+
+/// Stored as autoscaling/v2, written and read as v1 by older clients.
+#[tokio::test]
+async fn an_autoscaler_is_served_in_both_versions() -> Result<()> {
+    let api = TestApi::start().await?;
+    let [v1, v2] = ["v1", "v2"]
+        .map(|v| format!("/apis/autoscaling/{v}/namespaces/default/horizontalpodautoscalers"));
+    let made = api
+        .call(
+            "POST",
+            &v1,
+            Some(&json!({
+                "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": "web"},
+                "spec": {"maxReplicas": 5, "targetCPUUtilizationPercentage": 60,
+                    "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}},
+            })),
+        )
+        .await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    assert_eq!(made.json["spec"]["targetCPUUtilizationPercentage"], 60);
+    let new = api.call("GET", &format!("{v2}/web"), None).await?;
+    let cpu = json!({"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 60}});
+    assert_eq!(
+        new.json["spec"]["metrics"],
+        json!([{"type": "Resource", "resource": cpu}]),
+        "{}",
+        new.text
+    );
+    // What v1 has no field for survives a client of v1.
+    let mut more = new.json.clone();
+    more["spec"]["behavior"] = json!({"scaleDown": {"selectPolicy": "Disabled"}});
+    let put = api.call("PUT", &format!("{v2}/web"), Some(&more)).await?;
+    assert_eq!(put.code, 200, "{}", put.text);
+    let mut old = api.call("GET", &format!("{v1}/web"), None).await?.json;
+    assert_eq!(old["apiVersion"], "autoscaling/v1");
+    old["spec"]["maxReplicas"] = 7.into();
+    let put = api.call("PUT", &format!("{v1}/web"), Some(&old)).await?;
+    assert_eq!(put.code, 200, "{}", put.text);
+    let new = api.call("GET", &format!("{v2}/web"), None).await?.json;
+    assert_eq!(
+        (
+            &new["spec"]["maxReplicas"],
+            &new["spec"]["behavior"]["scaleDown"]["selectPolicy"]
+        ),
+        (&json!(7), &json!("Disabled"))
+    );
+    assert_eq!(new["metadata"].get("annotations"), None);
+    let list = api.call("GET", &v1, None).await?;
+    assert_eq!(
+        list.json["items"][0]["spec"]["maxReplicas"], 7,
+        "{}",
+        list.text
+    );
+    api.close().await
+}

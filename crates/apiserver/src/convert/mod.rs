@@ -1,8 +1,10 @@
 //! Kinds that are served in other versions than they are stored in.
 //!
 //! Events are stored as core/v1 and also served as events.k8s.io/v1; fields map one to one
-//! as upstream's conversion does. Custom resources change their `apiVersion` only (strategy
+//! as upstream's conversion does. Autoscalers are in [`autoscaler`]. Custom resources change their `apiVersion` only (strategy
 //! `None`); what was written under an older schema is pruned and defaulted anew.
+
+mod autoscaler;
 
 use crate::cache::Object;
 use crate::definitions::Custom;
@@ -22,6 +24,9 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
     ("reportingComponent", "reportingController"),
 ];
 
+/// Autoscalers are stored as autoscaling/v2 and also served as v1.
+const AUTOSCALERS: &str = "horizontalpodautoscalers";
+
 /// Whether an object differs from its stored bytes in a row's version.
 pub(crate) fn differs(row: &Row, object: &Object) -> bool {
     match row {
@@ -37,6 +42,7 @@ pub(crate) fn view(row: &Row, object: &Object) -> Value {
         return stored;
     }
     match row {
+        Row::Builtin(_) if row.plural() == AUTOSCALERS => autoscaler::to_v1(stored),
         Row::Builtin(_) => rename(row, stored, |(old, new)| (old, new)),
         Row::Custom(c) => renewed(c, row, stored),
     }
@@ -63,6 +69,9 @@ fn renewed(custom: &Custom, row: &Row, mut stored: Value) -> Value {
 pub(crate) fn to_stored<'v>(row: &Row, value: &'v Value) -> Cow<'v, Value> {
     match row {
         Row::Builtin(r) if r.stored_as.is_none() => Cow::Borrowed(value),
+        Row::Builtin(_) if row.plural() == AUTOSCALERS => {
+            Cow::Owned(autoscaler::to_v2(value.clone()))
+        }
         Row::Builtin(_) => {
             let target = row.stored_row();
             Cow::Owned(rename(&target, value.clone(), |(old, new)| (new, old)))
@@ -76,6 +85,7 @@ pub(crate) fn to_stored<'v>(row: &Row, value: &'v Value) -> Cow<'v, Value> {
     }
 }
 
+/// An event under its fields' names in another version.
 fn rename(
     target: &Row,
     value: Value,
@@ -86,21 +96,17 @@ fn rename(
     };
     let mut out = Map::new();
     for (key, v) in top {
-        let renamed = if target.plural() == "events" {
-            EVENT_FIELDS
-                .iter()
-                .map(|p| order(*p))
-                .find(|(from, _)| *from == key)
-                .map(|(_, to)| to)
-        } else {
-            None
-        };
+        let renamed = EVENT_FIELDS
+            .iter()
+            .map(|p| order(*p))
+            .find(|(from, _)| *from == key)
+            .map(|(_, to)| to);
         out.insert(renamed.map_or(key, str::to_owned), v);
     }
     out.insert("kind".to_owned(), target.kind().into());
     out.insert("apiVersion".to_owned(), target.api_version().into());
     // The core version requires these two.
-    if target.plural() == "events" && target.group().is_empty() {
+    if target.group().is_empty() {
         for key in ["involvedObject", "source"] {
             out.entry(key).or_insert_with(|| json!({}));
         }
