@@ -1,7 +1,7 @@
 //! Start, memory, time to first answer, density and API figures of a whole site, by the real
 //! binary; and requests a second beside `wasmtime serve` with the same component and load.
 //!
-//! `cargo xtask bench [NAME…]` runs it on a release build. It prints one line a figure and, at the
+//! `cargo xtask bench [NAME…]` runs it on the binary that ships (`--profile dist`). It prints one line a figure and, at the
 //! end, the same as JSON. Figures with a peer are ratios taken in the same run.
 
 #![allow(
@@ -123,7 +123,7 @@ fn start(figures: &mut Map<String, Value>) {
     figure(figures, "idle PSS, control plane and agent", control, "MiB");
     figure(figures, "idle PSS, data plane", data, "MiB");
     figure(figures, "idle PSS, whole site", control + data, "MiB");
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_salp")).map_or(f64::NAN, |m| m.len() as f64);
+    let size = std::fs::metadata(harness::program()).map_or(f64::NAN, |m| m.len() as f64);
     figure(figures, "binary, stripped", size / 1048576.0, "MiB");
 }
 

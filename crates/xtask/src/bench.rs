@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: fetches the peers and runs the benches of whole sites on a release build.
+//! `cargo xtask bench`: fetches the peers and runs the benches of whole sites on what
+//! ships.
 
 use crate::{fetch, tools};
 use anyhow::{Result, ensure};
@@ -10,11 +11,17 @@ const NEEDED: [&str; 4] = ["kubectl", "registry", "wrk", "wasmtime"];
 /// Runs the groups named, or all.
 pub(crate) fn run(groups: &[String]) -> Result<()> {
     tools::run(&NEEDED.map(str::to_owned))?;
+    let built = Command::new("cargo")
+        .current_dir(fetch::root())
+        .args(["build", "--profile", "dist", "--package", "salp"])
+        .status()?;
+    ensure!(built.success(), "the build ended with {built}");
     let status = Command::new("cargo")
         .current_dir(fetch::root())
         .args(["bench", "--package", "salp", "--bench", "site", "--"])
         .args(groups)
         .env("SALP_TOOLS", fetch::tools_dir())
+        .env("SALP_PROGRAM", fetch::root().join("target/dist/salp"))
         .status()?;
     ensure!(status.success(), "the bench ended with {status}");
     Ok(())

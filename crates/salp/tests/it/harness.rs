@@ -244,9 +244,14 @@ impl Registry {
 /// What OCI calls an image manifest.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Runs the binary under test.
+/// The binary under test: `$SALP_PROGRAM`, or the one built beside the test.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("SALP_PROGRAM").map_or(env!("CARGO_BIN_EXE_salp").into(), PathBuf::from)
+}
+
+/// Runs it.
 pub(crate) fn salp(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_salp"))
+    Command::new(program())
         .args(args)
         .env_remove("KUBECONFIG")
         .output()
@@ -308,9 +313,9 @@ impl Site {
             site.user = Some(NOBODY);
             // The build directory may be closed to others.
             site.program = site.home.path().join("salp");
-            let built = env!("CARGO_BIN_EXE_salp");
-            if std::fs::hard_link(built, &site.program).is_err() {
-                std::fs::copy(built, &site.program).expect("copy salp");
+            let built = program();
+            if std::fs::hard_link(&built, &site.program).is_err() {
+                std::fs::copy(&built, &site.program).expect("copy salp");
             }
             std::os::unix::fs::chown(site.home.path(), Some(NOBODY), Some(NOBODY))
                 .expect("give directory away");
@@ -327,7 +332,7 @@ impl Site {
             dir: home.path().join("site"),
             process: None,
             home,
-            program: env!("CARGO_BIN_EXE_salp").into(),
+            program: program(),
             user: None,
             expected: Mutex::default(),
         }
@@ -344,7 +349,7 @@ impl Site {
     }
 
     pub(crate) fn salp_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_salp"));
+        let mut command = Command::new(program());
         command
             .args(args)
             .env_remove("KUBECONFIG")
