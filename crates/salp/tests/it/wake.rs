@@ -1,6 +1,7 @@
 //! Deployments that sleep at zero and wake on a request.
 
-use crate::harness::{Registry, Running, Site, eventually, get, get_with, repo_file, salp, text};
+use crate::harness::http::get_with;
+use crate::harness::{Registry, Running, Site, eventually, get, repo_file, salp, text};
 use crate::serve::{addresses, hello};
 use serde_json::Value;
 use std::process::{Command, Stdio};
