@@ -270,11 +270,12 @@ impl Prepared {
             }
         }
         self.check(now).await?;
-        let stale: Vec<&Entry> = self
+        let stale: Vec<Entry> = self
             .request
             .inventory
             .iter()
             .filter(|e| e.object().is_some_and(|id| !self.desired.contains_key(&id)))
+            .cloned()
             .collect();
         let this = &*self;
         let found: Vec<(ObjectId, Live)> = futures::stream::iter(stale)
@@ -282,7 +283,7 @@ impl Prepared {
                 let Some(id) = entry.object() else {
                     return Ok(None);
                 };
-                let live = this.cluster.get_entry(entry).await;
+                let live = this.cluster.get_entry(&entry).await;
                 let live = live.map_err(|source| ApplyError::Get {
                     id: id.clone(),
                     source: Box::new(source),
@@ -388,13 +389,13 @@ impl Prepared {
 
     /// Performs the actions of some objects, rank by rank; those of a rank at once.
     async fn act_on(&self, wanted: impl Fn(&ObjectId) -> bool) -> Result<(), ApplyError> {
-        let mut ranks: BTreeMap<u8, Vec<&Action>> = BTreeMap::new();
+        let mut ranks: BTreeMap<u8, Vec<Action>> = BTreeMap::new();
         for action in self.actions.iter().filter(|a| wanted(a.id())) {
             let id = action.id();
             ranks
                 .entry(rank(&id.group, &id.kind))
                 .or_default()
-                .push(action);
+                .push(action.clone());
         }
         for actions in ranks.into_values() {
             futures::stream::iter(actions)
@@ -406,15 +407,15 @@ impl Prepared {
         Ok(())
     }
 
-    async fn act(&self, action: &Action) -> Result<(), ApplyError> {
+    async fn act(&self, action: Action) -> Result<(), ApplyError> {
         let id = action.id();
-        let (Action::Create(_) | Action::Configure(_) | Action::Recreate(_)) = action else {
+        let (Action::Create(_) | Action::Configure(_) | Action::Recreate(_)) = &action else {
             return Ok(());
         };
         let object = &self.desired[id];
         let mapping = mapping(&self.cluster, object).await?;
         let mapping = mapping.ok_or_else(|| no_kind(object))?;
-        if let Action::Recreate(_) = action {
+        if let Action::Recreate(_) = &action {
             self.remove(&mapping, id, "Foreground").await?;
             self.until_gone(object, id).await?;
         }

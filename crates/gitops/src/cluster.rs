@@ -24,6 +24,7 @@ impl Mapping {
     /// The path of one object.
     fn path(&self, namespace: &str, name: &str) -> String {
         let Self { base, plural, .. } = self;
+        let (namespace, name) = (segment(namespace), segment(name));
         if self.namespaced {
             format!("{base}/namespaces/{namespace}/{plural}/{name}")
         } else {
@@ -231,11 +232,44 @@ impl Cluster {
     }
 }
 
+/// A name as one segment of a path: names come from files that anybody may have written.
+fn segment(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b':' => text.push(byte.into()),
+            b'.' if !name.starts_with('.') => text.push('.'),
+            other => {
+                let _ = write!(text, "%{other:02X}");
+            }
+        }
+    }
+    text
+}
+
 /// What the server says, in one line, with its reason.
 pub fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.reason.is_empty() => status.message.clone(),
         kube::Error::Api(status) => format!("({}) {}", status.reason, status.message),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_one_segment_of_a_path() {
+        for (name, segment_of) in [
+            ("web-1.example", "web-1.example"),
+            ("system:web", "system:web"),
+            ("../../secrets/x", "%2E%2E%2F%2E%2E%2Fsecrets%2Fx"),
+            ("a b?c#d%", "a%20b%3Fc%23d%25"),
+        ] {
+            assert_eq!(segment(name), segment_of);
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! answers with an [`Image`]; [`Registry`] speaks to registries and can push a Wasm file.
 //! Nothing here runs an image or knows pods. Start reading at [`ImageStore::pull`].
 
+mod artifact;
 mod auth;
 mod blobs;
 mod digest;

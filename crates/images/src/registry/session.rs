@@ -172,6 +172,44 @@ impl Session {
         Ok(BlobAnswer { response, offset })
     }
 
+    /// A blob of bounded length, verified.
+    pub(crate) async fn whole_blob(
+        &self,
+        digest: &Digest,
+        bytes_max: u64,
+    ) -> Result<Bytes, RegistryError> {
+        with_retries(&self.config, || async {
+            let answer = self.open_blob(digest, 0).await?;
+            let bytes = self.read_all(answer.response, bytes_max).await?;
+            if digest.matches(&bytes) {
+                return Ok(bytes);
+            }
+            Err(RegistryError::Digest {
+                host: self.host().to_owned(),
+                wanted: digest.clone(),
+            })
+        })
+        .await
+    }
+
+    /// The repository's tags, as far as the registry lists them at once.
+    pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+        #[derive(serde::Deserialize)]
+        struct Tags {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let url = self.url("tags/list")?;
+        let response = with_retries(&self.config, || {
+            self.send(&url, &"tags", |http| http.get(url.clone()))
+        })
+        .await?;
+        let bytes = self.read_all(response, MANIFEST_BYTES_MAX).await?;
+        let tags: Tags =
+            serde_json::from_slice(&bytes).map_err(|_| self.protocol("tags that are no JSON"))?;
+        Ok(tags.tags.unwrap_or_default())
+    }
+
     /// Whether the repository has a blob.
     pub(crate) async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError> {
         let url = self.url(&format!("blobs/{digest}"))?;

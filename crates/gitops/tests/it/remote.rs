@@ -1,0 +1,257 @@
+//! Repositories elsewhere: over HTTP with the real `git http-backend`, over SSH by a program
+//! in its place, with signatures.
+
+use crate::site::{Repository, Site, config_map, ready, repository};
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::AsyncWriteExt as _;
+
+/// `git http-backend` behind HTTP, with a password; counts bytes of packs it sent.
+struct Server {
+    url: String,
+    sent: Arc<AtomicUsize>,
+}
+
+impl Server {
+    async fn start(root: &Path, scope: &lifecycle::Scope) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let root = root.to_owned();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = sent.clone();
+        let inner = scope.clone();
+        scope.spawn_cancellable(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (root, counter) = (root.clone(), counter.clone());
+                inner.spawn_cancellable(async move {
+                    let service = hyper::service::service_fn(move |request| {
+                        answer(root.clone(), counter.clone(), request)
+                    });
+                    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Ok(Self { url, sent })
+    }
+}
+
+async fn answer(
+    root: PathBuf,
+    sent: Arc<AtomicUsize>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>> {
+    let wanted = base64::engine::general_purpose::STANDARD.encode("me:secret");
+    let authorized = request
+        .headers()
+        .get("authorization")
+        .is_some_and(|v| v.as_bytes() == format!("Basic {wanted}").as_bytes());
+    if !authorized {
+        let refused = Response::builder().status(StatusCode::UNAUTHORIZED);
+        return Ok(refused.body(Full::default())?);
+    }
+    let header = |name: &str| {
+        let value = request.headers().get(name);
+        value
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let mut child = tokio::process::Command::new("git")
+        .args(["-c", "safe.directory=*", "http-backend"])
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("GIT_CONFIG_COUNT", "2")
+        .env("GIT_CONFIG_KEY_0", "safe.directory")
+        .env("GIT_CONFIG_VALUE_0", "*")
+        .env("GIT_CONFIG_KEY_1", "uploadpack.allowAnySHA1InWant")
+        .env("GIT_CONFIG_VALUE_1", "true")
+        .env("GIT_PROTOCOL", header("git-protocol"))
+        .env("REQUEST_METHOD", request.method().as_str())
+        .env("PATH_INFO", request.uri().path())
+        .env("QUERY_STRING", request.uri().query().unwrap_or_default())
+        .env("CONTENT_TYPE", header("content-type"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let body = request.into_body().collect().await?.to_bytes();
+    let mut stdin = child.stdin.take().context("stdin")?;
+    stdin.write_all(&body).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?.stdout;
+    let end = output
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .context("headers of the backend")?;
+    let mut response = Response::builder();
+    for line in std::str::from_utf8(&output[..end])?.lines() {
+        if let Some((name, value)) = line.split_once(": ") {
+            response = match name {
+                "Status" => response.status(value.split(' ').next().unwrap_or("500")),
+                _ => response.header(name, value),
+            };
+        }
+    }
+    let body = Bytes::copy_from_slice(&output[end + 4..]);
+    sent.fetch_add(body.len(), Ordering::SeqCst);
+    Ok(response.body(Full::new(body))?)
+}
+
+/// The revision that a site keeps of a repository.
+async fn until_revision(site: &Site, name: &str, revision: &str) -> Result<()> {
+    site.until(revision, &repository(name), |r| {
+        r["status"]["artifact"]["revision"] == revision && ready(r)["status"] == "True"
+    })
+    .await
+    .map(|_| ())
+}
+
+fn encoded(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_repository_is_fetched_over_http_one_commit_deep() -> Result<()> {
+    let repo = Repository::new()?;
+    // History that nobody needs: noise does not compress.
+    let noise: String = (0..4000_u64)
+        .map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        .collect();
+    repo.commit(&[("noise", Some(&noise))])?;
+    repo.commit(&[("noise", None), ("a.yaml", Some(&config_map("one", "1")))])?;
+    repo.git(&["tag", "-a", "-m", "t", "v1.0.0"])?;
+    let tagged = repo.git(&["rev-parse", "HEAD"])?;
+    repo.git(&["tag", "v0.9.0", "HEAD~1"])?;
+    let head = repo.commit(&[("a.yaml", Some(&config_map("one", "2")))])?;
+
+    let site = Site::start(None).await?;
+    let server = Server::start(&repo.path(), &site.scope).await?;
+    let url = format!("{}/.git", server.url);
+    site.follow("refused", json!({"url": url})).await?;
+    let refused = site
+        .until("the refusal", &repository("refused"), |r| {
+            ready(r)["status"] == "False"
+        })
+        .await?;
+    let said = ready(&refused)["message"].to_string();
+    ensure!(
+        said.contains("401") || said.contains("authenticat"),
+        "{said}"
+    );
+
+    site.apply(
+        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "auth"},
+        "data": {"username": encoded("me"), "password": encoded("secret")}}),
+    )
+    .await?;
+    let with = |reference: serde_json::Value| json!({"url": url, "ref": reference, "secretRef": {"name": "auth"}});
+    site.follow("repo", with(json!({"branch": "main"}))).await?;
+    until_revision(&site, "repo", &format!("main@sha1:{head}")).await?;
+    ensure!(
+        server.sent.load(Ordering::SeqCst) < noise.len() / 2,
+        "only one commit was sent: {}",
+        server.sent.load(Ordering::SeqCst)
+    );
+    site.kustomize("all", json!({})).await?;
+    site.until_map("one", "k", "2").await?;
+
+    for (name, reference, revision) in [
+        (
+            "tag",
+            json!({"tag": "v1.0.0"}),
+            format!("v1.0.0@sha1:{tagged}"),
+        ),
+        (
+            "semver",
+            json!({"semver": ">=0.5.0"}),
+            format!("v1.0.0@sha1:{tagged}"),
+        ),
+        (
+            "name",
+            json!({"name": "refs/heads/main"}),
+            format!("refs/heads/main@sha1:{head}"),
+        ),
+        (
+            "commit",
+            json!({"branch": "main", "commit": tagged}),
+            format!("main@sha1:{tagged}"),
+        ),
+    ] {
+        site.follow(name, with(reference)).await?;
+        until_revision(&site, name, &revision).await?;
+    }
+
+    let next = repo.commit(&[("a.yaml", Some(&config_map("one", "3")))])?;
+    until_revision(&site, "repo", &format!("main@sha1:{next}")).await?;
+    site.until_map("one", "k", "3").await?;
+    site.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signatures_are_checked_when_a_key_is_given() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let key = keys.path().join("key");
+    for (name, comment) in [("key", "good"), ("other", "other")] {
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
+            .arg(keys.path().join(name))
+            .stdin(Stdio::null())
+            .status();
+        match made {
+            Ok(status) => ensure!(status.success(), "ssh-keygen failed"),
+            // Without the program there is nothing to check with.
+            Err(_) => return Ok(()),
+        }
+    }
+    let repo = Repository::new()?;
+    repo.git(&["config", "gpg.format", "ssh"])?;
+    repo.git(&["config", "user.signingKey", &key.display().to_string()])?;
+    repo.git(&["config", "commit.gpgSign", "true"])?;
+    let signed = repo.commit(&[("a.yaml", Some(&config_map("one", "1")))])?;
+    let site = Site::start(None).await?;
+    for name in ["key", "other"] {
+        let public = std::fs::read_to_string(keys.path().join(format!("{name}.pub")))?;
+        site.apply(
+            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "data": {"git.pub": encoded(&public)}}),
+        )
+        .await?;
+    }
+    let with = |secret: &str| json!({"url": repo.url(), "verify": {"mode": "HEAD", "secretRef": {"name": secret}}});
+    site.follow("good", with("key")).await?;
+    until_revision(&site, "good", &format!("main@sha1:{signed}")).await?;
+    site.follow("bad", with("other")).await?;
+    let bad = site
+        .until("the refusal", &repository("bad"), |r| {
+            ready(r)["status"] == "False"
+        })
+        .await?;
+    ensure!(ready(&bad)["reason"] == "VerificationError", "{bad}");
+    ensure!(bad["status"].get("artifact").is_none());
+
+    // Who was trusted before keeps the last revision that was signed.
+    repo.git(&["config", "commit.gpgSign", "false"])?;
+    repo.commit(&[("a.yaml", Some(&config_map("one", "2")))])?;
+    let kept = site
+        .until("the refusal", &repository("good"), |r| {
+            ready(r)["message"]
+                .as_str()
+                .unwrap_or_default()
+                .contains("is not signed")
+        })
+        .await?;
+    ensure!(kept["status"]["artifact"]["revision"] == format!("main@sha1:{signed}"));
+    site.close().await
+}
