@@ -69,9 +69,18 @@ struct Owner {
     endpoint: Option<String>,
 }
 
+/// Label of a Service that stands for one that other sites export: the name it has there.
+const IMPORTED_LABEL: &str = "multicluster.kubernetes.io/service-name";
+/// Where imported Services have their names.
+const CLUSTERSET_DOMAIN: &str = "clusterset.local";
+
 /// The zone of a cluster.
 #[derive(Debug)]
 pub struct Zone {
+    /// The zone of Services that several sites export; none has one of its own.
+    imports: Option<Box<Zone>>,
+    /// Which import a Service of this cluster stands for.
+    imported_as: HashMap<(String, String), String>,
     domain: Name,
     services: BTreeMap<String, BTreeMap<String, Entry>>,
     addresses: HashMap<IpAddr, Owner>,
@@ -83,12 +92,21 @@ impl Zone {
     /// An empty zone of a domain such as `cluster.local`. One that can't be a name is the
     /// usual one.
     pub fn new(domain: &str) -> Self {
+        Self {
+            imports: Some(Box::new(Self::alone(CLUSTERSET_DOMAIN))),
+            ..Self::alone(domain)
+        }
+    }
+
+    fn alone(domain: &str) -> Self {
         let name = |text: &str| {
             let mut name = Name::from_ascii(text).ok()?.to_lowercase();
             name.set_fqdn(true);
             (!name.is_root()).then_some(name)
         };
         Self {
+            imports: None,
+            imported_as: HashMap::new(),
             domain: name(domain)
                 .or_else(|| name("cluster.local"))
                 .unwrap_or_default(),
@@ -116,6 +134,7 @@ impl Zone {
         service: Option<&Service>,
         slices: &[Arc<EndpointSlice>],
     ) {
+        self.set_import(namespace, name, service, slices);
         self.serial = self.serial.wrapping_add(1);
         let old = self
             .services
@@ -151,9 +170,40 @@ impl Zone {
         services.insert(name.to_owned(), entry);
     }
 
+    /// A Service may stand for one that other sites export, or have stood for one.
+    fn set_import(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        service: Option<&Service>,
+        slices: &[Arc<EndpointSlice>],
+    ) {
+        let Some(imports) = &mut self.imports else {
+            return;
+        };
+        let labels = service.and_then(|s| s.metadata.labels.as_ref());
+        let import = labels.and_then(|l| l.get(IMPORTED_LABEL));
+        let key = (namespace.to_owned(), name.to_owned());
+        let before = match import {
+            Some(import) => self.imported_as.insert(key, import.clone()),
+            None => self.imported_as.remove(&key),
+        };
+        if let Some(before) = before.filter(|before| Some(before) != import) {
+            imports.set(namespace, &before, None, &[]);
+        }
+        if let Some(import) = import {
+            imports.set(namespace, import, service, slices);
+        }
+    }
+
     /// What a name and type have.
     pub fn lookup(&self, name: &Name, kind: RecordType) -> Found {
         if !self.domain.zone_of(name) {
+            if let Some(imports) = &self.imports
+                && imports.domain.zone_of(name)
+            {
+                return imports.lookup(name, kind);
+            }
             return self.reverse(name, kind).unwrap_or(Found::NotOurs);
         }
         let depth = usize::from(name.num_labels() - self.domain.num_labels());
@@ -558,6 +608,34 @@ mod tests {
                 1.1.1.1.in-addr.arpa. PTR: not ours
             "#]],
         );
+    }
+
+    #[test]
+    fn imports_have_names_in_all_sites() {
+        let service = |label: Option<&str>| -> Service {
+            let labels = label.map(|l| json!({IMPORTED_LABEL: l}));
+            let object = json!({"metadata": {"labels": labels}, "spec": {"clusterIP": "10.43.0.77",
+                "ports": [{"name": "http", "port": 80}]}});
+            serde_json::from_value(object).unwrap()
+        };
+        let mut zone = Zone::new("cluster.local");
+        let found = |zone: &Zone, name: &str| {
+            let name = Name::from_ascii(name).unwrap();
+            match zone.lookup(&name, RecordType::A) {
+                Found::Records(records) => records.len(),
+                Found::NoName(_) => 0,
+                other => panic!("{other:?}"),
+            }
+        };
+        zone.set("shop", "derived-1", Some(&service(Some("till"))), &[]);
+        assert_eq!(found(&zone, "till.shop.svc.clusterset.local."), 1);
+        assert_eq!(found(&zone, "till.shop.svc.cluster.local."), 0);
+        assert_eq!(found(&zone, "derived-1.shop.svc.clusterset.local."), 0);
+        zone.set("shop", "derived-1", Some(&service(Some("desk"))), &[]);
+        assert_eq!(found(&zone, "till.shop.svc.clusterset.local."), 0);
+        assert_eq!(found(&zone, "desk.shop.svc.clusterset.local."), 1);
+        zone.set("shop", "derived-1", None, &[]);
+        assert_eq!(found(&zone, "desk.shop.svc.clusterset.local."), 0);
     }
 
     #[test]

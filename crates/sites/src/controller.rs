@@ -1,0 +1,664 @@
+//! Reads exports and what other sites tell, and keeps the objects that follow. One task, which
+//! looks at everything again after any change, and writes what differs.
+
+use crate::choose::Candidate;
+use crate::exported::{self, Exported};
+use crate::fleet::{self, Fleet};
+use crate::kinds::{ServiceExport, ServiceImport};
+use crate::plan::{self, IMPORT_LABEL, Import, OWNER, Offer};
+use crate::tunnel::{self, Targets, Tunnels};
+use bytes::Bytes;
+use client::{Informer, Informers};
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use lattice::{Incoming, Lattice, SiteId, SiteState, Standing, View};
+use lifecycle::Scope;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long changes are gathered before everything is looked at again.
+const GATHER: Duration = Duration::from_millis(10);
+/// What was written is compared to what is there this often, and after a failed write.
+const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN_AFTER_ERROR: Duration = Duration::from_secs(2);
+/// How often it is asked whether the kinds are served, and how long.
+const ESTABLISHED_EVERY: Duration = Duration::from_millis(50);
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What the sites' services work with.
+pub struct Config {
+    /// The process's informers; their client also writes.
+    pub informers: Informers,
+    /// The lattice, and the streams that others open.
+    pub lattice: Lattice,
+    /// Who takes them.
+    pub incoming: mpsc::Receiver<Incoming>,
+    /// Reads pods, nodes and logs in the name of other sites.
+    pub fleet: kube::Client,
+}
+
+/// Why the kinds are not served.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum SetUpError {
+    #[error("read the built-in definition of an import or export")]
+    Definition(#[source] serde_saphyr::Error),
+    #[error("apply the definitions of imports and exports")]
+    Apply(#[source] kube::Error),
+    #[error("serve imports and exports: the API server does not after {ESTABLISHED_WITHIN:?}")]
+    NotServed,
+}
+
+/// Has the API server serve the kinds.
+///
+/// # Errors
+/// When it refuses, or does not serve them in time.
+pub async fn set_up(client: &kube::Client) -> Result<(), SetUpError> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for text in crate::crds() {
+        let definition: Result<Value, _> = serde_saphyr::from_str(text);
+        let definition = definition.map_err(SetUpError::Definition)?;
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default();
+        let params = PatchParams::apply(OWNER).force();
+        let patch = Patch::Apply(&definition);
+        let applied = definitions.patch(name, &params, &patch);
+        applied.await.map_err(SetUpError::Apply)?;
+    }
+    let served = async {
+        loop {
+            let exports: Api<ServiceExport> = Api::all(client.clone());
+            let imports: Api<ServiceImport> = Api::all(client.clone());
+            let one = kube::api::ListParams::default().limit(1);
+            if exports.list(&one).await.is_ok() && imports.list(&one).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(ESTABLISHED_EVERY).await;
+        }
+    };
+    tokio::time::timeout(ESTABLISHED_WITHIN, served)
+        .await
+        .map_err(|_| SetUpError::NotServed)
+}
+
+/// Starts; runs until the scope is cancelled. The kinds must be served ([`set_up`]).
+pub fn start(config: Config, scope: &Scope) {
+    let Config {
+        informers,
+        lattice,
+        mut incoming,
+        fleet,
+    } = config;
+    let tunnels = Tunnels::new(lattice.clone(), scope);
+    let fleet = Fleet::new(fleet, scope);
+    let takers = tunnels.clone();
+    scope.spawn_cancellable(async move {
+        while let Some(stream) = incoming.recv().await {
+            match stream.protocol.as_str() {
+                tunnel::PROTOCOL => takers.take(stream),
+                fleet::PROTOCOL => fleet.take(stream),
+                _ => stream.stream.cancel("no such protocol"),
+            }
+        }
+    });
+    let controller = Controller {
+        client: informers.client().clone(),
+        exports: informers.get(),
+        imports: informers.get(),
+        services: informers.get(),
+        slices: informers.get(),
+        namespaces: informers.get(),
+        lattice,
+        tunnels,
+        told: BTreeMap::new(),
+        applied: HashMap::new(),
+        unreachable: HashMap::new(),
+    };
+    scope.spawn_cancellable(controller.run());
+}
+
+struct Controller {
+    client: kube::Client,
+    exports: Informer<ServiceExport>,
+    imports: Informer<ServiceImport>,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    namespaces: Informer<Namespace>,
+    lattice: Lattice,
+    tunnels: Tunnels,
+    /// What this site tells the others.
+    told: BTreeMap<String, Bytes>,
+    /// What was written last, by path.
+    applied: HashMap<String, Value>,
+    /// Since when each silent site is silent, as text that stays the same.
+    unreachable: HashMap<(SiteId, Duration), String>,
+}
+
+type Key = (String, String);
+
+impl Controller {
+    async fn run(mut self) {
+        self.exports.synced().await;
+        self.imports.synced().await;
+        self.services.synced().await;
+        self.slices.synced().await;
+        self.namespaces.synced().await;
+        let mut changes = futures::stream::select_all([
+            self.exports.subscribe().map(drop).boxed(),
+            self.imports.subscribe().map(drop).boxed(),
+            self.services.subscribe().map(drop).boxed(),
+            self.slices.subscribe().map(drop).boxed(),
+            self.namespaces.subscribe().map(drop).boxed(),
+        ]);
+        let mut view = self.lattice.view();
+        loop {
+            let seen = view.borrow_and_update().clone();
+            let again = match self.look(&seen).await {
+                Ok(()) => AGAIN,
+                Err(error) => {
+                    if client::code(&error) != Some(409) {
+                        tracing::warn!(%error, "keep imports");
+                    }
+                    AGAIN_AFTER_ERROR
+                }
+            };
+            tokio::select! {
+                _ = changes.next() => {}
+                changed = view.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(again) => self.applied.clear(),
+            }
+            tokio::time::sleep(GATHER).await;
+            while changes.next().now_or_never().is_some() {}
+        }
+    }
+
+    /// Looks at everything once and writes what differs.
+    async fn look(&mut self, view: &View) -> Result<(), kube::Error> {
+        let own = self.own();
+        self.tell(&own).await;
+        self.tunnels.set_targets(self.targets(&own));
+        let offers = self.offers(&own, view);
+        let mut imports: BTreeMap<Key, Import> = BTreeMap::new();
+        for ((namespace, name), offers) in &offers {
+            if self.namespaces.get("", namespace).is_none() {
+                continue;
+            }
+            if let Some(import) = plan::import(&view.name, namespace, name, offers) {
+                imports.insert((namespace.clone(), name.clone()), import);
+            }
+        }
+        let gates = imports.values().flat_map(|i| &i.tunnels);
+        let gates: BTreeSet<_> = gates.flat_map(|t| t.gates.iter().cloned()).collect();
+        let listens = self.tunnels.listen(&gates);
+        for import in imports.values() {
+            self.keep(import, &listens, view).await?;
+        }
+        for export in self.exports.list() {
+            self.judge(&export, &own, &imports).await?;
+        }
+        self.remove(&imports, view).await
+    }
+
+    /// This site's exports; an error says why one is none.
+    fn own(&self) -> BTreeMap<Key, Result<Exported, exported::NotExported>> {
+        let mut own = BTreeMap::new();
+        for export in self.exports.list() {
+            let Some((namespace, name)) = key_of(&export.metadata) else {
+                continue;
+            };
+            let service = self.services.get(&namespace, &name);
+            let slices = self.slices_of(&namespace, &name);
+            let told = exported::exported(&export, service.as_deref(), &slices);
+            own.insert((namespace, name), told);
+        }
+        own
+    }
+
+    fn slices_of(&self, namespace: &str, service: &str) -> Vec<Arc<EndpointSlice>> {
+        let mut slices = self.slices.select_namespace(namespace, |slice| {
+            let labels = slice.metadata.labels.as_ref();
+            labels
+                .and_then(|l| l.get("kubernetes.io/service-name"))
+                .map(String::as_str)
+                == Some(service)
+        });
+        slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        slices
+    }
+
+    /// Tells the other sites what has changed.
+    async fn tell(&mut self, own: &BTreeMap<Key, Result<Exported, exported::NotExported>>) {
+        let now: BTreeMap<String, Bytes> = own
+            .iter()
+            .filter_map(|((namespace, name), told)| {
+                let value = serde_json::to_vec(told.as_ref().ok()?).ok()?;
+                Some((exported::key(namespace, name), value.into()))
+            })
+            .collect();
+        let gone = self.told.keys().filter(|k| !now.contains_key(*k));
+        let mut values: Vec<_> = gone.map(|k| (k.clone(), None)).collect();
+        for (key, value) in &now {
+            if self.told.get(key) != Some(value) {
+                values.push((key.clone(), Some(value.clone())));
+            }
+        }
+        if !values.is_empty() {
+            if let Err(error) = self.lattice.publish(values).await {
+                tracing::warn!(%error, "tell other sites of a Service");
+            }
+            self.told = now;
+        }
+    }
+
+    /// Where this site's exported ports answer.
+    fn targets(&self, own: &BTreeMap<Key, Result<Exported, exported::NotExported>>) -> Targets {
+        let mut targets = Targets::new();
+        for ((namespace, name), told) in own {
+            let (Ok(told), Some(service)) = (told, self.services.get(namespace, name)) else {
+                continue;
+            };
+            let spec = service.spec.as_ref();
+            let ip = spec.and_then(|s| s.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
+            for port in &told.ports {
+                let addresses = match (ip, u16::try_from(port.port)) {
+                    (Some(ip), Ok(number)) => vec![SocketAddr::new(ip, number)],
+                    _ => ready_endpoints(&self.slices_of(namespace, name), &port.name),
+                };
+                let key = (namespace.clone(), name.clone(), port.name.clone());
+                targets.insert(key, addresses);
+            }
+        }
+        targets
+    }
+
+    /// All exports, by Service.
+    fn offers(
+        &self,
+        own: &BTreeMap<Key, Result<Exported, exported::NotExported>>,
+        view: &View,
+    ) -> BTreeMap<Key, Vec<Offer>> {
+        let mut offers: BTreeMap<Key, Vec<Offer>> = BTreeMap::new();
+        for (key, told) in own {
+            if let Ok(told) = told {
+                offers.entry(key.clone()).or_default().push(Offer {
+                    site: None,
+                    candidate: Candidate {
+                        place: view.name.clone(),
+                        own: true,
+                        state: SiteState::Alive,
+                        rtt: None,
+                        ready: told.ready,
+                        weight: told.weight,
+                    },
+                    exported: told.clone(),
+                });
+            }
+        }
+        for site in &view.sites {
+            for (key, value) in site.entries.iter() {
+                let Some((namespace, name)) = exported::parse_key(key) else {
+                    continue;
+                };
+                let Some(told) = exported::read(value) else {
+                    tracing::debug!(site = site.name.name, key, "not an export");
+                    continue;
+                };
+                let key = (namespace.to_owned(), name.to_owned());
+                offers.entry(key).or_default().push(Offer {
+                    site: Some(site.id),
+                    candidate: Candidate {
+                        place: site.name.clone(),
+                        own: false,
+                        state: site.state,
+                        rtt: site.rtt,
+                        ready: told.ready,
+                        weight: told.weight,
+                    },
+                    exported: told,
+                });
+            }
+        }
+        offers
+    }
+
+    /// Keeps the objects of one import.
+    async fn keep(
+        &mut self,
+        import: &Import,
+        listens: &BTreeMap<plan::Gate, u16>,
+        view: &View,
+    ) -> Result<(), kube::Error> {
+        let (namespace, name) = (&import.namespace, &import.name);
+        let derived = plan::derived(namespace, name);
+        let service = self.services.get(namespace, &derived);
+        let ips: Vec<String> = service
+            .as_ref()
+            .and_then(|s| s.spec.as_ref()?.cluster_ips.clone())
+            .unwrap_or_default();
+        let existing = self.imports.get(namespace, name);
+        let present = existing.is_some();
+        let wanted = plan::service_import(import, &ips);
+        self.apply::<ServiceImport>(namespace, name, wanted, present)
+            .await?;
+        let Some(existing) = existing else {
+            // Its event brings the rest.
+            return Ok(());
+        };
+        let uid = existing.metadata.uid.clone().unwrap_or_default();
+        let wanted = plan::service(import, &uid);
+        self.apply::<Service>(namespace, &derived, wanted, service.is_some())
+            .await?;
+        let own = if import.own.is_some() {
+            self.slices_of(namespace, name)
+        } else {
+            Vec::new()
+        };
+        let mut names = BTreeSet::new();
+        for wanted in plan::slices(import, &uid, &own, listens) {
+            let slice = wanted["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            let present = self.slices.get(namespace, &slice).is_some();
+            self.apply::<EndpointSlice>(namespace, &slice, wanted, present)
+                .await?;
+            names.insert(slice);
+        }
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
+        for slice in self.slices_of(namespace, &derived) {
+            let slice = slice.metadata.name.clone().unwrap_or_default();
+            if !names.contains(&slice) {
+                self.applied
+                    .remove(&path::<EndpointSlice>(namespace, &slice));
+                delete(&api, &slice).await?;
+            }
+        }
+        let clusters: Vec<String> = import.clusters.clone();
+        self.tell_import(&existing, &clusters, view).await
+    }
+
+    /// Writes an object unless that was done already.
+    async fn apply<K>(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        wanted: Value,
+        present: bool,
+    ) -> Result<(), kube::Error>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let path = path::<K>(namespace, name);
+        if present && self.applied.get(&path) == Some(&wanted) {
+            return Ok(());
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(OWNER).force();
+        api.patch(name, &params, &Patch::Apply(&wanted)).await?;
+        self.applied.insert(path, wanted);
+        Ok(())
+    }
+
+    /// Status of an import: who exports it, and who of them can't be reached since when.
+    async fn tell_import(
+        &mut self,
+        import: &ServiceImport,
+        clusters: &[String],
+        view: &View,
+    ) -> Result<(), kube::Error> {
+        let mut silent = Vec::new();
+        for site in &view.sites {
+            let reached = matches!(site.state, SiteState::Alive | SiteState::Suspect);
+            if !reached && clusters.contains(&site.name.name) {
+                let since = self.since(site.id, site.since);
+                silent.push(format!(
+                    "site {} can't be reached since {since}",
+                    site.name.name
+                ));
+            }
+        }
+        let reachable = if silent.is_empty() {
+            condition(
+                "Reachable",
+                true,
+                "Reachable",
+                "all sites that export it can be reached",
+            )
+        } else {
+            condition("Reachable", false, "SiteUnreachable", &silent.join("; "))
+        };
+        let ready = condition("Ready", true, "Ready", "its address answers");
+        let old = &import.status.conditions;
+        let conditions = [settle(ready, old), settle(reachable, old)];
+        let status = json!({
+            "endpointSliceObjects": "Present",
+            "clusters": clusters.iter().map(|c| json!({"cluster": c})).collect::<Vec<_>>(),
+            "conditions": conditions,
+        });
+        self.write_status(import, status, json!(import.status))
+            .await
+    }
+
+    /// Since when a site is silent, in wall-clock time.
+    fn since(&mut self, site: SiteId, since: Duration) -> String {
+        let started = self.lattice.started();
+        let text = self.unreachable.entry((site, since)).or_insert_with(|| {
+            let ago = started.elapsed().saturating_sub(since);
+            let now = jiff::Timestamp::now();
+            let at = now.checked_sub(jiff::SignedDuration::try_from(ago).unwrap_or_default());
+            format!("{:.0}", at.unwrap_or(now))
+        });
+        let text = text.clone();
+        // One a site: the last.
+        self.unreachable
+            .retain(|(id, at), _| *id != site || *at == since);
+        text
+    }
+
+    /// Status of an export.
+    async fn judge(
+        &self,
+        export: &ServiceExport,
+        own: &BTreeMap<Key, Result<Exported, exported::NotExported>>,
+        imports: &BTreeMap<Key, Import>,
+    ) -> Result<(), kube::Error> {
+        let Some(key) = key_of(&export.metadata) else {
+            return Ok(());
+        };
+        let (valid, ready) = match own.get(&key) {
+            Some(Err(why)) => (
+                condition("Valid", false, why.reason(), why.message()),
+                condition("Ready", false, "Failed", why.message()),
+            ),
+            _ => (
+                condition("Valid", true, "Valid", "the Service can be exported"),
+                condition(
+                    "Ready",
+                    true,
+                    "Exported",
+                    "other sites are told of the Service",
+                ),
+            ),
+        };
+        let conflict = imports.get(&key).and_then(|i| i.merged.conflict());
+        let conflict = match conflict {
+            Some((reason, message)) => condition("Conflict", true, &reason, &message),
+            None => condition("Conflict", false, "NoConflicts", "all exports agree"),
+        };
+        let old = &export.status.conditions;
+        let conditions = [valid, ready, conflict].map(|c| settle(c, old));
+        let status = json!({"conditions": conditions});
+        self.write_status(export, status, json!(export.status))
+            .await
+    }
+
+    async fn write_status<K>(
+        &self,
+        object: &K,
+        status: Value,
+        old: Value,
+    ) -> Result<(), kube::Error>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + std::fmt::Debug,
+    {
+        if status == old {
+            return Ok(());
+        }
+        let Some((namespace, name)) = key_of(object.meta()) else {
+            return Ok(());
+        };
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        let patch = Patch::Merge(json!({"status": status}));
+        match api
+            .patch_status(&name, &PatchParams::default(), &patch)
+            .await
+        {
+            Err(error) if !client::is_not_found(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes imports that nobody exports any more. A site that was not heard of since this
+    /// one has started may export still.
+    async fn remove(
+        &mut self,
+        wanted: &BTreeMap<Key, Import>,
+        view: &View,
+    ) -> Result<(), kube::Error> {
+        if view.standing == Standing::Joining {
+            return Ok(());
+        }
+        for import in self.imports.list() {
+            let labels = import.metadata.labels.as_ref();
+            let Some(key) = key_of(&import.metadata) else {
+                continue;
+            };
+            if wanted.contains_key(&key) || labels.is_none_or(|l| !l.contains_key(IMPORT_LABEL)) {
+                continue;
+            }
+            let clusters: Vec<String> = import
+                .status
+                .clusters
+                .iter()
+                .map(|c| c.cluster.clone())
+                .collect();
+            let unheard = view.sites.iter().any(|site| {
+                let silent = site.state != SiteState::Alive && site.revision == 0;
+                silent && clusters.contains(&site.name.name)
+            });
+            if unheard {
+                self.tell_import(&import, &clusters, view).await?;
+                continue;
+            }
+            let api: Api<ServiceImport> = Api::namespaced(self.client.clone(), &key.0);
+            delete(&api, &key.1).await?;
+            self.applied.remove(&path::<ServiceImport>(&key.0, &key.1));
+        }
+        Ok(())
+    }
+}
+
+fn key_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<Key> {
+    Some((metadata.namespace.clone()?, metadata.name.clone()?))
+}
+
+fn path<K: kube::Resource<DynamicType = ()>>(namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", K::plural(&()))
+}
+
+async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), kube::Error>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    match api.delete(name, &DeleteParams::background()).await {
+        Err(error) if !client::is_not_found(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Ready endpoints of a port by name, for Services without an address.
+fn ready_endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for slice in slices {
+        let number = slice.ports.iter().flatten().find_map(|p| {
+            let same = p.name.as_deref().unwrap_or_default() == port;
+            same.then(|| u16::try_from(p.port?).ok())?
+        });
+        let Some(number) = number else { continue };
+        for endpoint in slice.endpoints.iter().flatten() {
+            let conditions = endpoint.conditions.as_ref();
+            if conditions.is_none_or(|c| c.ready.unwrap_or(true))
+                && let Some(Ok(ip)) = endpoint.addresses.first().map(|a| a.parse())
+            {
+                found.push(SocketAddr::new(ip, number));
+            }
+        }
+    }
+    found
+}
+
+fn condition(type_: &str, status: bool, reason: &str, message: &str) -> Condition {
+    Condition {
+        type_: type_.to_owned(),
+        status: if status { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        observed_generation: None,
+        last_transition_time: Time(jiff::Timestamp::now()),
+    }
+}
+
+/// A condition whose status has not changed keeps its time.
+fn settle(mut new: Condition, old: &[Condition]) -> Condition {
+    let before = old.iter().find(|c| c.type_ == new.type_);
+    if let Some(before) = before.filter(|c| c.status == new.status) {
+        new.last_transition_time = before.last_transition_time.clone();
+    }
+    new
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("lattice", &self.lattice)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_turns() {
+        let mut old = condition("Ready", true, "Ready", "a");
+        old.last_transition_time = Time(jiff::Timestamp::UNIX_EPOCH);
+        let same = settle(condition("Ready", true, "Ready", "b"), &[old.clone()]);
+        assert_eq!(same.last_transition_time, old.last_transition_time);
+        assert_eq!(same.message, "b");
+        let turned = settle(condition("Ready", false, "Failed", "b"), &[old.clone()]);
+        assert_ne!(turned.last_transition_time, old.last_transition_time);
+    }
+
+    #[test]
+    fn the_definitions_can_be_read() {
+        for text in crate::crds() {
+            let definition: CustomResourceDefinition = serde_saphyr::from_str(text).unwrap();
+            assert_eq!(definition.spec.group, crate::GROUP);
+            assert_eq!(definition.spec.versions[0].name, crate::VERSION);
+        }
+    }
+}

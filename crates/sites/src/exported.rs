@@ -1,0 +1,213 @@
+//! What a site tells the others about a Service that it exports, and how it is made of the
+//! objects. Pure.
+
+use crate::kinds::{ImportType, Port, ServiceExport, WEIGHT_ANNOTATION, tcp};
+use k8s_openapi::api::core::v1::{Service, SessionAffinityConfig};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the keys of exports in a site's state start with.
+pub(crate) const KEY_PREFIX: &str = "export/";
+/// Ports of an export; of more the first are taken.
+const PORTS_MAX: usize = 64;
+
+/// A Service as its site tells the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exported {
+    /// When the export was made, in seconds since 1970: the older export decides.
+    pub created: i64,
+    /// Whether it has an address.
+    #[serde(rename = "type")]
+    pub type_: ImportType,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// As the Service has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_affinity: Option<String>,
+    /// As the Service has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    /// As the Service has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_traffic_policy: Option<String>,
+    /// As the Service has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<String>,
+    /// For the imports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// For the imports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// How many endpoints are ready.
+    pub ready: u32,
+    /// The site's share among sites as near.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Why a Service is not exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotExported {
+    NoService,
+    InvalidType,
+}
+
+impl NotExported {
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::NoService => "NoService",
+            Self::InvalidType => "InvalidServiceType",
+        }
+    }
+
+    pub(crate) fn message(self) -> &'static str {
+        match self {
+            Self::NoService => "there is no Service of this name",
+            Self::InvalidType => "a Service of type ExternalName can't be exported",
+        }
+    }
+}
+
+/// The key of an export in a site's state.
+pub(crate) fn key(namespace: &str, name: &str) -> String {
+    format!("{KEY_PREFIX}{namespace}/{name}")
+}
+
+/// Namespace and name of such a key.
+pub(crate) fn parse_key(key: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = key.strip_prefix(KEY_PREFIX)?.split_once('/')?;
+    let label = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 63
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    (label(namespace) && label(name)).then_some((namespace, name))
+}
+
+/// Reads what another site tells; `None` when it can't be so.
+pub(crate) fn read(bytes: &[u8]) -> Option<Exported> {
+    let mut exported: Exported = serde_json::from_slice(bytes).ok()?;
+    exported.ports.truncate(PORTS_MAX);
+    let valid = |p: &Port| (1..=65_535).contains(&p.port) && p.name.len() <= 63;
+    exported.ports.iter().all(valid).then_some(exported)
+}
+
+/// What is told of a Service.
+pub(crate) fn exported(
+    export: &ServiceExport,
+    service: Option<&Service>,
+    slices: &[Arc<EndpointSlice>],
+) -> Result<Exported, NotExported> {
+    let service = service.ok_or(NotExported::NoService)?;
+    let spec = service.spec.clone().unwrap_or_default();
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Err(NotExported::InvalidType);
+    }
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let ports = spec.ports.iter().flatten().take(PORTS_MAX).map(|p| Port {
+        name: p.name.clone().unwrap_or_default(),
+        protocol: p.protocol.clone().unwrap_or_else(tcp),
+        app_protocol: p.app_protocol.clone(),
+        port: p.port,
+    });
+    let ready = slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints)
+        .flatten()
+        .filter(|e| {
+            e.conditions
+                .as_ref()
+                .is_none_or(|c| c.ready.unwrap_or(true))
+        })
+        .count();
+    let weight = service
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(WEIGHT_ANNOTATION)?.parse().ok());
+    let created = export.metadata.creation_timestamp.as_ref();
+    let affinity = spec.session_affinity.filter(|a| a != "None");
+    Ok(Exported {
+        created: created.map_or(0, |t| t.0.as_second()),
+        type_: if headless {
+            ImportType::Headless
+        } else {
+            ImportType::ClusterSetIP
+        },
+        ports: ports.collect(),
+        session_affinity_config: affinity.as_ref().and(spec.session_affinity_config),
+        session_affinity: affinity,
+        internal_traffic_policy: spec.internal_traffic_policy.filter(|p| p != "Cluster"),
+        traffic_distribution: spec.traffic_distribution,
+        labels: export.spec.exported_labels.clone(),
+        annotations: export.spec.exported_annotations.clone(),
+        ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        weight: weight.unwrap_or(1),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_service_is_told_with_its_ready_endpoints() {
+        let export: ServiceExport = serde_json::from_value(json!({
+            "metadata": {"name": "web", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"exportedLabels": {"app": "web"}}}))
+        .unwrap();
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "annotations": {"salp.dev/site-weight": "3"}},
+            "spec": {"clusterIP": "10.43.0.9", "sessionAffinity": "None",
+                "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}))
+        .unwrap();
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {}, "addressType": "IPv4", "endpoints": [
+                {"addresses": ["10.42.0.1"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.2"], "conditions": {"ready": false}},
+                {"addresses": ["10.42.0.3"]}]}))
+        .unwrap();
+        let told = exported(&export, Some(&service), &[Arc::new(slice)]).unwrap();
+        expect_test::expect![[r#"{"created":1767225600,"type":"ClusterSetIP","ports":[{"name":"http","protocol":"TCP","port":80}],"labels":{"app":"web"},"ready":2,"weight":3}"#]]
+            .assert_eq(&serde_json::to_string(&told).unwrap());
+        assert_eq!(read(&serde_json::to_vec(&told).unwrap()), Some(told));
+        assert_eq!(exported(&export, None, &[]), Err(NotExported::NoService));
+        let mut external = service.clone();
+        external.spec.as_mut().unwrap().type_ = Some("ExternalName".into());
+        let refused = exported(&export, Some(&external), &[]);
+        assert_eq!(refused, Err(NotExported::InvalidType));
+    }
+
+    #[test]
+    fn what_can_not_be_is_not_read() {
+        for text in [
+            "",
+            "{}",
+            r#"{"created":1,"type":"X","ports":[],"ready":1}"#,
+            r#"{"created":1,"type":"Headless","ports":[{"port":70000}],"ready":1}"#,
+        ] {
+            assert_eq!(read(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(parse_key("export/shop/till"), Some(("shop", "till")));
+        for key in [
+            "export/shop",
+            "site",
+            "export//a",
+            "export/a/b/c",
+            "export/A/b",
+        ] {
+            assert_eq!(parse_key(key), None, "{key}");
+        }
+    }
+}

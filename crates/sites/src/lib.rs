@@ -1,0 +1,35 @@
+//! Services of several sites as one, by the Multi-Cluster Services API: what is exported here
+//! is told over the lattice, what others export becomes ServiceImports, and requests go to
+//! whoever is near and can answer. And questions of other sites about this one's pods.
+//!
+//! Start with [`start`]. What exports come to is in `merge`, who answers in `choose`, which
+//! objects follow in `plan`: all pure; `controller` reads and writes, `tunnel` carries
+//! connections, `fleet` answers questions. It knows no NATS (that is `lattice`) and no proxy:
+//! what it makes are ordinary Services and EndpointSlices.
+
+mod choose;
+mod controller;
+mod exported;
+pub mod fleet;
+mod kinds;
+mod merge;
+mod plan;
+mod tunnel;
+
+pub use choose::{Candidate, Choice, Rank, choose, order, rank};
+pub use controller::{Config, SetUpError, set_up, start};
+pub use exported::Exported;
+pub use kinds::{
+    CLUSTER_LABEL, ClusterStatus, GROUP, ImportType, Port, SERVICE_LABEL, ServiceExport,
+    ServiceExportSpec, ServiceExportStatus, ServiceImport, ServiceImportSpec, ServiceImportStatus,
+    VERSION, WEIGHT_ANNOTATION,
+};
+pub use merge::{Conflict, Merged, Source, merge};
+
+/// The CustomResourceDefinitions of the kinds, as YAML.
+pub fn crds() -> &'static [&'static str] {
+    &[
+        include_str!("../crds/serviceexport.yaml"),
+        include_str!("../crds/serviceimport.yaml"),
+    ]
+}
