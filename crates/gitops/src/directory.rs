@@ -68,11 +68,17 @@ enum DirectoryError {
     #[error(transparent)]
     Build(#[from] crate::revision::RevisionError),
     #[error(transparent)]
-    Apply(#[from] crate::apply::ApplyError),
+    Apply(Box<crate::apply::ApplyError>),
     #[error("remember what was applied: {}", explain(.0))]
     Remember(Box<kube::Error>),
     #[error("read folder: interrupted")]
     Interrupted,
+}
+
+impl From<crate::apply::ApplyError> for DirectoryError {
+    fn from(error: crate::apply::ApplyError) -> Self {
+        Self::Apply(Box::new(error))
+    }
 }
 
 /// What tells whether a folder changed.

@@ -260,7 +260,7 @@ mod tests {
         let mut exported = export(1, vec![port("http", 80)]);
         exported.ready = ready;
         Offer {
-            site: (!own).then(|| SiteId([name.len() as u8; 16])),
+            site: (!own).then_some(SiteId([name.len() as u8; 16])),
             candidate: Candidate {
                 place,
                 own,
