@@ -198,6 +198,20 @@ fn covers(scope: &str, registry: &str, repository: &str) -> bool {
             .all(|(pattern, part)| glob(pattern, part))
 }
 
+/// Those of the credentials that are for an image's own registry.
+pub(crate) fn covering<'a>(
+    auths: &'a [Auth],
+    reference: &'a Reference,
+) -> impl Iterator<Item = &'a Credential> {
+    auths
+        .iter()
+        .filter(|auth| {
+            let scope = normalize(&auth.scope);
+            covers(&scope, reference.registry(), reference.repository())
+        })
+        .map(|auth| &auth.credential)
+}
+
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,

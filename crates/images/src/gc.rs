@@ -149,6 +149,7 @@ impl Inner {
             let excess = used.saturating_sub(target);
             self.remove_oldest(policy, excess, &mut report)?;
         }
+        self.grants.prune(&self.index)?;
         self.forget();
         Ok(report)
     }

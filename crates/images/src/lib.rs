@@ -10,6 +10,7 @@ mod blobs;
 mod digest;
 mod error;
 mod gc;
+mod grants;
 mod image;
 mod index;
 mod layout;

@@ -5,6 +5,7 @@
 
 use crate::auth::Auth;
 use crate::blobs::{Finished, Partial};
+use crate::grants::By;
 use crate::manifest::{Descriptor, Document, MANIFEST_BYTES_MAX, ManifestError, pick};
 use crate::registry::{RegistryError, Session};
 use crate::store::{ImageStore, Inner, LoadError, Parts};
@@ -104,7 +105,8 @@ impl ImageStore {
         let fail = |failure| put(reference, failure);
         let local = |failure: StoreError| put(reference, failure.into());
         // What a digest names can't have changed.
-        if options.policy != Policy::Always || reference.digest().is_some() {
+        let unchanged = options.policy != Policy::Always || reference.digest().is_some();
+        if unchanged && self.permits(reference, &options.auths).map_err(local)? {
             let present = self.get(reference, options.platform.as_ref());
             if let Some(image) = present.map_err(local)? {
                 return Ok(image);
@@ -139,6 +141,14 @@ impl Inner {
     ) -> Result<Arc<Parts>, Failure> {
         let sessions = self.sessions(reference, options).await?;
         let (top, sessions) = self.resolve(reference, options, sessions).await?;
+        let by = match sessions[0].proven().await {
+            Some(credential) if options.auths.iter().any(|a| a.credential == credential) => {
+                By::Given(credential)
+            }
+            _ => By::Everybody,
+        };
+        // Before it can be found by its name.
+        self.grant(reference, &top.digest, by).await?;
         if let Ok(Some(parts)) = self.load(&top.digest, options.platform.as_ref()) {
             self.name(reference, top).await?;
             return Ok(parts);
@@ -492,6 +502,17 @@ impl Inner {
 
     /// Gives the name to the content. What it stood for before stays under its digest until
     /// garbage collection finds it unused: pods may still run it.
+    async fn grant(
+        self: &Arc<Self>,
+        reference: &Reference,
+        digest: &Digest,
+        by: By,
+    ) -> Result<(), Failure> {
+        let (inner, reference, digest) = (Arc::clone(self), reference.clone(), digest.clone());
+        blocking(move || inner.grants.note(&reference, &digest, &by, &inner.index)).await?;
+        Ok(())
+    }
+
     async fn name(self: &Arc<Self>, reference: &Reference, top: Descriptor) -> Result<(), Failure> {
         if self
             .index

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! index.json          name → manifest (OCI image layout)
+//! grants.json         who may use what came by credentials
 //! blobs/sha256/HEX    manifests, configurations, layers, Wasm files
 //! partial/HEX         what broken-off downloads left, to go on with
 //! unpacked/HEX/       root directories of archive images, by manifest
@@ -10,6 +11,7 @@
 
 use crate::blobs::Blobs;
 use crate::digest::Hasher;
+use crate::grants::Grants;
 use crate::index::{Index, private, replace};
 use crate::layout::{self, Layout, SpinComponent};
 use crate::manifest::{
@@ -18,7 +20,7 @@ use crate::manifest::{
 };
 use crate::unpack::{self, UnpackError, UnpackLimits, Unpacker};
 use crate::{
-    Digest, Image, ImageKind, ImageSummary, Platform, Reference, Registry, RegistryConfig,
+    Auth, Digest, Image, ImageKind, ImageSummary, Platform, Reference, Registry, RegistryConfig,
     StoreError, WasmForm,
 };
 use parking_lot::Mutex;
@@ -51,6 +53,7 @@ pub(crate) struct Inner {
     pub(crate) registry: Registry,
     pub(crate) blobs: Blobs,
     pub(crate) index: Index,
+    pub(crate) grants: Grants,
     pub(crate) downloads: Semaphore,
     pub(crate) unpack_limits: UnpackLimits,
     /// Guards the locks by which one task at a time fetches or unpacks a digest.
@@ -153,6 +156,7 @@ impl ImageStore {
                 registry: Registry::new(config),
                 blobs: Blobs::new(&root),
                 index: Index::new(&root),
+                grants: Grants::new(&root),
                 downloads: Semaphore::new(DOWNLOADS_MAX),
                 unpack_limits: UnpackLimits::default(),
                 flights: Mutex::default(),
@@ -189,6 +193,18 @@ impl ImageStore {
             Err(LoadError::Store(error)) => Err(error),
             // A pull will say it better.
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether a holder of these credentials may use the image as it is here, without its
+    /// registry being asked. True of an image that is not here.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub fn permits(&self, reference: &Reference, auths: &[Auth]) -> Result<bool, StoreError> {
+        match self.inner.index.get(reference)? {
+            Some(top) => self.inner.grants.permits(reference, &top.digest, auths),
+            None => Ok(true),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::volumes::{self, VolumeError};
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
-use runtime::{ContainerId, ContainerSpec, Dns, Mount, Port, SandboxId, SandboxSpec};
+use runtime::{Artifact, ContainerId, ContainerSpec, Dns, Mount, Port, SandboxId, SandboxSpec};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,8 @@ fn dns(desired: &Desired, fixed: &Fixed) -> Dns {
         dns.searches.extend(own.searches.iter().flatten().cloned());
         for option in own.options.iter().flatten() {
             let name = option.name.clone().unwrap_or_default();
+            dns.options
+                .retain(|known| known.split(':').next() != Some(name.as_str()));
             dns.options.push(match &option.value {
                 Some(value) => format!("{name}:{value}"),
                 None => name,
@@ -153,7 +155,10 @@ pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Sp
     let container = from.container;
     let own = env::environment(container, &from.facts, from.objects, from.services)?;
     let pod_dir = volumes::pod_dir(&from.fixed.dir, &from.desired.uid.0);
-    let mounts: Vec<Mount> = volumes::mounts(&pod_dir, from.facts.pod, container, &own)?;
+    let mut mounts: Vec<Mount> = volumes::mounts(&pod_dir, from.facts.pod, container, &own)?;
+    if let Artifact::Wasm { .. } = &from.image.artifact {
+        mounts = volumes::in_directories(&pod_dir, &container.name, mounts)?;
+    }
     let args = args(container, from.image, &own);
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref());

@@ -252,6 +252,10 @@ impl ImageSource for FakeImages {
         Ok(None)
     }
 
+    async fn permits(&self, _: &str, _: &[Vec<u8>]) -> Result<bool, PullFailure> {
+        Ok(true)
+    }
+
     async fn pull(&self, image: &str, _: &[Vec<u8>]) -> Result<PulledImage, PullFailure> {
         if let Some(failure) = self.failure.lock().clone() {
             return Err(failure);

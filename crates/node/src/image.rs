@@ -41,6 +41,10 @@ pub trait ImageSource: Send + Sync + 'static {
     /// The image as the store has it, without asking a registry.
     async fn local(&self, image: &str) -> Result<Option<PulledImage>, PullFailure>;
 
+    /// Whether a pod with these secrets may use what the store has of the image, without its
+    /// registry being asked.
+    async fn permits(&self, image: &str, secrets: &[Vec<u8>]) -> Result<bool, PullFailure>;
+
     /// Brings it from its registry; `secrets` are contents of `.dockerconfigjson`.
     async fn pull(&self, image: &str, secrets: &[Vec<u8>]) -> Result<PulledImage, PullFailure>;
 
@@ -67,20 +71,47 @@ pub(crate) async fn obtain(
     if policy != PullPolicy::Always
         && let Some(found) = images.local(image).await?
     {
-        return Ok(Obtained::Present(found));
+        if images.permits(image, secrets).await? {
+            return Ok(Obtained::Present(found));
+        }
+        if policy == PullPolicy::Never {
+            return Err(never(format!(
+                "Container image {image:?} is present with pull policy of Never but does not \
+                 have the proper credentials to access the image"
+            )));
+        }
     }
     if policy == PullPolicy::Never {
-        return Err(PullFailure {
-            reason: "ErrImageNeverPull",
-            message: format!("Container image {image:?} is not present with pull policy of Never"),
-            unreachable: false,
-        });
+        return Err(never(format!(
+            "Container image {image:?} is not present with pull policy of Never"
+        )));
     }
     pulling();
     match images.pull(image, secrets).await {
         Ok(pulled) => Ok(Obtained::Pulled(pulled)),
         Err(failure) => Err(failure),
     }
+}
+
+fn never(message: String) -> PullFailure {
+    PullFailure {
+        reason: "ErrImageNeverPull",
+        message,
+        unreachable: false,
+    }
+}
+
+/// What the secrets hold; one that can't be read is passed over.
+fn auths(image: &str, secrets: &[Vec<u8>]) -> Vec<Auth> {
+    let mut auths = Vec::new();
+    for secret in secrets {
+        match Auth::from_docker_config_json(secret) {
+            Ok(more) => auths.extend(more),
+            // The registry may do without, or say itself what it lacks.
+            Err(error) => tracing::warn!(image, %error, "pull secret not usable"),
+        }
+    }
+    auths
 }
 
 #[async_trait]
@@ -93,19 +124,17 @@ impl ImageSource for ImageStore {
         }
     }
 
+    async fn permits(&self, image: &str, secrets: &[Vec<u8>]) -> Result<bool, PullFailure> {
+        let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
+        ImageStore::permits(self, &reference, &auths(image, secrets))
+            .map_err(|source| failure(PullError::Disk { reference, source }))
+    }
+
     async fn pull(&self, image: &str, secrets: &[Vec<u8>]) -> Result<PulledImage, PullFailure> {
         let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
-        let mut auths = Vec::new();
-        for secret in secrets {
-            match Auth::from_docker_config_json(secret) {
-                Ok(more) => auths.extend(more),
-                // The registry may do without, or say itself what it lacks.
-                Err(error) => tracing::warn!(image, %error, "pull secret not usable"),
-            }
-        }
         let options = PullOptions {
             policy: Policy::Always,
-            auths,
+            auths: auths(image, secrets),
             ..PullOptions::default()
         };
         // The inherent method of the same name.

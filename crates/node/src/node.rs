@@ -8,6 +8,7 @@ use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
 use crate::server::Server;
+use crate::volumes;
 use client::{EventRecorder, Informer, Selected};
 use k8s_openapi::api::core::v1::Pod;
 use lifecycle::Scope;
@@ -124,6 +125,7 @@ fn run(agent: &Arc<Agent>, pods: Informer<Pod>, restored: Restored, scope: &Scop
 /// The reconcile loop, the status writers, the runtimes' followers.
 pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
     agent.start_publishing();
+    scope.spawn_cancellable(volumes::watch_limits(agent.clone()));
     for index in 0..agent.runtimes.len() {
         scope.spawn_cancellable(feed::follow_runtime(agent.clone(), index));
     }

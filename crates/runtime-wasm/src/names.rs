@@ -1,7 +1,7 @@
 //! Names as a pod sees them: its DNS servers and search list, as in its `resolv.conf`.
 
 use futures::future::BoxFuture;
-use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use runtime::Dns;
 use std::hash::{BuildHasher as _, RandomState};
@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use wasm::Resolve;
+use wasm::{Resolve, ResolveError};
 
 /// Until the next server is asked.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,28 +74,48 @@ impl PodNames {
 }
 
 impl Resolve for PodNames {
-    fn resolve(&self, host: String) -> BoxFuture<'static, Option<IpAddr>> {
+    fn resolve(&self, host: String) -> BoxFuture<'static, Result<Vec<IpAddr>, ResolveError>> {
         let names = self.candidates(&host);
         let servers = self.servers.clone();
         Box::pin(async move {
+            let mut silent = false;
             for name in names {
-                for server in &servers {
-                    match tokio::time::timeout(SERVER_TIMEOUT, ask(*server, &name)).await {
-                        Ok(Some(Some(address))) => return Some(address),
-                        // It knows that there is none: the next name.
-                        Ok(Some(None)) => break,
-                        // It does not answer: the next server.
-                        Ok(None) | Err(_) => {}
-                    }
+                match ask_all(&servers, &name).await {
+                    Some(found) if !found.is_empty() => return Ok(found),
+                    // They know that there is none: the next name.
+                    Some(_) => {}
+                    None => silent = true,
                 }
             }
-            None
+            Err(if silent {
+                ResolveError::NoAnswer
+            } else {
+                ResolveError::NotFound
+            })
         })
     }
 }
 
-/// `None` without an answer; `Some(None)` when there is no such address.
-async fn ask(server: SocketAddr, name: &str) -> Option<Option<IpAddr>> {
+/// Asks one server after the other; `None` when none could say.
+async fn ask_all(servers: &[SocketAddr], name: &str) -> Option<Vec<IpAddr>> {
+    for server in servers {
+        let both = async {
+            // Together, as each may have to come from afar.
+            let of = |kind| ask(*server, name, kind);
+            let (four, six) = futures::join!(of(RecordType::A), of(RecordType::AAAA));
+            let mut found = four?;
+            found.extend(six.unwrap_or_default());
+            Some(found)
+        };
+        if let Ok(Some(found)) = tokio::time::timeout(SERVER_TIMEOUT, both).await {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// The addresses of one kind; `None` when the server does not answer or can't say.
+async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Option<Vec<IpAddr>> {
     let any = if server.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
     } else {
@@ -107,7 +127,11 @@ async fn ask(server: SocketAddr, name: &str) -> Option<Option<IpAddr>> {
     let id = u16::try_from(RandomState::new().hash_one(name) & 0xffff).ok()?;
     let mut query = Message::new(id, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
-    query.add_query(Query::query(Name::from_ascii(name).ok()?, RecordType::A));
+    // A name that is none has no address.
+    let Ok(asked) = Name::from_ascii(name) else {
+        return Some(Vec::new());
+    };
+    query.add_query(Query::query(asked, kind));
     socket.send(&query.to_vec().ok()?).await.ok()?;
     let mut answer = [0; ANSWER_MAX_BYTES];
     loop {
@@ -115,17 +139,23 @@ async fn ask(server: SocketAddr, name: &str) -> Option<Option<IpAddr>> {
         let Ok(message) = Message::from_vec(&answer[..length]) else {
             continue;
         };
-        if message.metadata.id == id {
-            return Some(
-                message
-                    .answers
-                    .iter()
-                    .find_map(|record| match &record.data {
-                        RData::A(address) => Some(IpAddr::V4(address.0)),
-                        _ => None,
-                    }),
-            );
+        if message.metadata.id != id {
+            continue;
         }
+        let known = [ResponseCode::NoError, ResponseCode::NXDomain];
+        if !known.contains(&message.metadata.response_code) {
+            return None;
+        }
+        let records = message.answers.iter().map(|record| &record.data);
+        return Some(
+            records
+                .filter_map(|data| match data {
+                    RData::A(address) => Some(IpAddr::V4(address.0)),
+                    RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+                    _ => None,
+                })
+                .collect(),
+        );
     }
 }
 
@@ -194,7 +224,10 @@ mod tests {
                 .await
                 .unwrap();
         };
-        let (found, ()) = tokio::join!(ask(address, "web.default.svc.cluster.local."), answer);
-        assert_eq!(found, Some(Some(IpAddr::from([10, 43, 0, 9]))));
+        let (found, ()) = tokio::join!(
+            ask(address, "web.default.svc.cluster.local.", RecordType::A),
+            answer
+        );
+        assert_eq!(found, Some(vec![IpAddr::from([10, 43, 0, 9])]));
     }
 }

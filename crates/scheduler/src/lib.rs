@@ -5,6 +5,7 @@
 //! informers and binds. Start with [`place()`]; the filters are in `filter` and
 //! `topology`, the scores in `score`.
 
+mod claims;
 mod demand;
 mod filter;
 mod pending;

@@ -14,6 +14,8 @@ use std::fmt;
 pub struct Unschedulable {
     /// How many nodes there are.
     pub nodes: usize,
+    /// What the pod itself lacks, so that no node was looked at.
+    pub pod: Option<String>,
     /// Why, and of how many nodes; a node may have several reasons.
     pub reasons: BTreeMap<String, usize>,
     /// Of how many nodes it is other pods that stand in the way.
@@ -29,11 +31,11 @@ impl fmt::Display for Unschedulable {
             return f.write_str("no nodes available to schedule pods");
         }
         let all = self.nodes;
-        write!(
-            f,
-            "0/{all} nodes are available: {}.",
-            counted(&self.reasons)
-        )?;
+        let reasons = match &self.pod {
+            Some(reason) => reason.clone(),
+            None => counted(&self.reasons),
+        };
+        write!(f, "0/{all} nodes are available: {reasons}.")?;
         let mut preemption = BTreeMap::new();
         for (reason, count) in [
             (

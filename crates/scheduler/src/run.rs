@@ -3,11 +3,14 @@
 //! One task decides; bindings are made beside it, and a pod counts as placed from the
 //! decision on (it is assumed) until its binding fails.
 
+use crate::claims;
 use crate::demand::Demand;
 use crate::pending::Pending;
 use crate::place::{Unschedulable, place};
 use crate::snapshot::Snapshot;
-use client::k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use client::k8s_openapi::api::core::v1::{
+    Binding, Namespace, Node, ObjectReference, PersistentVolumeClaim, Pod,
+};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time};
 use client::{Change, Clock, EventRecorder, EventType, Informer, Informers, ObjectKey};
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -52,6 +55,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
         pods: config.informers.get(),
         nodes: config.informers.get(),
         namespaces: config.informers.get(),
+        claims: config.informers.get(),
         snapshot: Snapshot::new(),
         pending: Pending::default(),
         assumed: HashMap::new(),
@@ -72,6 +76,7 @@ struct Scheduler {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
     namespaces: Informer<Namespace>,
+    claims: Informer<PersistentVolumeClaim>,
     snapshot: Snapshot,
     pending: Pending,
     /// Uid → node of pods that are placed but not yet told as bound by the informer.
@@ -86,6 +91,7 @@ enum Input {
     Pod(Change<Pod>),
     Node(Change<Node>),
     Namespace(Change<Namespace>),
+    Claim,
 }
 
 /// A write that ended.
@@ -100,6 +106,7 @@ impl Scheduler {
         self.pods.synced().await;
         self.nodes.synced().await;
         self.namespaces.synced().await;
+        self.claims.synced().await;
         self.rebuild();
         loop {
             while let Some(Some(input)) = inputs.next().now_or_never() {
@@ -131,6 +138,7 @@ impl Scheduler {
             self.pods.subscribe().map(Input::Pod).boxed(),
             self.nodes.subscribe().map(Input::Node).boxed(),
             self.namespaces.subscribe().map(Input::Namespace).boxed(),
+            self.claims.subscribe().map(|_| Input::Claim).boxed(),
         ])
     }
 
@@ -152,6 +160,7 @@ impl Scheduler {
                 ),
                 None => self.snapshot.remove_namespace(&key.name),
             },
+            Input::Claim => self.pending.wake(claims::has_any, Instant::now()),
             Input::Pod(Change::Resync)
             | Input::Node(Change::Resync)
             | Input::Namespace(Change::Resync) => self.rebuild(),
@@ -243,7 +252,21 @@ impl Scheduler {
         let Some(pod) = self.pending.take(Instant::now()) else {
             return false;
         };
-        let placed = place(&Demand::of(&pod), &self.snapshot, &mut self.rng).map(ToOwned::to_owned);
+        let find = |name: &str| {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            self.claims.get_key(&ObjectKey::new(namespace, name))
+        };
+        let placed = match claims::unmet(&pod, find) {
+            Some(reason) => Err(Unschedulable {
+                nodes: self.snapshot.nodes().count(),
+                pod: Some(reason),
+                ..Unschedulable::default()
+            }),
+            None => {
+                let node = place(&Demand::of(&pod), &self.snapshot, &mut self.rng);
+                node.map(ToOwned::to_owned)
+            }
+        };
         self.writing += 1;
         let writer = self.writer.clone();
         match placed {

@@ -73,6 +73,7 @@ fn spec(reuse: u32) -> GuestSpec {
         address: None,
         egress: EgressRules::anywhere(),
         names: None,
+        store: Arc::default(),
         http: HttpOptions {
             requests_per_instance: Some(reuse),
             ..HttpOptions::default()

@@ -84,7 +84,8 @@ impl Gate {
 /// The only instance may always try: if the limit is too small even for it, that is the
 /// container's end and not a wait.
 fn fits(bound: &Bound) -> bool {
-    bound.live.load(Ordering::Relaxed) == 0 || bound.memory.has_room()
+    let live = bound.live.load(Ordering::Relaxed);
+    live == 0 || bound.memory.has_room(live)
 }
 
 struct Waiting<'a>(&'a AtomicUsize);

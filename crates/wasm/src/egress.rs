@@ -1,11 +1,10 @@
 //! Requests that guests send out by `wasi:http`.
 
-use futures::future::BoxFuture;
-use http::{HeaderValue, Uri, header};
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use crate::send::{Io, send};
+use crate::surroundings::Surroundings;
+use http::Uri;
 use std::sync::Arc;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 /// To which hosts a guest may send requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,48 +100,11 @@ impl Allowed {
     }
 }
 
-/// Finds addresses of names as a pod's DNS configuration has it.
-pub trait Resolve: Send + Sync + 'static {
-    /// An address of a host; `None` leaves the name to the machine's own resolver.
-    fn resolve(&self, host: String) -> BoxFuture<'static, Option<IpAddr>>;
-}
-
-/// The rules as wasmtime asks for them.
+/// What an instance's requests go by, as wasmtime asks for it.
 pub(crate) struct Egress {
-    pub(crate) rules: Arc<EgressRules>,
-    pub(crate) names: Option<Arc<dyn Resolve>>,
+    pub(crate) around: Arc<Surroundings>,
 }
 
-/// Puts the address in place of the host's name, which stays in the Host header. Not for
-/// HTTPS, whose certificate is checked against the name.
-async fn address(
-    mut request: http::Request<WasiBody>,
-    names: &dyn Resolve,
-) -> http::Request<WasiBody> {
-    let uri = request.uri();
-    let (Some(authority), Some("http")) = (uri.authority().cloned(), uri.scheme_str()) else {
-        return request;
-    };
-    let host = authority.host();
-    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
-        return request;
-    }
-    let Some(ip) = names.resolve(host.to_owned()).await else {
-        return request;
-    };
-    let address = SocketAddr::new(ip, authority.port_u16().unwrap_or(80)).to_string();
-    let mut parts = uri.clone().into_parts();
-    parts.authority = address.parse().ok();
-    if let Ok(uri) = Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
-        if let Ok(name) = HeaderValue::from_str(authority.as_str()) {
-            request.headers_mut().entry(header::HOST).or_insert(name);
-        }
-    }
-    request
-}
-
-type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Result<(http::Response<WasiBody>, Io), Error>;
 
 impl WasiHttpHooks for Egress {
@@ -152,19 +114,11 @@ impl WasiHttpHooks for Egress {
         options: Option<RequestOptions>,
         _processed: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        if !self.rules.permits(request.uri()) {
+        if !self.around.egress.permits(request.uri()) {
             return Box::new(async { Err(Error::HttpRequestDenied) });
         }
-        let names = self.names.clone();
-        Box::new(async move {
-            let request = match &names {
-                Some(names) => address(request, &**names).await,
-                None => request,
-            };
-            let (response, io) = default_send_request(request, options).await?;
-            let response = response.map(http_body_util::BodyExt::boxed_unsync);
-            Ok((response, Box::new(io) as Io))
-        })
+        let around = self.around.clone();
+        Box::new(async move { send(request, options, &around).await })
     }
 }
 

@@ -1,17 +1,20 @@
 //! A program tied to one container: arguments, environment, directories, limits, log.
 
 use crate::command::CommandGuest;
-use crate::egress::{Egress, EgressRules, Resolve};
+use crate::egress::{Egress, EgressRules};
 use crate::http::HttpGuest;
+use crate::keyvalue::KeyValue;
 use crate::limits::{CpuMeter, Limiter, MemoryMeter};
+use crate::names::Resolve;
 use crate::program::{Code, Program};
 use crate::state::{ComponentState, Live, ModuleState};
 use crate::stdio::{GuestOutput, LogSink, LogStream};
+use crate::surroundings::{Surroundings, is_machines};
 use crate::ticker::TICK;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 use wasmtime::component::ResourceTable;
 use wasmtime::{Store, UpdateDeadline};
@@ -36,12 +39,15 @@ pub struct GuestSpec {
     pub cpu: Arc<CpuMeter>,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
-    /// The only address that it may listen on; `None` forbids listening.
+    /// The pod's: the only one that it may listen at, where "any" and the loopback lead to.
+    /// `None` forbids listening.
     pub address: Option<IpAddr>,
     /// To where it may send HTTP requests.
     pub egress: EgressRules,
-    /// Finds the hosts that it sends HTTP requests to.
+    /// Finds the hosts that it connects to and looks up; `None` for the machine's resolver.
     pub names: Option<Arc<dyn Resolve>>,
+    /// What it keeps by `wasi:keyvalue`; the pod's.
+    pub store: Arc<KeyValue>,
     /// How requests are served, for HTTP guests.
     pub http: HttpOptions,
 }
@@ -127,14 +133,10 @@ pub(crate) struct Bound {
     pub(crate) program: Arc<Program>,
     pub(crate) memory: Arc<MemoryMeter>,
     pub(crate) cpu: Arc<CpuMeter>,
-    pub(crate) log: Arc<dyn LogSink>,
     pub(crate) live: Arc<AtomicU32>,
+    around: Arc<Surroundings>,
     args: Vec<String>,
-    env: Vec<(String, String)>,
     cwd: Option<String>,
-    egress: Arc<EgressRules>,
-    names: Option<Arc<dyn Resolve>>,
-    address: Option<IpAddr>,
     preopens: Vec<Preopen>,
     filesystem: WasiFilesystemCtx,
     sockets: WasiSocketsCtx,
@@ -157,14 +159,18 @@ impl Bound {
             program,
             memory: spec.memory,
             cpu: spec.cpu,
-            log: spec.log,
             live: Arc::default(),
+            around: Arc::new(Surroundings {
+                address: spec.address,
+                names: spec.names,
+                egress: spec.egress,
+                log: spec.log,
+                settings: env,
+                store: spec.store,
+                told: AtomicBool::new(false),
+            }),
             args: spec.args,
-            env,
             cwd: spec.cwd,
-            egress: Arc::new(spec.egress),
-            names: spec.names,
-            address: spec.address,
             preopens: spec.preopens,
             filesystem: template.filesystem().clone(),
             sockets: template.sockets().clone(),
@@ -175,13 +181,17 @@ impl Bound {
         let mut builder = WasiCtxBuilder::new();
         builder
             .args(&self.args)
-            .envs(&self.env)
-            .stdout(GuestOutput::new(self.log.clone(), LogStream::Stdout))
-            .stderr(GuestOutput::new(self.log.clone(), LogStream::Stderr));
+            .envs(&self.around.settings)
+            .stdout(self.output(LogStream::Stdout))
+            .stderr(self.output(LogStream::Stderr));
         if let Some(cwd) = &self.cwd {
             builder.initial_cwd(cwd);
         }
         builder
+    }
+
+    fn output(&self, stream: LogStream) -> GuestOutput {
+        GuestOutput::new(self.around.log.clone(), stream)
     }
 
     /// Directories are opened once and shared by all instances.
@@ -201,8 +211,7 @@ impl Bound {
                 table: ResourceTable::new(),
                 http: WasiHttpCtx::new(),
                 egress: Egress {
-                    rules: self.egress.clone(),
-                    names: self.names.clone(),
+                    around: self.around.clone(),
                 },
                 limiter: Limiter::new(self.memory.clone()),
                 _live: Live::new(self.live.clone()),
@@ -239,7 +248,7 @@ impl Bound {
     ) -> Result<Store<ModuleState>, PrepareError> {
         let mut builder = self.builder();
         open_dirs(&mut builder, &self.preopens)?;
-        permit_sockets(&mut builder, self.address);
+        permit_sockets(&mut builder, self.around.address);
         let mut store = Store::new(
             engine,
             ModuleState {
@@ -255,9 +264,7 @@ impl Bound {
 
     /// A line about the guest, from the host, in the guest's own log.
     pub(crate) fn note(&self, message: &str) {
-        self.log
-            .open(LogStream::Stderr)
-            .write(format!("salp: {message}\n").as_bytes());
+        self.around.note(message);
     }
 
     pub(crate) fn code(&self) -> &Code {
@@ -303,9 +310,8 @@ fn yield_each_tick<T>(store: &mut Store<T>) {
 /// not the pod's: what listens there trusts local callers.
 fn socket_permitted(own: Option<IpAddr>, addr: SocketAddr, used_for: SocketAddrUse) -> bool {
     let ip = addr.ip().to_canonical();
-    let machine_only = ip == IpAddr::from([127, 0, 0, 1])
-        || ip == IpAddr::from(std::net::Ipv6Addr::LOCALHOST)
-        || ip.is_unspecified();
+    // The pod's own address may be the machine's loopback, when it shares the machine's network.
+    let machine_only = (is_machines(ip) && Some(ip) != own) || ip.is_unspecified();
     match used_for {
         // Asked with the wildcard and port 0 before a connect or send.
         SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {

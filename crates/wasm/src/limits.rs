@@ -12,6 +12,9 @@ use wasmtime::ResourceLimiter;
 /// Table elements that one instance may have: a pointer each.
 const TABLE_ELEMENTS_MAX: usize = 1_000_000;
 
+/// The part of a peak that one smaller instance makes forgotten.
+const FORGET: u64 = 16;
+
 /// How far a guest may run ahead of its processor limit before it is held back.
 const CPU_BURST: Duration = Duration::from_millis(100);
 
@@ -28,7 +31,8 @@ pub struct MemoryExceeded {
 pub struct MemoryMeter {
     limit: Option<u64>,
     used: AtomicU64,
-    /// The most that one instance ever had: what the next one is expected to need.
+    /// What an instance is expected to need: the most that one had, forgotten step by step as
+    /// others need less.
     instance_peak: AtomicU64,
     parent: Option<Arc<MemoryMeter>>,
 }
@@ -48,15 +52,30 @@ impl MemoryMeter {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether another instance as large as the largest so far would fit.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Whether another instance would fit beside those `live`, which may grow yet.
+    pub(crate) fn has_room(&self, live: u32) -> bool {
         let next = self.instance_peak.load(Ordering::Relaxed);
+        let growing = next.saturating_mul(u64::from(live));
+        let to_come = growing
+            .saturating_sub(self.used_bytes())
+            .saturating_add(next);
         let fits = |meter: &Self| {
             meter
                 .limit
-                .is_none_or(|limit| meter.used_bytes().saturating_add(next) <= limit)
+                .is_none_or(|limit| meter.used_bytes().saturating_add(to_come) <= limit)
         };
         fits(self) && self.parent.as_deref().is_none_or(fits)
+    }
+
+    /// Learns from what an instance had in the end.
+    fn learn(&self, held: u64) {
+        let peak = self.instance_peak.load(Ordering::Relaxed);
+        let next = match held.checked_sub(peak) {
+            Some(_) => held,
+            None => peak - (peak - held) / FORGET,
+        };
+        // A number lost to another instance's is as good.
+        self.instance_peak.store(next, Ordering::Relaxed);
     }
 
     fn reserve(&self, bytes: u64) -> Result<(), MemoryExceeded> {
@@ -149,9 +168,7 @@ impl Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.meter
-            .instance_peak
-            .fetch_max(self.held, Ordering::Relaxed);
+        self.meter.learn(self.held);
         self.meter.release(self.held);
     }
 }
@@ -230,7 +247,12 @@ mod tests {
         );
         drop(in_a);
         assert_eq!((a.used_bytes(), pod.used_bytes()), (0, 100));
-        assert!(a.has_room());
+        assert!(a.has_room(0));
+        assert!(!a.has_room(1), "one that has not grown yet will");
+        for _ in 0..64 {
+            drop(Limiter::new(a.clone()));
+        }
+        assert!(a.has_room(3), "what was large once is forgotten");
     }
 
     #[test]

@@ -73,7 +73,10 @@ pub(crate) struct Linkers {
 pub(crate) fn link_plain(engine: &Engine) -> wasmtime::Result<Linkers> {
     let mut component = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
+    crate::sockets::link_02(&mut component)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
+    crate::settings::link(&mut component)?;
+    crate::keyvalue::link(&mut component)?;
     let mut module = wasmtime::Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut module, |state: &mut ModuleState| &mut state.wasi)?;
     Ok(Linkers { component, module })
@@ -82,6 +85,7 @@ pub(crate) fn link_plain(engine: &Engine) -> wasmtime::Result<Linkers> {
 pub(crate) fn link_concurrent(engine: &Engine) -> wasmtime::Result<Linkers> {
     let mut linkers = link_plain(engine)?;
     wasmtime_wasi::p3::add_to_linker(&mut linkers.component)?;
+    crate::sockets::link_03(&mut linkers.component)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linkers.component)?;
     Ok(linkers)
 }

@@ -88,6 +88,18 @@ const GUESTS: &[Guest] = &[
         kind: Kind::Library,
         fixture: "crates/testkit/fixtures/misbehave.wasm",
     },
+    Guest {
+        name: "net",
+        dir: "crates/testkit/guests/net",
+        kind: Kind::Bare,
+        fixture: "crates/testkit/fixtures/net.wasm",
+    },
+    Guest {
+        name: "keeper",
+        dir: "crates/testkit/guests/keeper",
+        kind: Kind::Bare,
+        fixture: "crates/testkit/fixtures/keeper.wasm",
+    },
 ];
 
 /// A compiler with a WebAssembly back end, its libraries, the standard library's source and a

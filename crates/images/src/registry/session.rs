@@ -85,6 +85,15 @@ impl Session {
         }
     }
 
+    /// The credential that the registry took, if it wanted one.
+    pub(crate) async fn proven(&self) -> Option<Credential> {
+        let state = self.state.lock().await;
+        if !state.worked {
+            return None;
+        }
+        self.credentials.get(state.current).cloned().flatten()
+    }
+
     /// The endpoint's host, for messages.
     pub(crate) fn host(&self) -> &str {
         &self.endpoint.registry

@@ -37,7 +37,10 @@ impl Agent {
         let work = async {
             // What is here needs no turn.
             let local = wanted.pull != crate::pod::PullPolicy::Always;
-            if local && let Ok(Some(found)) = self.images.local(&wanted.image).await {
+            if local
+                && let Ok(Some(found)) = self.images.local(&wanted.image).await
+                && let Ok(true) = self.images.permits(&wanted.image, &secrets).await
+            {
                 return Ok(Obtained::Present(found));
             }
             let _turn = self.pulls.acquire().await;
@@ -129,11 +132,14 @@ fn pull_secrets(pod: &core::Pod, objects: &PodObjects) -> Vec<Vec<u8>> {
         .flat_map(|s| s.image_pull_secrets.iter().flatten());
     names
         .filter_map(|r| {
-            objects
-                .get(Kind::Secret, &r.name)?
-                .data
-                .get(".dockerconfigjson")
-                .cloned()
+            let data = &objects.get(Kind::Secret, &r.name)?.data;
+            match data.get(".dockerconfigjson") {
+                Some(config) => Some(config.clone()),
+                // The older form is the inside of the newer one.
+                None => data
+                    .get(".dockercfg")
+                    .map(|old| [b"{\"auths\":", &old[..], b"}"].concat()),
+            }
         })
         .collect()
 }

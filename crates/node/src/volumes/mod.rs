@@ -4,8 +4,13 @@
 //! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath. No mounts
 //! are made, so a site without root has them all. Start with [`set_up`] and [`mounts`].
 
+mod files;
+mod limits;
 mod payload;
 mod write;
+
+pub(crate) use files::in_directories;
+pub(crate) use limits::watch_limits;
 
 use crate::env::{ConfigError, Facts};
 use crate::objects::PodObjects;
@@ -30,6 +35,20 @@ pub(crate) enum VolumeError {
     HostPathType { path: String, wanted: String },
     #[error("fetch service account token: {0}")]
     Token(crate::tokens::TokenError),
+    #[error(
+        "the file mount {0} is in a directory that is a mount itself; a Wasm guest can have one of \
+         the two"
+    )]
+    FileInMount(String),
+    #[error(
+        "the file mount {guest} can't be linked to {}: {source}; mount its directory instead",
+        .file.display()
+    )]
+    File {
+        guest: String,
+        file: PathBuf,
+        source: std::io::Error,
+    },
     #[error("write {}: {source}", .path.display())]
     Write {
         path: PathBuf,

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
-use wasm::{CommandGuest, CpuMeter, Guest, GuestSpec, HttpGuest, MemoryMeter, Outcome};
+use wasm::{CommandGuest, CpuMeter, Guest, GuestSpec, HttpGuest, KeyValue, MemoryMeter, Outcome};
 
 /// Exit code of a container that was told to stop, as after SIGTERM.
 const TERMINATED: i32 = 143;
@@ -70,6 +70,7 @@ impl Container {
         host: &Arc<Shared>,
         sandbox: &SandboxSpec,
         pod_memory: &Arc<MemoryMeter>,
+        pod_store: &Arc<KeyValue>,
         spec: ContainerSpec,
     ) -> Result<Arc<Self>, String> {
         let (digest, path) = spec::artifact(&spec)?;
@@ -106,6 +107,7 @@ impl Container {
                 address: Some(sandbox.ip),
                 egress,
                 names: PodNames::of(&sandbox.dns, host.dns),
+                store: pod_store.clone(),
                 http,
             })
             .map_err(|error| error.to_string())?;

@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{broadcast, watch};
-use wasm::MemoryMeter;
+use wasm::{KeyValue, MemoryMeter};
 
 /// Sandboxes of before that are made again at once.
 const RESTORES_MAX: usize = 32;
@@ -106,6 +106,8 @@ pub(crate) struct Shared {
 struct Sandbox {
     spec: SandboxSpec,
     memory: Arc<MemoryMeter>,
+    /// What its guests keep by `wasi:keyvalue`.
+    store: Arc<KeyValue>,
     containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
     /// Held while a container is loaded, so that one asked for twice is made once.
     creating: tokio::sync::Mutex<()>,
@@ -328,6 +330,7 @@ impl PodRuntime for Host {
             Arc::new(Sandbox {
                 spec,
                 memory,
+                store: Arc::default(),
                 containers: RwLock::default(),
                 creating: tokio::sync::Mutex::default(),
                 standby,
@@ -350,9 +353,15 @@ impl PodRuntime for Host {
         if let Some(kept) = &self.shared.kept {
             kept.container(&spec);
         }
-        let container = Container::create(&self.shared, &sandbox.spec, &sandbox.memory, spec)
-            .await
-            .map_err(RuntimeError::CreateContainer)?;
+        let container = Container::create(
+            &self.shared,
+            &sandbox.spec,
+            &sandbox.memory,
+            &sandbox.store,
+            spec,
+        )
+        .await
+        .map_err(RuntimeError::CreateContainer)?;
         // Removed while the image was compiled?
         if self.find(&sandbox.spec.id).is_none() {
             return Err(RuntimeError::NotFound(sandbox.spec.id.0.clone()));

@@ -3,7 +3,13 @@
 use crate::harness::{PATIENCE, Registry, Site, eventually, get, repo_file};
 
 /// A pod with the misbehaving HTTP guest; `container` and `spec` are YAML at their indentation.
-fn misbehave(site: &Site, registry: &Registry, name: &str, container: &str, spec: &str) -> String {
+pub(crate) fn misbehave(
+    site: &Site,
+    registry: &Registry,
+    name: &str,
+    container: &str,
+    spec: &str,
+) -> String {
     apply(site, registry, name, container, spec);
     let pod = site.wait_for(
         &["get", "pod", name],
@@ -13,7 +19,7 @@ fn misbehave(site: &Site, registry: &Registry, name: &str, container: &str, spec
     format!("{}:8080", pod["status"]["podIP"].as_str().expect("pod IP"))
 }
 
-fn apply(site: &Site, registry: &Registry, name: &str, container: &str, spec: &str) {
+pub(crate) fn apply(site: &Site, registry: &Registry, name: &str, container: &str, spec: &str) {
     let image = registry.push(
         &repo_file("crates/testkit/fixtures/misbehave.wasm"),
         "misbehave:1",
@@ -23,7 +29,7 @@ fn apply(site: &Site, registry: &Registry, name: &str, container: &str, spec: &s
     ));
 }
 
-fn body(address: &str, path: &str) -> String {
+pub(crate) fn body(address: &str, path: &str) -> String {
     get(address, path)
         .expect("answer")
         .expect_code(200)
@@ -235,4 +241,161 @@ fn probes_really_run() {
     let unready = site.json(&["get", "pod", "unready"]);
     assert_eq!(unready["status"]["containerStatuses"][0]["ready"], false);
     assert_eq!(unready["status"]["phase"], "Running");
+}
+
+#[test]
+fn a_processor_limit_is_kept_and_hurts_nobody_else() {
+    let (registry, site) = (Registry::start(), Site::start());
+    let limits = "    resources: {limits: {cpu: 50m}}\n";
+    let limited = misbehave(&site, &registry, "limited", limits, "");
+    let free = misbehave(&site, &registry, "free", "", "");
+    let calm = misbehave(&site, &registry, "calm", "", "");
+    for address in [limited, free] {
+        std::thread::spawn(move || get(&address, "/spin"));
+    }
+    let node = site.ok(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let path = format!("/api/v1/nodes/{node}/proxy/stats/salp");
+    // Nanoseconds of processor time of both pods, which began at about the same time.
+    let used = || {
+        let text = site.ok(&["get", "--raw", &path]);
+        let stats: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let of = |name: &str| {
+            let pods = stats["pods"].as_array().expect("pods");
+            let pod = pods.iter().find(|pod| pod["name"] == name).expect(name);
+            pod["containers"][0]["cpuNs"].as_u64().expect("number")
+        };
+        (of("limited"), of("free"))
+    };
+    let (limited, free) = eventually("the free one has computed for seconds", || {
+        let used = used();
+        if used.1 > 4_000_000_000 {
+            Ok(used)
+        } else {
+            Err(format!("{used:?}"))
+        }
+    });
+    assert!(limited > 0, "it goes on");
+    // A twentieth of a core, the burst, and one slice that the machine may have stretched:
+    // far from the share that it would get.
+    assert!(limited * 2 < free, "limited {limited} free {free}");
+    for _ in 0..20 {
+        assert_eq!(body(&calm, "/"), "ok\n");
+    }
+}
+
+#[test]
+fn single_files_and_parts_of_volumes() {
+    let (registry, site) = (Registry::start(), Site::start());
+    site.ok(&[
+        "create",
+        "configmap",
+        "settings",
+        "--from-literal=app.conf=blue",
+        "--from-literal=other=9",
+    ]);
+    site.ok(&[
+        "create",
+        "secret",
+        "generic",
+        "key",
+        "--from-literal=token=s3cret",
+    ]);
+    let host = tempfile::tempdir().expect("directory");
+    std::fs::create_dir(host.path().join("part")).expect("directory");
+    std::fs::write(host.path().join("part/there"), "on the host").expect("write");
+    let address = misbehave(
+        &site,
+        &registry,
+        "sees",
+        "    volumeMounts:
+    - {name: settings, mountPath: /etc/app/app.conf, subPath: app.conf}
+    - {name: key, mountPath: /etc/app/token, subPath: token}
+    - {name: scratch, mountPath: /mine, subPath: deep/mine}
+    - {name: host, mountPath: /host, subPath: part}
+    - {name: host, mountPath: /files/one, subPath: part/there}
+",
+        &format!(
+            "  volumes:
+  - {{name: settings, configMap: {{name: settings}}}}
+  - {{name: key, secret: {{secretName: key}}}}
+  - {{name: scratch, emptyDir: {{}}}}
+  - {{name: host, hostPath: {{path: {}}}}}
+",
+            host.path().display()
+        ),
+    );
+    assert_eq!(body(&address, "/list?path=/etc/app"), "app.conf\ntoken\n");
+    assert_eq!(body(&address, "/read?path=/etc/app/app.conf"), "blue");
+    assert_eq!(body(&address, "/read?path=/etc/app/token"), "s3cret");
+    let refused = get(&address, "/write?path=/etc/app/app.conf&text=no").expect("answer");
+    assert_eq!(refused.code, 500, "{}", refused.body);
+    body(&address, "/write?path=/mine/note&text=kept");
+    assert_eq!(body(&address, "/read?path=/mine/note"), "kept");
+    assert_eq!(body(&address, "/list?path=/host"), "there\n");
+    assert_eq!(body(&address, "/read?path=/files/one"), "on the host");
+    // It is the same file.
+    body(&address, "/write?path=/files/one&text=written");
+    let written = std::fs::read_to_string(host.path().join("part/there"));
+    assert_eq!(written.expect("read"), "written");
+}
+
+#[test]
+fn a_pod_that_fills_its_scratch_volume_is_evicted() {
+    let (registry, site) = (Registry::start(), Site::start());
+    let address = misbehave(
+        &site,
+        &registry,
+        "greedy",
+        "    volumeMounts: [{name: scratch, mountPath: /scratch}]\n",
+        "  volumes: [{name: scratch, emptyDir: {sizeLimit: 64Ki}}]\n",
+    );
+    let text = "x".repeat(6000);
+    for n in 0..20 {
+        body(&address, &format!("/write?path=/scratch/{n}&text={text}"));
+    }
+    let pod = site.wait_for(&["get", "pod", "greedy"], "/status/phase", |p| {
+        p == "Failed"
+    });
+    assert_eq!(pod["status"]["reason"], "Evicted");
+    assert_eq!(
+        pod["status"]["message"],
+        "Usage of EmptyDir volume \"scratch\" exceeds the limit \"64Ki\". "
+    );
+    eventually("events tell", || {
+        let text = site.ok(&["describe", "pod", "greedy"]);
+        if text.contains("Evicted") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    });
+}
+
+#[test]
+fn a_pod_waits_for_its_volume_claim() {
+    let (registry, site) = (Registry::start(), Site::start());
+    apply(
+        &site,
+        &registry,
+        "waits",
+        "    volumeMounts: [{name: data, mountPath: /data}]\n",
+        "  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]\n",
+    );
+    let why = |words: &str| {
+        let said = |c: &serde_json::Value| c.as_str().is_some_and(|c| c.contains(words));
+        let pod = site.wait_for(
+            &["get", "pod", "waits"],
+            "/status/conditions/0/message",
+            said,
+        );
+        assert_eq!(pod["status"]["phase"], "Pending");
+        assert_eq!(pod["status"]["conditions"][0]["reason"], "Unschedulable");
+    };
+    why("0/1 nodes are available: persistentvolumeclaim \"data\" not found.");
+    site.apply(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Gi}}\n",
+    );
+    why("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.");
+    let events = site.ok(&["describe", "pod", "waits"]);
+    assert!(events.contains("FailedScheduling"), "{events}");
 }

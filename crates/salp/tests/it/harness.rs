@@ -149,7 +149,10 @@ impl Following {
     }
 }
 
-/// The real registry (docker-registry 2.8) on loopback, no authentication.
+/// What the registry that wants a password knows: user `till`, password `s3cret` (bcrypt).
+const HTPASSWD: &str = "till:$2b$04$Ns03rGpKClpEifwg2TX8OeNNrtosCWXxT2DsI0cgsxzxuO04EOaZi\n";
+
+/// The real registry (docker-registry 2.8) on loopback.
 pub(crate) struct Registry {
     pub(crate) address: String,
     _process: Running,
@@ -157,14 +160,27 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// For everybody.
     pub(crate) fn start() -> Self {
+        Self::start_for(200, "")
+    }
+
+    /// For `till` with the password `s3cret`.
+    pub(crate) fn start_with_password() -> Self {
+        Self::start_for(401, "auth:\n  htpasswd: {realm: shop, path: HTPASSWD}\n")
+    }
+
+    fn start_for(first_answer: u16, auth: &str) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let port = free_port();
         let config = dir.path().join("config.yml");
+        let htpasswd = dir.path().join("htpasswd");
+        std::fs::write(&htpasswd, HTPASSWD).expect("write users");
+        let auth = auth.replace("HTPASSWD", &htpasswd.display().to_string());
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n",
+                "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{auth}",
                 dir.path().join("data").display()
             ),
         )
@@ -184,9 +200,14 @@ impl Registry {
         eventually("registry starts", || {
             get(&format!("127.0.0.1:{port}"), "/v2/")
                 .map_err(|e| e.to_string())
-                .and_then(|r| r.expect_code(200))
+                .and_then(|r| r.expect_code(first_answer))
         });
         registry
+    }
+
+    /// Ends it: from now on nobody answers.
+    pub(crate) fn stop(self) {
+        drop(self);
     }
 
     /// Pushes a Wasm file with `salp image push`; the reference.
@@ -251,11 +272,13 @@ pub(crate) fn program() -> PathBuf {
 
 /// Runs it.
 pub(crate) fn salp(args: &[&str]) -> Output {
-    Command::new(program())
-        .args(args)
-        .env_remove("KUBECONFIG")
-        .output()
-        .expect("run salp")
+    salp_command(args).output().expect("run salp")
+}
+
+pub(crate) fn salp_command(args: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(args).env_remove("KUBECONFIG");
+    command
 }
 
 /// Standard output and error of a finished command.

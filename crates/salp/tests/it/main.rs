@@ -9,6 +9,7 @@ mod faults;
 mod guests;
 mod harness;
 mod kubectl;
+mod network;
 mod packages;
 mod pods;
 mod rootless;

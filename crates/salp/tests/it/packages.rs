@@ -1,6 +1,6 @@
 //! Every packaging of a Wasm image, and helm.
 
-use crate::harness::{Part, Registry, Site, eventually, get, repo_file, text, tool};
+use crate::harness::{Part, Registry, Site, eventually, get, repo_file, salp_command, text, tool};
 use crate::pods::{command, pod};
 use std::process::Command;
 
@@ -177,4 +177,179 @@ fn components_of_all_worlds_run() {
                 .and_then(|a| a.expect_code(200))
         });
     }
+}
+
+/// Waits until a pod's image can't be had; the message of its status.
+fn refused(site: &Site, name: &str) -> String {
+    let pod = site.wait_for(
+        &["get", "pod", name],
+        "/status/containerStatuses/0/state/waiting/reason",
+        |r| r == "ErrImagePull" || r == "ImagePullBackOff" || r == "ErrImageNeverPull",
+    );
+    pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
+        .as_str()
+        .expect("message")
+        .to_owned()
+}
+
+fn succeeds(site: &Site, name: &str) {
+    site.wait_for(&["get", "pod", name], "/status/phase", |p| p == "Succeeded");
+}
+
+#[test]
+fn a_registry_with_a_password_serves_those_who_have_it() {
+    let (registry, mut site) = (Registry::start_with_password(), Site::start());
+    let dir = tempfile::tempdir().expect("directory");
+    let wasm = command(dir.path(), "let in", 0).display().to_string();
+    let image = format!("{}/shop/till:1", registry.address);
+
+    // The command line, by ~/.docker/config.json.
+    let home = tempfile::tempdir().expect("directory");
+    let data = home.path().join("data").display().to_string();
+    let image_command = |args: &[&str]| {
+        let mut command = salp_command(&[&["image", "--data-dir", &data], args].concat());
+        command.env("HOME", home.path()).output().expect("run salp")
+    };
+    let push = || image_command(&["push", &wasm, &image]);
+    let denied = push();
+    assert!(!denied.status.success());
+    assert!(
+        text(&denied).contains("authentication required"),
+        "{}",
+        text(&denied)
+    );
+    std::fs::create_dir(home.path().join(".docker")).expect("directory");
+    std::fs::write(
+        home.path().join(".docker/config.json"),
+        // till:s3cret
+        format!(
+            "{{\"auths\": {{\"{}\": {{\"auth\": \"dGlsbDpzM2NyZXQ=\"}}}}}}",
+            registry.address
+        ),
+    )
+    .expect("write");
+    let pushed = push();
+    assert!(pushed.status.success(), "{}", text(&pushed));
+    let pulled = image_command(&["pull", &image]);
+    assert!(pulled.status.success(), "{}", text(&pulled));
+
+    // Pods, by their secrets.
+    for (name, password) in [("good", "s3cret"), ("bad", "wrong")] {
+        site.ok(&[
+            "create",
+            "secret",
+            "docker-registry",
+            name,
+            &format!("--docker-server={}", registry.address),
+            "--docker-username=till",
+            &format!("--docker-password={password}"),
+        ]);
+    }
+    let secret = |secret: &str| format!("  imagePullSecrets: [{{name: {secret}}}]\n");
+    site.apply(&pod("none", &image, "Never", ""));
+    site.apply(&pod("wrong", &image, "Never", &secret("bad")));
+    for name in ["none", "wrong"] {
+        let message = refused(&site, name);
+        assert!(message.contains(&image), "{message}");
+        assert!(message.to_lowercase().contains("auth"), "{message}");
+        assert!(
+            !message.contains("wrong\"") && !message.contains("s3cret"),
+            "{message}"
+        );
+    }
+    site.apply(&pod("right", &image, "Never", &secret("good")));
+    succeeds(&site, "right");
+
+    // What came by a secret is for those who have it, though it is here now.
+    for (name, more) in [("none-2", String::new()), ("wrong-2", secret("bad"))] {
+        site.apply(&pod(name, &image, "Never", &more));
+        let message = refused(&site, name);
+        assert!(message.to_lowercase().contains("auth"), "{message}");
+    }
+    site.apply(&pod(
+        "never",
+        &image,
+        "Never",
+        "    imagePullPolicy: Never\n",
+    ));
+    let message = refused(&site, "never");
+    assert!(
+        message.contains("does not have the proper credentials"),
+        "{message}"
+    );
+
+    // And it is for them without the registry, after a restart too.
+    registry.stop();
+    site.apply(&pod("right-2", &image, "Never", &secret("good")));
+    succeeds(&site, "right-2");
+    site.signal("-INT");
+    site.up(&[]);
+    let more = format!("    imagePullPolicy: Never\n{}", secret("good"));
+    site.apply(&pod("right-3", &image, "Never", &more));
+    succeeds(&site, "right-3");
+    site.apply(&pod(
+        "never-2",
+        &image,
+        "Never",
+        "    imagePullPolicy: Never\n",
+    ));
+    let message = refused(&site, "never-2");
+    assert!(
+        message.contains("does not have the proper credentials"),
+        "{message}"
+    );
+}
+
+#[test]
+fn examples_in_javascript_and_python_run() {
+    let (registry, site) = (Registry::start(), Site::start());
+    for name in ["hello-js", "hello-python"] {
+        let Some(file) = interpreted(name) else {
+            skipped(&format!(
+                "{name} is not built: `cargo xtask guests {name}` needs its language's packages"
+            ));
+            continue;
+        };
+        let image = registry.push(&file, &format!("{name}:1"));
+        let manifest =
+            std::fs::read_to_string(repo_file(&format!("examples/{name}/deployment.yaml")))
+                .expect("manifest");
+        site.apply(&manifest.replace(&format!("localhost:5000/{name}:1"), &image));
+        // An interpreter is some 10 MB of code to compile, once.
+        site.ok(&[
+            "wait",
+            "--for=condition=Available",
+            &format!("deployment/{name}"),
+            "--timeout=10m",
+        ]);
+        let service = site.json(&["get", "service", name]);
+        let address = format!(
+            "{}:8080",
+            service["spec"]["clusterIP"].as_str().expect("IP")
+        );
+        let pods = site.json(&["get", "pods", "-l", &format!("app={name}")]);
+        let pod = pods["items"][0]["metadata"]["name"].as_str().expect("name");
+        eventually(name, || {
+            let said = get(&address, "/")
+                .map_err(|e| e.to_string())
+                .and_then(|a| a.expect_code(200))?;
+            if said == format!("Hello from {pod}\n") {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+        assert_eq!(get(&address, "/nothing").expect("answer").code, 404);
+    }
+}
+
+/// An example that brings an interpreter, if `cargo xtask guests` has built it.
+fn interpreted(name: &str) -> Option<std::path::PathBuf> {
+    let file = repo_file("Cargo.toml").with_file_name(format!("target/guests/{name}.wasm"));
+    file.exists().then_some(file)
+}
+
+#[allow(clippy::print_stderr, reason = "the test runner shows it")]
+fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
 }

@@ -76,6 +76,7 @@ pub(crate) fn spec(log: &Log) -> GuestSpec {
         address: None,
         egress: EgressRules::anywhere(),
         names: None,
+        store: Arc::default(),
         http: HttpOptions::default(),
     }
 }

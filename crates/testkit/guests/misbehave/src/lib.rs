@@ -17,14 +17,22 @@
 //! | `/write?path=P&text=T` | writes a file |
 //! | `/status?code=N` | that status |
 //! | `/echo` | the request's body |
+//! | `/fetch?url=U` | asks another server: its status, a line break, its body |
+//! | `/lookup?name=N` | the addresses of a host, one a line |
+//! | `/grpc.health.v1.Health/Check` | SERVING, but of the service `sick` NOT_SERVING |
 
 use std::io::Write as _;
 use std::time::Duration;
 use wasip2::exports::http::incoming_handler::Guest;
+use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse,
+    ResponseOutparam, Scheme,
 };
 use wasip2::io::streams::StreamError;
+use wasip2::sockets::instance_network::instance_network;
+use wasip2::sockets::ip_name_lookup::resolve_addresses;
+use wasip2::sockets::network::{ErrorCode, IpAddress};
 
 struct Misbehave;
 
@@ -34,6 +42,9 @@ impl Guest for Misbehave {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
         let target = request.path_with_query().unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        if path == "/grpc.health.v1.Health/Check" {
+            return health(out, &body(&request));
+        }
         let (status, body) = match act(path, query, &request) {
             Ok((status, body)) => (status, body),
             Err(error) => (500, format!("{error}\n").into_bytes()),
@@ -92,6 +103,11 @@ fn act(path: &str, query: &str, request: &IncomingRequest) -> std::io::Result<(u
             Ok((code, format!("{code}\n").into_bytes()))
         }
         "/echo" => Ok((200, body(request))),
+        "/fetch" => fetch(&text("url")).map(|answer| (200, answer)).map_err(std::io::Error::other),
+        "/lookup" => {
+            let found = lookup(&text("name")).map_err(std::io::Error::other)?;
+            done(found.into_iter().map(|ip| format!("{ip}\n")).collect())
+        }
         _ => Ok((404, b"not found\n".to_vec())),
     }
 }
@@ -115,10 +131,11 @@ fn parameter(query: &str, name: &str) -> Option<String> {
 }
 
 fn body(request: &IncomingRequest) -> Vec<u8> {
+    request.consume().map(|body| read(&body)).unwrap_or_default()
+}
+
+fn read(body: &IncomingBody) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let Ok(body) = request.consume() else {
-        return bytes;
-    };
     if let Ok(stream) = body.stream() {
         loop {
             match stream.blocking_read(64 << 10) {
@@ -128,6 +145,56 @@ fn body(request: &IncomingRequest) -> Vec<u8> {
         }
     }
     bytes
+}
+
+fn fetch(url: &str) -> Result<Vec<u8>, String> {
+    let rest = url.strip_prefix("http://").ok_or("no URL")?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let request = OutgoingRequest::new(Fields::new());
+    request.set_scheme(Some(&Scheme::Http)).map_err(|()| "scheme")?;
+    request.set_authority(Some(authority)).map_err(|()| "authority")?;
+    let path = format!("/{path}");
+    request.set_path_with_query(Some(&path)).map_err(|()| "path")?;
+    let pending = outgoing_handler::handle(request, None).map_err(|e| format!("{e:?}"))?;
+    pending.subscribe().block();
+    let answer = pending.get().ok_or("not ready")?.map_err(|()| "taken")?;
+    let answer = answer.map_err(|e| format!("{e:?}"))?;
+    let mut said = format!("{}\n", answer.status()).into_bytes();
+    said.extend(read(&answer.consume().map_err(|()| "no body")?));
+    Ok(said)
+}
+
+fn lookup(name: &str) -> Result<Vec<std::net::IpAddr>, String> {
+    let stream = resolve_addresses(&instance_network(), name).map_err(|e| e.name().to_owned())?;
+    let mut found = Vec::new();
+    loop {
+        match stream.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4((a, b, c, d)))) => found.push([a, b, c, d].into()),
+            Ok(Some(IpAddress::Ipv6((a, b, c, d, e, f, g, h)))) => {
+                found.push([a, b, c, d, e, f, g, h].into());
+            }
+            Ok(None) => return Ok(found),
+            Err(ErrorCode::WouldBlock) => stream.subscribe().block(),
+            Err(code) => return Err(code.name().to_owned()),
+        }
+    }
+}
+
+/// `HealthCheckResponse` with the status that the service asked for has.
+fn health(out: ResponseOutparam, asked: &[u8]) {
+    let sick = asked.windows(4).any(|word| word == b"sick");
+    let headers = Fields::new();
+    let _ = headers.set("content-type", &[b"application/grpc".to_vec()]);
+    let response = OutgoingResponse::new(headers);
+    let Ok(body) = response.body() else { return };
+    ResponseOutparam::set(out, Ok(response));
+    if let Ok(stream) = body.write() {
+        let status = if sick { 2 } else { 1 };
+        let _ = stream.blocking_write_and_flush(&[0, 0, 0, 0, 2, 8, status]);
+    }
+    let trailers = Fields::new();
+    let _ = trailers.set("grpc-status", &[b"0".to_vec()]);
+    let _ = OutgoingBody::finish(body, Some(trailers));
 }
 
 fn answer(out: ResponseOutparam, status: u16, bytes: &[u8]) {
