@@ -1,7 +1,7 @@
 //! Names, sockets and probes of guests.
 
 use crate::guests::{apply, body, misbehave};
-use crate::harness::{Answer, PATIENCE, Registry, Site, eventually, get, repo_file};
+use crate::harness::{PATIENCE, Registry, Site, eventually, get, repo_file};
 use crate::pods::pod;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -29,7 +29,7 @@ fn answers(address: &str, path: &str, want: &str) {
     eventually(path, || {
         let said = get(address, path)
             .map_err(|e| e.to_string())
-            .and_then(|a: Answer| a.expect_code(200))?;
+            .and_then(|a| a.expect_code(200))?;
         if said == want { Ok(()) } else { Err(said) }
     });
 }
