@@ -1,6 +1,6 @@
 //! From `openAPIV3Schema` to a [`Schema`].
 //!
-//! It takes what [`check`](super::check) accepts; what that refuses compiles to something
+//! It takes what [`check`](fn@super::check) accepts; what that refuses compiles to something
 //! harmless. Descriptions are left where they are.
 
 use super::{OBJECT_META, ROOT_FIELDS, builtin};

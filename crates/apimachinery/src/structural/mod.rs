@@ -1,9 +1,9 @@
 //! Structural schemas: what a `CustomResourceDefinition` says of its objects.
 //!
-//! A definition's `openAPIV3Schema` is checked by [`check`] (upstream's rules for structural
-//! schemas), compiled by [`compile`] to the same [`Schema`] that built-in kinds have, and
+//! A definition's `openAPIV3Schema` is checked by [`check`](fn@check) (upstream's rules for structural
+//! schemas), compiled by [`compile`](fn@compile) to the same [`Schema`] that built-in kinds have, and
 //! then drives pruning and strict decoding ([`crate::decode`]), ownership
-//! ([`crate::apply`]), [`default`](fn@default) and [`validate`].
+//! ([`crate::apply`]), [`default`](fn@default) and [`validate`](fn@validate).
 //!
 //! The reference is `k8s.io/apiextensions-apiserver/pkg/apiserver/schema` and `…/validation`.
 

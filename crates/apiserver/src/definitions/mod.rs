@@ -2,7 +2,7 @@
 //!
 //! The watch cache keeps the table in step with the definitions it holds: whoever has seen a
 //! definition's write finds its resource here. Lookups take no lock. [`custom`] is one
-//! version of a resource, [`column`] its printed columns, [`settle`] accepts names and
+//! version of a resource, [`mod@column`] its printed columns, [`settle`] accepts names and
 //! establishes, [`cleanup`] empties what is being deleted.
 //!
 //! Start with [`Definitions`].
