@@ -1,6 +1,8 @@
 //! The command line: what can be asked, and which module answers.
 
-use crate::{client_commands, config, dataplane, image_commands, output, run, stop, top, up};
+use crate::{
+    client_commands, config, dataplane, gitops_commands, image_commands, output, run, stop, top, up,
+};
 use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use std::net::IpAddr;
@@ -101,6 +103,11 @@ pub enum Command {
         after_help = "Examples:\n  salp image push hello.wasm localhost:5000/hello:1\n  salp image pull localhost:5000/hello:1\n  salp image ls"
     )]
     Image(image_commands::ImageArgs),
+    /// Follow Git repositories and OCI artifacts: list, reconcile, suspend, resume, diff.
+    #[command(
+        after_help = "Examples:\n  salp gitops get -A\n  salp gitops reconcile ks shop --with-source\n  salp gitops diff shop --path ."
+    )]
+    Gitops(gitops_commands::GitopsArgs),
     /// Print the path of the site's kubeconfig file.
     #[command(after_help = "Examples:\n  export KUBECONFIG=$(salp kubeconfig)")]
     Kubeconfig(DataDir),
@@ -196,6 +203,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Top(args) => top::top(args),
         Command::Logs(args) => client_commands::logs(args),
         Command::Image(args) => image_commands::image(args),
+        Command::Gitops(args) => gitops_commands::gitops(args),
         Command::Kubeconfig(dir) => client_commands::kubeconfig(&dir),
         Command::Token(args) => client_commands::token(args),
         Command::Completion { shell } => {

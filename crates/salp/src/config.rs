@@ -37,6 +37,8 @@ pub struct Site {
     pub max_pods: u32,
     pub insecure_registries: Vec<String>,
     pub registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    /// Folders of manifests that are applied as they change, by a name of each.
+    pub manifests: Vec<(String, PathBuf)>,
 }
 
 /// The data directory that the flags or the surroundings name.
@@ -87,6 +89,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             args.insecure_registry.clone()
         },
         registry_mirrors: file.registry_mirrors,
+        manifests: manifests_dirs(),
     })
 }
 
@@ -102,6 +105,17 @@ fn read_file(path: &Path, may_be_absent: bool) -> Result<File> {
         return Ok(File::default());
     }
     serde_saphyr::from_str(&text).with_context(|| format!("read configuration {}", path.display()))
+}
+
+/// The machine's folder of manifests and the user's, there or not.
+fn manifests_dirs() -> Vec<(String, PathBuf)> {
+    let own = match std::env::var_os("XDG_CONFIG_HOME").filter(|d| !d.is_empty()) {
+        Some(dir) => Some(PathBuf::from(dir)),
+        None => std::env::home_dir().map(|home| home.join(".config")),
+    };
+    let machine = ("system".to_owned(), PathBuf::from("/etc/salp/manifests"));
+    let own = own.map(|dir| ("user".to_owned(), dir.join("salp/manifests")));
+    std::iter::once(machine).chain(own).collect()
 }
 
 fn default_data_dir() -> Result<PathBuf> {
@@ -167,6 +181,9 @@ impl Layout {
     }
     pub fn node(&self) -> PathBuf {
         self.root.join("node")
+    }
+    pub fn gitops(&self) -> PathBuf {
+        self.root.join("gitops")
     }
     pub fn site_file(&self) -> PathBuf {
         self.root.join("site.json")

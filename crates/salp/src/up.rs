@@ -238,7 +238,7 @@ async fn start(
     let system = client::connect::from_service(server.service("system:salp", &["system:masters"]));
 
     phases.begin("controllers");
-    let informers = start_control(&server, &pki, stack);
+    let informers = start_control(config, layout, &server, &pki, stack);
 
     phases.begin("data plane");
     let remote = dataplane::connect(layout, stack).await?;
@@ -374,6 +374,8 @@ async fn start_apiserver(
 /// Scheduler and controllers, each with the identity and the name that upstream's have. The
 /// informers that all share watch as the controllers, who may read everything.
 fn start_control(
+    config: &SiteConfig,
+    layout: &Layout,
     server: &apiserver::ApiServer,
     pki: &pki::Pki,
     stack: &mut Stack,
@@ -397,8 +399,24 @@ fn start_control(
         controllers::Config {
             informers: informers.clone(),
             root_ca_pem: pki.ca_pem.clone(),
+            clock: clock.clone(),
+            seed: rand::random(),
+        },
+        &scope,
+    );
+    // What a site follows may be anything, as with `kubectl apply` by its administrator.
+    let service = server.service("system:salp-gitops", &["system:masters"]);
+    gitops::run(
+        gitops::Config {
+            informers: informers.with_client(client::connect::from_service_as(
+                service,
+                Agent("salp-gitops"),
+            )),
+            data_dir: layout.gitops(),
+            manifests: config.manifests.clone(),
             clock,
             seed: rand::random(),
+            registry: registry_config(&config.insecure_registries, &config.registry_mirrors),
         },
         &scope,
     );
