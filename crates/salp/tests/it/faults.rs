@@ -91,6 +91,7 @@ fn a_data_plane_alone_serves_what_it_knew() {
     let registry = Registry::start();
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
     let mut site = Site::start();
+    site.expects("the data plane ended; starting it again");
     site.apply(&hello(&image, 2));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     let (cluster, node_port) = addresses(&site);
