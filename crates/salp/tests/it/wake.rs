@@ -69,6 +69,7 @@ impl Sleeper {
     }
 
     fn kill_dataplane(&self) {
+        self.site.expects("the data plane ended; starting it again");
         let pid = std::fs::read_to_string(self.site.dir.join("run/dataplane.pid")).expect("pid");
         let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
         assert!(killed.expect("kill").success());
