@@ -97,12 +97,12 @@ fn guests_find_services_by_name() {
     answers(&plain, &format!("/fetch?url=http://{here}/"), "200\nok\n");
 
     // The same by a command, to the end.
-    net(&site, &registry, "finds", "[net, lookup, web.shop]", "");
+    net(&site, &registry, "finds", "[lookup, web.shop]", "");
     assert_eq!(
         log_at_end(&site, "finds", "Succeeded"),
         format!("{there}\n")
     );
-    net(&site, &registry, "misses", "[net, lookup, nobody]", "");
+    net(&site, &registry, "misses", "[lookup, nobody]", "");
     let log = log_at_end(&site, "misses", "Failed");
     assert_eq!(log, "failed: lookup: name-unresolvable\n");
 }
@@ -115,7 +115,7 @@ fn a_guest_that_listens_is_a_server_like_any() {
     livenessProbe: {tcpSocket: {port: 7000}, periodSeconds: 1}
 ";
     for (name, address) in [("four", "0.0.0.0:7000"), ("six", "[::]:7000")] {
-        let args = format!("[net, serve, '{address}', {name}]");
+        let args = format!("[serve, '{address}', {name}]");
         net(&site, &registry, name, &args, server);
         site.ok(&["label", "pod", name, "app=lines"]);
         site.ok(&[
@@ -148,7 +148,7 @@ fn a_guest_that_listens_is_a_server_like_any() {
     assert_eq!(both, ["four: hello", "six: hello"]);
 
     // By name from another guest.
-    net(&site, &registry, "asks", "[net, ask, lines, '70', hi]", "");
+    net(&site, &registry, "asks", "[ask, lines, '70', hi]", "");
     let log = log_at_end(&site, "asks", "Succeeded");
     assert!(log == "four: hi\n" || log == "six: hi\n", "{log}");
 
@@ -157,7 +157,7 @@ fn a_guest_that_listens_is_a_server_like_any() {
         &site,
         &registry,
         "other",
-        "[net, serve, '10.1.2.3:7000', other]",
+        "[serve, '10.1.2.3:7000', other]",
         "",
     );
     let log = log_at_end(&site, "other", "Failed");
