@@ -265,7 +265,7 @@ async fn install(cluster: &Cluster) {
             Ok(()) => return,
             Err(why) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = why, "definitions not installed, trying again");
+                    tracing::info!(error = why, "definitions not installed, trying again");
                 }
                 tokio::time::sleep(INSTALL_AGAIN).await;
             }
