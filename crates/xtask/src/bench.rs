@@ -3,7 +3,6 @@
 
 use crate::{fetch, tools};
 use anyhow::{Result, ensure};
-use std::process::Command;
 
 /// What the benches drive and compare with.
 const NEEDED: [&str; 4] = ["kubectl", "registry", "wrk", "wasmtime"];
@@ -11,12 +10,12 @@ const NEEDED: [&str; 4] = ["kubectl", "registry", "wrk", "wasmtime"];
 /// Runs the groups named, or all.
 pub(crate) fn run(groups: &[String]) -> Result<()> {
     tools::run(&NEEDED.map(str::to_owned))?;
-    let built = Command::new("cargo")
+    let built = fetch::cargo()
         .current_dir(fetch::root())
         .args(["build", "--profile", "dist", "--package", "salp"])
         .status()?;
     ensure!(built.success(), "the build ended with {built}");
-    let status = Command::new("cargo")
+    let status = fetch::cargo()
         .current_dir(fetch::root())
         .args(["bench", "--package", "salp", "--bench", "site", "--"])
         .args(groups)

@@ -8,7 +8,6 @@ use crate::fetch;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::process::Command;
 
 #[derive(Deserialize)]
 struct Rules {
@@ -59,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
     let text = std::fs::read_to_string(root.join("deny.toml")).context("read deny.toml")?;
     let rules: Rules = toml::from_str(&text).context("read deny.toml")?;
     let text = fetch::run(
-        Command::new("cargo")
+        fetch::cargo()
             .args(["metadata", "--locked", "--format-version=1"])
             .current_dir(&root),
     )?;

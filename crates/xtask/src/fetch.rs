@@ -100,6 +100,19 @@ pub(crate) fn unzip(file: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Cargo, without what the cargo that started this program said of this package: build
+/// scripts watch such variables, and would build everything again.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    cargo
+}
+
 /// The source directory of a published crate.
 pub(crate) fn crate_source(name: &str, version: &str) -> Result<PathBuf> {
     let dir = tools_dir().join("crates").join(format!("{name}-{version}"));
@@ -113,13 +126,13 @@ pub(crate) fn crate_source(name: &str, version: &str) -> Result<PathBuf> {
                  [dependencies]\n{name} = \"={version}\"\n[workspace]\n"
             ),
         )?;
-        run(Command::new("cargo")
+        run(cargo()
             .args(["fetch", "--quiet", "--manifest-path"])
             .arg(work.join("Cargo.toml")))?;
         Ok(())
     })
     .with_context(|| format!("fetch crate {name} {version}"))?;
-    let text = run(Command::new("cargo")
+    let text = run(cargo()
         .args(["metadata", "--format-version=1", "--manifest-path"])
         .arg(dir.join("Cargo.toml")))?;
     let metadata: serde_json::Value = serde_json::from_str(&text)?;

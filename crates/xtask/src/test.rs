@@ -54,7 +54,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 fn cargo() -> Command {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = fetch::cargo();
     cargo.current_dir(fetch::root());
     cargo
 }

@@ -170,7 +170,7 @@ fn packages() -> Result<Vec<Package>> {
         packages: Vec<Package>,
     }
     let text = fetch::run(
-        Command::new("cargo")
+        fetch::cargo()
             .args(["metadata", "--no-deps", "--format-version=1"])
             .current_dir(fetch::root()),
     )?;
