@@ -5,6 +5,7 @@
 //! Start with [`Informers::get`], then [`Informer::subscribe`].
 
 use crate::store::Objects;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
@@ -411,6 +412,35 @@ impl<K> Informer<K> {
 }
 
 impl<K: Send + Sync + 'static> Informer<K> {
+    /// [`Informer::synced`], on its own: what [`crate::queue::start_workers`] waits for.
+    pub fn ready(&self) -> BoxFuture<'static, ()> {
+        let informer = self.clone();
+        Box::pin(async move { informer.synced().await })
+    }
+
+    /// Calls `told` in `scope` with each object before and after each of its changes; after
+    /// a resync with all objects, as if they had just come.
+    pub fn each_change(
+        &self,
+        scope: &lifecycle::Scope,
+        mut told: impl FnMut(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static,
+    ) {
+        let mut changes = self.subscribe();
+        let informer = self.clone();
+        scope.spawn_cancellable(async move {
+            while let Some(change) = changes.next().await {
+                match change {
+                    Change::Object { old, new, .. } => told(old.as_ref(), new.as_ref()),
+                    Change::Resync => {
+                        for object in informer.list() {
+                            told(None, Some(&object));
+                        }
+                    }
+                }
+            }
+        });
+    }
+
     /// The changes from now on, after one [`Change::Resync`] when the informer has
     /// synced. Never ends. Cancel-safe between items.
     pub fn subscribe(&self) -> impl Stream<Item = Change<K>> + Send + Unpin + use<K> {

@@ -20,7 +20,7 @@ pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer, Informers, ObjectKey, Selected};
 pub use k8s_openapi;
 pub use kube;
-pub use queue::{Outcome, WorkQueue, run_workers};
+pub use queue::{Outcome, WorkQueue, run_workers, start_workers};
 
 /// Whether the API server says that the object is not there.
 pub fn is_not_found(error: &kube::Error) -> bool {

@@ -5,6 +5,7 @@
 //! is therefore bounded by the number of distinct keys that exist; nothing is ever
 //! dropped. Start with [`WorkQueue::add`], then [`run_workers`].
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -319,6 +320,27 @@ impl Outcome {
     }
 }
 
+/// [`run_workers`] once what they read has synced ([`crate::Informer::ready`]).
+pub fn start_workers<K, F, Fut, E>(
+    name: &'static str,
+    queue: WorkQueue<K>,
+    workers: usize,
+    synced: Vec<BoxFuture<'static, ()>>,
+    scope: &lifecycle::Scope,
+    reconcile: F,
+) where
+    K: Key + Sync,
+    F: Fn(K) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Outcome, E>> + Send + 'static,
+    E: StdError + 'static,
+{
+    let started_in = scope.clone();
+    scope.spawn_cancellable(async move {
+        futures::future::join_all(synced).await;
+        run_workers(name, &queue, workers, &started_in, reconcile);
+    });
+}
+
 /// Starts `workers` tasks in `scope` that take keys and reconcile them until the scope is
 /// cancelled. A failed key is tried again with back-off; so is one whose reconcile
 /// panicked. A reconcile under way when the scope is cancelled is dropped at its next
@@ -398,7 +420,7 @@ fn is_race(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn StdError) -> String {
+pub fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

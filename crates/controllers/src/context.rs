@@ -3,9 +3,8 @@
 use crate::error::Error;
 use client::informer::Kind;
 use client::{
-    Change, Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, run_workers,
+    Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, start_workers,
 };
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 
@@ -66,27 +65,13 @@ impl Context {
         WorkQueue::with(client::queue::Backoff::default(), self.seed)
     }
 
-    /// Calls `told` with each object before and after each of its changes; after a
-    /// resync with all objects, as if they had just come.
+    /// [`Informer::each_change`] in the controllers' scope.
     pub(crate) fn follow<K: Kind>(
         &self,
         informer: &Informer<K>,
-        mut told: impl FnMut(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static,
+        told: impl FnMut(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static,
     ) {
-        let mut changes = informer.subscribe();
-        let informer = informer.clone();
-        self.scope.spawn_cancellable(async move {
-            while let Some(change) = changes.next().await {
-                match change {
-                    Change::Object { old, new, .. } => told(old.as_ref(), new.as_ref()),
-                    Change::Resync => {
-                        for object in informer.list() {
-                            told(None, Some(&object));
-                        }
-                    }
-                }
-            }
-        });
+        informer.each_change(&self.scope, told);
     }
 
     /// Adds the key of each object that comes, changes or goes.
@@ -129,18 +114,8 @@ impl Context {
         F: Fn(K) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Outcome, Error>> + Send + 'static,
     {
-        let scope = self.scope.clone();
-        self.scope.spawn_cancellable(async move {
-            futures::future::join_all(synced).await;
-            run_workers(name, &queue, workers, &scope, reconcile);
-        });
+        start_workers(name, queue, workers, synced, &self.scope, reconcile);
     }
-}
-
-/// A future that ends when an informer has synced.
-pub(crate) fn synced<K: Kind>(informer: &Informer<K>) -> BoxFuture<'static, ()> {
-    let informer = informer.clone();
-    Box::pin(async move { informer.synced().await })
 }
 
 /// The key of an object's controller, when that is of kind `O`.

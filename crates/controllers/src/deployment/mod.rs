@@ -10,7 +10,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use crate::context::{Context, controller_key, named, synced};
+use crate::context::{Context, controller_key, named};
 use crate::error::Error;
 use crate::pods;
 use crate::writes::Unseen;
@@ -56,7 +56,7 @@ pub(crate) fn start(context: &Context) {
             }
         });
     }
-    let ready = vec![synced(&deployments), synced(&sets), synced(&pods)];
+    let ready = vec![deployments.ready(), sets.ready(), pods.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         deployments,

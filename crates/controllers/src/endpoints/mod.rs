@@ -8,7 +8,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use crate::context::{Context, named, synced};
+use crate::context::{Context, named};
 use crate::error::Error;
 use crate::writes::{Unseen, for_each};
 use api::constants::LABEL_SERVICE_NAME;
@@ -63,11 +63,11 @@ pub(crate) fn start(context: &Context) {
         });
     }
     let ready = vec![
-        synced(&services),
-        synced(&pods),
-        synced(&nodes),
-        synced(&slices),
-        synced(&endpoints),
+        services.ready(),
+        pods.ready(),
+        nodes.ready(),
+        slices.ready(),
+        endpoints.ready(),
     ];
     let controller = Arc::new(Controller {
         context: context.clone(),

@@ -8,7 +8,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use crate::context::{Context, controller_key, named, synced};
+use crate::context::{Context, controller_key, named};
 use crate::error::Error;
 use crate::pods;
 use crate::writes::{Unseen, for_each, slow_start};
@@ -39,7 +39,7 @@ pub(crate) fn start(context: &Context) {
     let queue = context.queue();
     context.enqueue(&jobs, &queue);
     context.enqueue_owners::<Job, Pod>(&pods, &queue);
-    let ready = vec![synced(&jobs), synced(&pods)];
+    let ready = vec![jobs.ready(), pods.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         jobs,

@@ -1,6 +1,6 @@
 //! Namespaces that are being deleted: deletes all that is in them, then lets them go.
 
-use crate::context::{Context, synced};
+use crate::context::Context;
 use crate::error::Error;
 use crate::writes::for_each;
 use client::k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod};
@@ -63,7 +63,7 @@ pub(crate) fn start(context: &Context) {
             }
         });
     }
-    let ready = vec![synced(&namespaces)];
+    let ready = vec![namespaces.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         namespaces,

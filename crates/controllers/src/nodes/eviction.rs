@@ -2,7 +2,7 @@
 //! the time for which they do.
 
 use super::{node_of, on_node, plan};
-use crate::context::{Context, synced};
+use crate::context::Context;
 use crate::error::Error;
 use client::k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -55,7 +55,7 @@ pub(super) fn start(context: &Context, nodes: &Informer<Node>, pods: &Informer<P
         pods: pods.clone(),
         recorder: context.recorder(NAME),
     });
-    let ready = vec![synced(nodes), synced(pods)];
+    let ready = vec![nodes.ready(), pods.ready()];
     context.work(NAME, queue, WORKERS, ready, move |key| {
         let eviction = eviction.clone();
         async move { eviction.reconcile(&key).await }

@@ -10,7 +10,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use crate::context::{Context, synced};
+use crate::context::Context;
 use crate::error::Error;
 use crate::pods;
 use crate::writes::for_each;
@@ -61,7 +61,7 @@ pub(crate) fn start(context: &Context) {
         });
     }
     follow_leases(context, &leases, &queue);
-    let ready = vec![synced(&nodes), synced(&leases), synced(&pods)];
+    let ready = vec![nodes.ready(), leases.ready(), pods.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         nodes: nodes.clone(),

@@ -4,7 +4,7 @@
 
 mod plan;
 
-use crate::context::{Context, named, synced};
+use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::pods;
 use crate::writes::{Unseen, for_each, slow_start};
@@ -39,7 +39,7 @@ pub(crate) fn start(context: &Context) {
     context.enqueue(&sets, &queue);
     context.enqueue_owners::<ReplicaSet, Pod>(&pods, &queue);
     enqueue_adopters(context, &sets, &pods, &queue);
-    let ready = vec![synced(&sets), synced(&pods)];
+    let ready = vec![sets.ready(), pods.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         sets,

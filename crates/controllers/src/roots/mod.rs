@@ -1,7 +1,7 @@
 //! What every namespace gets: ServiceAccount `default` and ConfigMap `kube-root-ca.crt`,
 //! by which pods trust the API server.
 
-use crate::context::{Context, synced};
+use crate::context::Context;
 use crate::error::{Error, is_terminating};
 use client::informer::Kind;
 use client::k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
@@ -47,7 +47,7 @@ pub(crate) fn start(context: &Context, root_ca_pem: String) {
     }
     enqueue_namespaces(context, &accounts, &queue);
     enqueue_namespaces(context, &maps, &queue);
-    let ready = vec![synced(&namespaces), synced(&accounts), synced(&maps)];
+    let ready = vec![namespaces.ready(), accounts.ready(), maps.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         root_ca_pem,

@@ -38,7 +38,7 @@ pub(crate) fn start(context: &Context) {
     {
         // Those that depend on one that turned ready or was applied anew.
         let (queue, others) = (queue.clone(), all.clone());
-        context.follow(&all, move |old, new| {
+        all.each_change(&context.scope, move |old, new| {
             let state = |o: &Arc<Kustomization>| {
                 let ready = Conditions::of(&o.status).is_true("Ready");
                 (ready, o.status["lastAppliedRevision"].clone())
@@ -52,14 +52,7 @@ pub(crate) fn start(context: &Context) {
             }
         });
     }
-    let synced: Vec<futures::future::BoxFuture<'static, ()>> = {
-        let (all, git, oci) = (all.clone(), git.clone(), oci.clone());
-        vec![Box::pin(async move {
-            all.synced().await;
-            git.synced().await;
-            oci.synced().await;
-        })]
-    };
+    let synced = vec![all.ready(), git.ready(), oci.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         all,
@@ -80,7 +73,7 @@ fn wake_users<K: Followed>(
     queue: &client::WorkQueue<ObjectKey>,
 ) {
     let (queue, all) = (queue.clone(), all.clone());
-    context.follow(sources, move |old, new| {
+    sources.each_change(&context.scope, move |old, new| {
         let digest = |o: &Arc<K>| o.raw_status()["artifact"]["digest"].clone();
         let Some(new) = new.filter(|n| old.map(digest) != Some(digest(n))) else {
             return;

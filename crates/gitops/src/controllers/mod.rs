@@ -11,13 +11,13 @@ use crate::cluster::{Cluster, explain};
 use crate::kinds::{Followed, GitRepository, OCIRepository, REQUESTED_AT, crds};
 use crate::status::difference;
 use client::{
-    Change, Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, run_workers,
+    Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, start_workers,
 };
-use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Reconciles of one kind at once.
 const WORKERS: usize = 2;
@@ -28,6 +28,9 @@ const BACKOFF: client::queue::Backoff = client::queue::Backoff {
 };
 /// Between tries to install the definitions.
 const INSTALL_AGAIN: Duration = Duration::from_secs(1);
+/// A definition that is not served by then has not been accepted; looked for this often.
+const SERVED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What following needs.
 #[derive(Clone, Debug)]
@@ -127,7 +130,7 @@ impl Context {
         queue: &WorkQueue<ObjectKey>,
     ) {
         let queue = queue.clone();
-        self.follow(informer, move |old, new| {
+        informer.each_change(&self.scope, move |old, new| {
             let asked = |o: &Arc<K>| {
                 let meta = o.meta();
                 (
@@ -145,28 +148,6 @@ impl Context {
         });
     }
 
-    /// Calls `told` with each object before and after each of its changes.
-    pub(crate) fn follow<K: Followed>(
-        &self,
-        informer: &Informer<K>,
-        mut told: impl FnMut(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static,
-    ) {
-        let mut changes = informer.subscribe();
-        let informer = informer.clone();
-        self.scope.spawn_cancellable(async move {
-            while let Some(change) = changes.next().await {
-                match change {
-                    Change::Object { old, new, .. } => told(old.as_ref(), new.as_ref()),
-                    Change::Resync => {
-                        for object in informer.list() {
-                            told(None, Some(&object));
-                        }
-                    }
-                }
-            }
-        });
-    }
-
     /// Starts workers once what they read has synced.
     pub(crate) fn work<F, Fut>(
         &self,
@@ -178,11 +159,7 @@ impl Context {
         F: Fn(ObjectKey) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Outcome, Error>> + Send + 'static,
     {
-        let scope = self.scope.clone();
-        self.scope.spawn_cancellable(async move {
-            futures::future::join_all(synced).await;
-            run_workers(name, &queue, WORKERS, &scope, reconcile);
-        });
+        start_workers(name, queue, WORKERS, synced, &self.scope, reconcile);
     }
 
     /// Writes what differs of a status.
@@ -257,19 +234,14 @@ pub(crate) fn kept(status: &Value) -> Option<Artifact> {
         .filter(|a: &Artifact| !a.digest.is_empty())
 }
 
-/// Applies the definitions until that succeeds.
+/// Applies the definitions and waits until they are served, until that succeeds.
 async fn install(cluster: &Cluster) {
     let mut failing = false;
-    loop {
-        match try_install(cluster).await {
-            Ok(()) => return,
-            Err(why) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::info!(error = why, "definitions not installed, trying again");
-                }
-                tokio::time::sleep(INSTALL_AGAIN).await;
-            }
+    while let Err(why) = try_install(cluster).await {
+        if !std::mem::replace(&mut failing, true) {
+            tracing::warn!(error = why, "definitions not installed, trying again");
         }
+        tokio::time::sleep(INSTALL_AGAIN).await;
     }
 }
 
@@ -290,9 +262,17 @@ async fn try_install(cluster: &Cluster) -> Result<(), String> {
         (crate::kinds::SOURCE_GROUP, "OCIRepository"),
         (crate::kinds::KUSTOMIZE_GROUP, "Kustomization"),
     ] {
-        let served = cluster.mapping(&format!("{group}/v1"), kind).await;
-        if served.map_err(|e| explain(&e))?.is_none() {
-            return Err(format!("{kind} is not served yet"));
+        // A server takes a moment to serve what it has just been told of.
+        let began = Instant::now();
+        loop {
+            let served = cluster.mapping(&format!("{group}/v1"), kind).await;
+            if served.map_err(|e| explain(&e))?.is_some() {
+                break;
+            }
+            if began.elapsed() > SERVED_WITHIN {
+                return Err(format!("{kind} is not served"));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
     Ok(())

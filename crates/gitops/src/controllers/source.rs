@@ -78,10 +78,7 @@ pub(crate) fn start<K: Source>(context: &Context) {
     let informer = context.informers.get::<K>();
     let queue = context.queue();
     context.enqueue(&informer, &queue);
-    let synced: Vec<futures::future::BoxFuture<'static, ()>> = {
-        let informer = informer.clone();
-        vec![Box::pin(async move { informer.synced().await })]
-    };
+    let synced = vec![informer.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
         informer,

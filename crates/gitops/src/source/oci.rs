@@ -53,7 +53,7 @@ pub(crate) async fn fetch(
         }
         None => Vec::new(),
     };
-    let failed = |error: images::RegistryError| SourceError::Oci(chain(&error));
+    let failed = |error: images::RegistryError| SourceError::Oci(client::queue::chain(&error));
     let registry = if spec.insecure {
         context.registry.insecure(name)
     } else {
@@ -118,7 +118,7 @@ async fn wanted(
     let tag = match (set(chosen.semver), set(chosen.tag)) {
         (Some(range), _) => {
             let tags = registry.tags(&parse(name)?, auths).await;
-            let tags = tags.map_err(|e| SourceError::Oci(chain(&e)))?;
+            let tags = tags.map_err(|e| SourceError::Oci(client::queue::chain(&e)))?;
             greatest_version(&range, tags.iter().map(String::as_str))
                 .map_err(SourceError::Spec)?
                 .ok_or_else(|| SourceError::Oci(format!("no match found for semver: {range}")))?
@@ -127,15 +127,4 @@ async fn wanted(
         (None, None) => "latest".to_owned(),
     };
     Ok((parse(&format!("{name}:{tag}"))?, Some(tag)))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
