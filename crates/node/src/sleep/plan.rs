@@ -66,7 +66,12 @@ pub(super) fn plan(facts: &Facts) -> Step {
         Standby::Unclaimed => return Step::Discard,
         // Who scaled it up meanwhile has said how many.
         Standby::Woken if facts.replicas > 0 => return Step::Rise(facts.replicas),
-        Standby::Woken => return Step::Rise(facts.asleep.unwrap_or(1).max(1)),
+        Standby::Woken => {
+            // None here put it to sleep: zero is what somebody asked for.
+            return facts
+                .asleep
+                .map_or(Step::Discard, |replicas| Step::Rise(replicas.max(1)));
+        }
         Standby::None | Standby::Failed | Standby::Outdated | Standby::Ready => {}
     }
     if facts.asleep.is_some() && facts.replicas > 0 {
@@ -254,7 +259,7 @@ mod tests {
             no Service: None Rest, Failed Rest, Outdated Discard, Ready Discard, Woken Rise(3), Rising Rest, Unclaimed Discard, Adopted Forget
             asleep: None Prepare, Failed Rest, Outdated Prepare, Ready Rest, Woken Rise(3), Rising Rest, Unclaimed Discard, Adopted Forget
             scaled up by hand: None Unmark, Failed Unmark, Outdated Unmark, Ready Unmark, Woken Rise(2), Rising Rest, Unclaimed Discard, Adopted Forget
-            scaled to zero by hand: None Rest, Failed Rest, Outdated Discard, Ready Discard, Woken Rise(1), Rising Rest, Unclaimed Discard, Adopted Forget
+            scaled to zero by hand: None Rest, Failed Rest, Outdated Discard, Ready Discard, Woken Discard, Rising Rest, Unclaimed Discard, Adopted Forget
             asleep, then no annotation: None Rise(3), Failed Rise(3), Outdated Rise(3), Ready Rise(3), Woken Rise(3), Rising Rest, Unclaimed Discard, Adopted Forget
             no annotation: None Rest, Failed Rest, Outdated Discard, Ready Discard, Woken Rise(3), Rising Rest, Unclaimed Discard, Adopted Forget
         "#]]

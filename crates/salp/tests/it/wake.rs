@@ -1,7 +1,7 @@
 //! Deployments that sleep at zero and wake on a request.
 
 use crate::harness::http::get_with;
-use crate::harness::{Registry, Running, Site, eventually, get, repo_file, salp, text};
+use crate::harness::{Registry, Running, Site, eventually, get_ok, repo_file, salp, text};
 use crate::serve::{addresses, hello};
 use serde_json::Value;
 use std::process::{Command, Stdio};
@@ -82,8 +82,7 @@ fn is_empty(items: &Value) -> bool {
 
 /// The pod that answered: the example says its name.
 fn answer(address: &str) -> Result<String, String> {
-    let answer = get(address, "/").map_err(|e| e.to_string())?;
-    Ok(pod_in(&answer.expect_code(200)?))
+    get_ok(address, "/").map(|body| pod_in(&body))
 }
 
 fn pod_in(body: &str) -> String {
@@ -232,6 +231,10 @@ fn who_scales_by_hand_is_respected() {
     site.ok(&["annotate", "deployment/hello", hour]);
     site.ok(&["scale", "deployment/hello", "--replicas=0"]);
     site.wait_for(&PODS, "/items", is_empty);
+    eventually("nobody answers", || match answer(&sleeper.cluster) {
+        Ok(pod) => Err(pod),
+        Err(_) => Ok(()),
+    });
     // A value that means nothing is told, and nothing else happens.
     let soon = "salp.dev/scale-to-zero=soon";
     site.ok(&["annotate", "--overwrite", "deployment/hello", soon]);
