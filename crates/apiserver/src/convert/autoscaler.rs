@@ -23,7 +23,7 @@ pub(super) fn to_v1(mut object: Value) -> Value {
         carry(
             &mut carried,
             METRICS,
-            others.iter().map(metric_to_v1).collect(),
+            others.iter().map(|m| metric_to_v1(m, "target")).collect(),
         );
         if let Some(behavior) = spec.remove("behavior") {
             carried.insert(BEHAVIOR.to_owned(), behavior.to_string().into());
@@ -37,7 +37,7 @@ pub(super) fn to_v1(mut object: Value) -> Value {
         carry(
             &mut carried,
             CURRENT_METRICS,
-            others.iter().map(current_to_v1).collect(),
+            others.iter().map(|m| metric_to_v1(m, "current")).collect(),
         );
         if let Some(Value::Array(conditions)) = status.remove("conditions") {
             carry(&mut carried, CONDITIONS, conditions);
@@ -74,7 +74,7 @@ pub(super) fn to_v2(mut object: Value) -> Value {
     }
     if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
         let cpu = spec.remove("targetCPUUtilizationPercentage");
-        let metrics = join(cpu, metrics, metric_to_v2, "target");
+        let metrics = join(cpu, metrics, "target");
         if !metrics.is_empty() {
             spec.insert("metrics".to_owned(), metrics.into());
         }
@@ -84,7 +84,7 @@ pub(super) fn to_v2(mut object: Value) -> Value {
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         let cpu = status.remove("currentCPUUtilizationPercentage");
-        let current = join(cpu, current, current_to_v2, "current");
+        let current = join(cpu, current, "current");
         if !current.is_empty() {
             status.insert("currentMetrics".to_owned(), current.into());
         }
@@ -123,14 +123,9 @@ fn split(metrics: Option<Value>, side: &str) -> (Option<Value>, Vec<Value>) {
     (cpu, others)
 }
 
-fn join(
-    cpu: Option<Value>,
-    carried: Option<Value>,
-    convert: fn(&Value) -> Value,
-    side: &str,
-) -> Vec<Value> {
+fn join(cpu: Option<Value>, carried: Option<Value>, side: &str) -> Vec<Value> {
     let carried = match carried {
-        Some(Value::Array(carried)) => carried.iter().map(convert).collect(),
+        Some(Value::Array(carried)) => carried.iter().map(|m| metric_to_v2(m, side)).collect(),
         _ => Vec::new(),
     };
     let has_cpu = carried.iter().any(|metric: &Value| {
@@ -149,167 +144,106 @@ fn join(
     cpu.into_iter().chain(carried).collect()
 }
 
-/// Copies the fields that are there, under other names. `from` may go one step deep: `a/b`.
-fn pick(from: &Value, names: &[(&str, &str)]) -> Map<String, Value> {
-    let mut out = Map::new();
-    for (old, new) in names {
-        let Some(value) = from.pointer(&format!("/{old}")) else {
+type Names = (&'static str, &'static str);
+
+/// Of each type of metric: v2's fields, v1's fields. `@` is the side:
+/// `target` or `current`.
+const METRICS_BY_TYPE: &[(&str, &[Names])] = &[
+    (
+        "resource",
+        &[
+            ("name", "name"),
+            ("@/averageUtilization", "@AverageUtilization"),
+            ("@/averageValue", "@AverageValue"),
+        ],
+    ),
+    (
+        "containerResource",
+        &[
+            ("name", "name"),
+            ("container", "container"),
+            ("@/averageUtilization", "@AverageUtilization"),
+            ("@/averageValue", "@AverageValue"),
+        ],
+    ),
+    (
+        "pods",
+        &[
+            ("metric/name", "metricName"),
+            ("metric/selector", "selector"),
+            ("@/averageValue", "@AverageValue"),
+        ],
+    ),
+    (
+        "object",
+        &[
+            ("describedObject", "target"),
+            ("metric/name", "metricName"),
+            ("metric/selector", "selector"),
+            ("@/value", "@Value"),
+            ("@/averageValue", "averageValue"),
+        ],
+    ),
+    (
+        "external",
+        &[
+            ("metric/name", "metricName"),
+            ("metric/selector", "metricSelector"),
+            ("@/value", "@Value"),
+            ("@/averageValue", "@AverageValue"),
+        ],
+    ),
+];
+
+/// A metric under its other version's names. `order` puts the names read before those written.
+fn converted(metric: &Value, side: &str, order: fn(Names) -> Names) -> Value {
+    let mut out = json!({"type": metric["type"]});
+    for (source, names) in METRICS_BY_TYPE {
+        let Some(fields) = metric.get(source) else {
             continue;
         };
-        match new.split_once('/') {
-            None => {
-                out.insert((*new).to_owned(), value.clone());
-            }
-            Some((parent, child)) => {
-                out.entry(parent).or_insert_with(|| json!({}))[child] = value.clone();
+        let mut renamed = Map::new();
+        for names in *names {
+            let (old, new) = order(*names);
+            let (old, new) = (old.replace('@', side), new.replace('@', side));
+            let Some(value) = fields.pointer(&format!("/{old}")) else {
+                continue;
+            };
+            match new.split_once('/') {
+                None => {
+                    renamed.insert(new, value.clone());
+                }
+                Some((parent, child)) => {
+                    renamed.entry(parent).or_insert_with(|| json!({}))[child] = value.clone();
+                }
             }
         }
+        out[*source] = renamed.into();
     }
     out
 }
 
-/// Of each type of metric: v2's fields, v1's fields; for targets.
-const TARGETS: &[(&str, &[(&str, &str)])] = &[
-    (
-        "resource",
-        &[
-            ("name", "name"),
-            ("target/averageUtilization", "targetAverageUtilization"),
-            ("target/averageValue", "targetAverageValue"),
-        ],
-    ),
-    (
-        "containerResource",
-        &[
-            ("name", "name"),
-            ("container", "container"),
-            ("target/averageUtilization", "targetAverageUtilization"),
-            ("target/averageValue", "targetAverageValue"),
-        ],
-    ),
-    (
-        "pods",
-        &[
-            ("metric/name", "metricName"),
-            ("metric/selector", "selector"),
-            ("target/averageValue", "targetAverageValue"),
-        ],
-    ),
-    (
-        "object",
-        &[
-            ("describedObject", "target"),
-            ("metric/name", "metricName"),
-            ("metric/selector", "selector"),
-            ("target/value", "targetValue"),
-            ("target/averageValue", "averageValue"),
-        ],
-    ),
-    (
-        "external",
-        &[
-            ("metric/name", "metricName"),
-            ("metric/selector", "metricSelector"),
-            ("target/value", "targetValue"),
-            ("target/averageValue", "targetAverageValue"),
-        ],
-    ),
-];
-
-/// The same for current values.
-const CURRENT: &[(&str, &[(&str, &str)])] = &[
-    (
-        "resource",
-        &[
-            ("name", "name"),
-            ("current/averageUtilization", "currentAverageUtilization"),
-            ("current/averageValue", "currentAverageValue"),
-        ],
-    ),
-    (
-        "containerResource",
-        &[
-            ("name", "name"),
-            ("container", "container"),
-            ("current/averageUtilization", "currentAverageUtilization"),
-            ("current/averageValue", "currentAverageValue"),
-        ],
-    ),
-    (
-        "pods",
-        &[
-            ("metric/name", "metricName"),
-            ("metric/selector", "selector"),
-            ("current/averageValue", "currentAverageValue"),
-        ],
-    ),
-    (
-        "object",
-        &[
-            ("describedObject", "target"),
-            ("metric/name", "metricName"),
-            ("metric/selector", "selector"),
-            ("current/value", "currentValue"),
-            ("current/averageValue", "averageValue"),
-        ],
-    ),
-    (
-        "external",
-        &[
-            ("metric/name", "metricName"),
-            ("metric/selector", "metricSelector"),
-            ("current/value", "currentValue"),
-            ("current/averageValue", "currentAverageValue"),
-        ],
-    ),
-];
-
-fn metric_to_v1(metric: &Value) -> Value {
-    converted(metric, TARGETS, |(v2, v1)| (v2, v1))
+fn metric_to_v1(metric: &Value, side: &str) -> Value {
+    converted(metric, side, |names| names)
 }
 
-fn current_to_v1(metric: &Value) -> Value {
-    converted(metric, CURRENT, |(v2, v1)| (v2, v1))
-}
-
-fn current_to_v2(metric: &Value) -> Value {
-    converted(metric, CURRENT, |(v2, v1)| (v1, v2))
-}
-
-fn metric_to_v2(metric: &Value) -> Value {
-    let mut out = converted(metric, TARGETS, |(v2, v1)| (v1, v2));
-    for (source, _) in TARGETS {
+fn metric_to_v2(metric: &Value, side: &str) -> Value {
+    let mut out = converted(metric, side, |(v2, v1)| (v1, v2));
+    // v1 says by the field that is set what v2 says in words.
+    let kinds = [
+        ("averageUtilization", "Utilization"),
+        ("averageValue", "AverageValue"),
+        ("value", "Value"),
+    ];
+    for (source, _) in METRICS_BY_TYPE {
         let fields = out.get_mut(*source);
         let Some(target) = fields.and_then(|fields| fields.get_mut("target")) else {
             continue;
         };
-        // v1 says by the field that is set what v2 says in words.
-        let kind = [
-            ("averageUtilization", "Utilization"),
-            ("averageValue", "AverageValue"),
-            ("value", "Value"),
-        ];
         if target.is_object()
-            && let Some((_, kind)) = kind.iter().find(|(field, _)| target.get(field).is_some())
+            && let Some((_, kind)) = kinds.iter().find(|(field, _)| target.get(field).is_some())
         {
             target["type"] = (*kind).into();
-        }
-    }
-    out
-}
-
-type Names = (&'static str, &'static str);
-
-fn converted(
-    metric: &Value,
-    table: &[(&'static str, &'static [Names])],
-    order: fn(Names) -> Names,
-) -> Value {
-    let mut out = json!({"type": metric["type"]});
-    for (source, names) in table {
-        if let Some(fields) = metric.get(source) {
-            let names: Vec<Names> = names.iter().map(|n| order(*n)).collect();
-            out[*source] = pick(fields, &names).into();
         }
     }
     out
