@@ -5,7 +5,7 @@
 
 use crate::Shared;
 use crate::backend::{Backend, Connected, Hold, Target, Tried};
-use crate::local::{CallError, LocalHttp, RequestBody, ResponseBody};
+use crate::local::{BoxError, CallError, LocalHttp, RequestBody, ResponseBody};
 use crate::tcp::speaks_http;
 use crate::wake::{self, Woken};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
 use lifecycle::{CancellationToken, Scope};
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::net::TcpStream;
@@ -135,7 +135,7 @@ impl Client {
             });
             let Some((address, turn)) = picked else {
                 // Boxed: rare, and the future of every request would be as large.
-                match Box::pin(self.elsewhere(request, &copy, &mut hold)).await {
+                match Box::pin(self.elsewhere(request, copy.as_ref(), &mut hold)).await {
                     Elsewhere::Answered(response) => return response,
                     Elsewhere::Again(untouched) => request = untouched,
                 }
@@ -148,21 +148,15 @@ impl Client {
             };
             match called {
                 Ok(response) => return response,
-                Err(CallError::Gone(untouched)) => {
-                    let again = untouched
-                        .map(|request| *request)
-                        .or_else(|| copy.as_ref().map(Copy::request));
-                    let Some(again) = again else {
-                        return refuse(StatusCode::BAD_GATEWAY, "the endpoint has gone");
-                    };
-                    backend.metrics.retries.inc();
-                    tried.push(address);
-                    request = again;
-                }
-                Err(CallError::Failed(error)) => {
-                    tracing::debug!(route = %backend.name, %address, %error, "request failed");
-                    return refuse(StatusCode::BAD_GATEWAY, "the endpoint gave no answer");
-                }
+                Err(CallError::Gone(untouched)) => match once_more(untouched, copy.as_ref()) {
+                    Elsewhere::Answered(response) => return response,
+                    Elsewhere::Again(again) => {
+                        backend.metrics.retries.inc();
+                        tried.push(address);
+                        request = again;
+                    }
+                },
+                Err(CallError::Failed(error)) => return self.failed(address, &error),
             }
         }
     }
@@ -204,7 +198,7 @@ impl Client {
     }
 
     /// Nobody is awake: starts a pod that stands by, and gives it the request.
-    async fn wake(&self, request: Request<RequestBody>, copy: &Option<Copy>) -> Elsewhere {
+    async fn wake(&self, request: Request<RequestBody>, copy: Option<&Copy>) -> Elsewhere {
         let shared = &self.shared;
         let snapshot = self.backend.snapshot();
         let since = wake::timed(&request);
@@ -230,33 +224,21 @@ impl Client {
                 }
                 Elsewhere::Answered(response)
             }
-            Err(CallError::Gone(untouched)) => {
-                let again = untouched
-                    .map(|request| *request)
-                    .or_else(|| copy.as_ref().map(Copy::request));
-                again.map_or_else(
-                    || {
-                        Elsewhere::Answered(refuse(
-                            StatusCode::BAD_GATEWAY,
-                            "the endpoint has gone",
-                        ))
-                    },
-                    Elsewhere::Again,
-                )
-            }
-            Err(CallError::Failed(error)) => {
-                tracing::debug!(route = %self.backend.name, %address, %error, "request failed");
-                let why = "the endpoint gave no answer";
-                Elsewhere::Answered(refuse(StatusCode::BAD_GATEWAY, why))
-            }
+            Err(CallError::Gone(untouched)) => once_more(untouched, copy),
+            Err(CallError::Failed(error)) => Elsewhere::Answered(self.failed(address, &error)),
         }
+    }
+
+    fn failed(&self, address: SocketAddr, error: &BoxError) -> Response<ResponseBody> {
+        tracing::debug!(route = %self.backend.name, %address, %error, "request failed");
+        refuse(StatusCode::BAD_GATEWAY, "the endpoint gave no answer")
     }
 
     /// No endpoint is left: wakes one, asks one that is avoided, or waits.
     async fn elsewhere<'a>(
         &'a self,
         mut request: Request<RequestBody>,
-        copy: &Option<Copy>,
+        copy: Option<&Copy>,
         hold: &mut Option<Hold<'a>>,
     ) -> Elsewhere {
         if self.backend.has_sleepers() {
@@ -269,16 +251,18 @@ impl Client {
             self.away(target, &Tried::default(), true)
         });
         if let Some((_, Turn::Away(target))) = desperate {
-            match self.send(target, request, copy.as_ref()).await {
+            match self.send(target, request, copy).await {
                 Ok(response) => return Elsewhere::Answered(response),
-                Err(CallError::Gone(Some(untouched))) => request = *untouched,
-                Err(_) => match copy {
-                    Some(copy) => request = copy.request(),
-                    None => {
-                        let gone = refuse(StatusCode::BAD_GATEWAY, "the endpoint has gone");
-                        return Elsewhere::Answered(gone);
+                Err(error) => {
+                    let untouched = match error {
+                        CallError::Gone(untouched) => untouched,
+                        CallError::Failed(_) => None,
+                    };
+                    match once_more(untouched, copy) {
+                        Elsewhere::Again(again) => request = again,
+                        refused => return refused,
                     }
-                },
+                }
             }
         }
         if hold.is_none() {
@@ -309,6 +293,17 @@ enum Elsewhere {
     Answered(Response<ResponseBody>),
     /// There may be one now.
     Again(Request<RequestBody>),
+}
+
+/// The request again after its endpoint has gone, when it is untouched or may be made twice.
+fn once_more(untouched: Option<Box<Request<RequestBody>>>, copy: Option<&Copy>) -> Elsewhere {
+    untouched
+        .map(|request| *request)
+        .or_else(|| copy.map(Copy::request))
+        .map_or_else(
+            || Elsewhere::Answered(refuse(StatusCode::BAD_GATEWAY, "the endpoint has gone")),
+            Elsewhere::Again,
+        )
 }
 
 fn refuse(status: StatusCode, why: &'static str) -> Response<ResponseBody> {
