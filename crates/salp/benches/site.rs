@@ -15,7 +15,7 @@
 mod harness;
 
 use futures::AsyncBufReadExt as _;
-use harness::{Registry, Running, Site, eventually, free_port, get, repo_file, tool};
+use harness::{Registry, Running, Site, eventually, free_port, get, get_ok, repo_file, tool};
 use serde_json::{Map, Value, json};
 use std::pin::pin;
 use std::process::{Command, Stdio};
@@ -354,11 +354,7 @@ fn wasmtime_serve(args: &[&str]) -> (Running, String) {
         .spawn()
         .expect("start wasmtime serve");
     let (running, address) = (Running(child), format!("127.0.0.1:{port}"));
-    eventually("wasmtime serves", || {
-        get(&address, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    });
+    eventually("wasmtime serves", || get_ok(&address, "/"));
     (running, address)
 }
 
@@ -374,11 +370,7 @@ fn requests(figures: &mut Map<String, Value>) {
     ] {
         let address = make_service(&rt, &client, name);
         make_deployment(&rt, &client, &deployment(name, &image, 1, annotations));
-        eventually("the service answers", || {
-            get(&address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|a| a.expect_code(200))
-        });
+        eventually("the service answers", || get_ok(&address, "/"));
         addresses.push((name, address));
     }
     for (name, address) in &addresses {

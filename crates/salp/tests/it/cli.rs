@@ -1,6 +1,6 @@
 //! What the command line says, and how it fails.
 
-use crate::harness::{Site, eventually, get, repo_file, salp, text};
+use crate::harness::{Site, eventually, get_ok, repo_file, salp, text};
 
 fn fails(args: &[&str]) -> String {
     let output = salp(args);
@@ -97,11 +97,7 @@ fn up_with_manifests_prints_a_url_that_answers() {
         .trim_start_matches("http://")
         .trim_end_matches('/')
         .to_owned();
-    let body = eventually("the URL answers", || {
-        get(&address, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    });
+    let body = eventually("the URL answers", || get_ok(&address, "/"));
     assert!(body.starts_with("Hello from hello-"), "{body}");
 }
 

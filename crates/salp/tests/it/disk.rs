@@ -1,6 +1,6 @@
 //! A disk that fills while the site runs. Needs root, to mount a small one.
 
-use crate::harness::{Registry, Site, eventually, get, repo_file, salp, text};
+use crate::harness::{Registry, Site, eventually, get_ok, repo_file, salp, text};
 use crate::serve::{addresses, hello};
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -90,11 +90,7 @@ fn a_full_disk_refuses_writes_and_nothing_else() {
     site.apply(&hello(&image, 1));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     let (cluster, _) = addresses(&site);
-    let answers = || {
-        get(&cluster, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    };
+    let answers = || get_ok(&cluster, "/");
     eventually("the service answers", answers);
 
     disk.fill();
@@ -182,11 +178,7 @@ fn a_start_on_a_full_disk_says_so_and_pods_go_on() {
     site.apply(&hello(&image, 1));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     let (cluster, _) = addresses(&site);
-    let answers = || {
-        get(&cluster, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    };
+    let answers = || get_ok(&cluster, "/");
     eventually("the service answers", answers);
     site.signal("-KILL");
     disk.fill();

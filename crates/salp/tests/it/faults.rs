@@ -1,6 +1,6 @@
 //! What must survive: acknowledged writes and pods that serve, under `kill -9`.
 
-use crate::harness::{Registry, Running, Site, eventually, get, repo_file, text};
+use crate::harness::{Registry, Running, Site, eventually, get, get_ok, repo_file, text};
 use crate::serve::{addresses, hello};
 use std::collections::BTreeSet;
 
@@ -66,11 +66,7 @@ fn a_killed_data_plane_comes_back_with_its_pods() {
             "/items/0/status/containerStatuses/0",
             |status| status["restartCount"] == restarts && status["ready"] == true,
         );
-        eventually("the service answers again", || {
-            get(&address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|r| r.expect_code(200))
-        });
+        eventually("the service answers again", || get_ok(&address, "/"));
     }
 }
 
@@ -95,11 +91,7 @@ fn a_data_plane_alone_serves_what_it_knew() {
     site.apply(&hello(&image, 2));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     let (cluster, node_port) = addresses(&site);
-    let ok = |address: &str| {
-        get(address, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|r| r.expect_code(200))
-    };
+    let ok = |address: &str| get_ok(address, "/");
     eventually("both pods answer", || {
         let answers: BTreeSet<_> = (0..4).map(|_| ok(&cluster)).collect::<Result<_, _>>()?;
         (answers.len() == 2)

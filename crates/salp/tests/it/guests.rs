@@ -1,6 +1,6 @@
 //! What a guest sees, may do, and can't do to others.
 
-use crate::harness::{PATIENCE, Registry, Site, eventually, get, repo_file};
+use crate::harness::{PATIENCE, Registry, Site, eventually, get, get_ok, repo_file};
 
 /// A pod with the misbehaving HTTP guest; `container` and `spec` are YAML at their indentation.
 pub(crate) fn misbehave(
@@ -139,14 +139,7 @@ fn environment_volumes_and_limits() {
     assert_eq!(get(&address, "/trap").expect("answer").code, 500);
     assert_eq!(body(&address, "/"), "ok\n");
     body(&address, "/log?text=seen-in-the-log");
-    eventually("the log has it", || {
-        let log = site.ok(&["logs", "sees"]);
-        if log.contains("seen-in-the-log") {
-            Ok(())
-        } else {
-            Err(log)
-        }
-    });
+    site.says(&["logs", "sees"], "seen-in-the-log");
 }
 
 #[test]
@@ -180,11 +173,7 @@ fn memory_and_cpu_of_one_do_not_hurt_another() {
         0
     );
     assert_eq!(body(&calm, "/"), "ok\n");
-    eventually("greedy answers again", || {
-        get(&greedy, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    });
+    eventually("greedy answers again", || get_ok(&greedy, "/"));
 }
 
 #[test]
@@ -230,14 +219,10 @@ fn probes_really_run() {
         "/status/containerStatuses/0/restartCount",
         |n| n.as_u64().is_some_and(|n| n > 0),
     );
-    eventually("events tell", || {
-        let text = site.ok(&["describe", "pod", "sick"]);
-        if text.contains("Liveness probe failed: HTTP probe failed with statuscode: 500") {
-            Ok(())
-        } else {
-            Err(text)
-        }
-    });
+    site.says(
+        &["describe", "pod", "sick"],
+        "Liveness probe failed: HTTP probe failed with statuscode: 500",
+    );
     let unready = site.json(&["get", "pod", "unready"]);
     assert_eq!(unready["status"]["containerStatuses"][0]["ready"], false);
     assert_eq!(unready["status"]["phase"], "Running");
@@ -361,14 +346,7 @@ fn a_pod_that_fills_its_scratch_volume_is_evicted() {
         pod["status"]["message"],
         "Usage of EmptyDir volume \"scratch\" exceeds the limit \"64Ki\". "
     );
-    eventually("events tell", || {
-        let text = site.ok(&["describe", "pod", "greedy"]);
-        if text.contains("Evicted") {
-            Ok(())
-        } else {
-            Err(text)
-        }
-    });
+    site.says(&["describe", "pod", "greedy"], "Evicted");
 }
 
 #[test]

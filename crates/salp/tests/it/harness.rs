@@ -3,7 +3,7 @@
 #[path = "http.rs"]
 pub(crate) mod http;
 
-pub(crate) use http::get;
+pub(crate) use http::{get, get_ok};
 
 use http::{Answer, exchange};
 use serde_json::Value;
@@ -473,6 +473,14 @@ impl Site {
             self.state()
         );
         String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Waits until kubectl's output has a part.
+    pub(crate) fn says(&self, args: &[&str], part: &str) {
+        eventually(&format!("kubectl {} says {part:?}", args.join(" ")), || {
+            let said = self.ok(args);
+            said.contains(part).then_some(()).ok_or(said)
+        });
     }
 
     /// kubectl that must fail; what it says.

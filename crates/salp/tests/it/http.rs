@@ -36,7 +36,14 @@ pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Answer> {
     get_with(address, path, "")
 }
 
-/// The same with further header lines.
+/// The body of an answer with code 200, or why there is none.
+pub(crate) fn get_ok(address: &str, path: &str) -> Result<String, String> {
+    get(address, path)
+        .map_err(|e| e.to_string())
+        .and_then(|answer| answer.expect_code(200))
+}
+
+/// [`get`] with further header lines.
 pub(crate) fn get_with(address: &str, path: &str, lines: &str) -> std::io::Result<Answer> {
     let head =
         format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{lines}Connection: close\r\n\r\n");

@@ -1,7 +1,7 @@
 //! Names, sockets and probes of guests.
 
 use crate::guests::{apply, body, misbehave};
-use crate::harness::{PATIENCE, Registry, Site, eventually, get, repo_file};
+use crate::harness::{PATIENCE, Registry, Site, eventually, get, get_ok, repo_file};
 use crate::pods::pod;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -27,9 +27,7 @@ fn cluster_ip(site: &Site, namespace: &str, service: &str) -> String {
 /// Asks until a fresh Service is known everywhere.
 fn answers(address: &str, path: &str, want: &str) {
     eventually(path, || {
-        let said = get(address, path)
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))?;
+        let said = get_ok(address, path)?;
         if said == want { Ok(()) } else { Err(said) }
     });
 }
@@ -231,14 +229,7 @@ fn a_guest_answers_grpc_probes_and_is_restarted_by_them() {
             "/status/containerStatuses/0/restartCount",
             |n| n.as_u64().is_some_and(|n| n > 0),
         );
-        eventually("events tell", || {
-            let text = site.ok(&["describe", "pod", name]);
-            if text.contains(words) {
-                Ok(())
-            } else {
-                Err(text)
-            }
-        });
+        site.says(&["describe", "pod", name], words);
     }
     let healthy = site.json(&["get", "pod", "healthy"]);
     let status = &healthy["status"]["containerStatuses"][0];

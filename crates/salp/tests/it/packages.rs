@@ -1,6 +1,8 @@
 //! Every packaging of a Wasm image, and helm.
 
-use crate::harness::{Part, Registry, Site, eventually, get, repo_file, salp_command, text, tool};
+use crate::harness::{
+    Part, Registry, Site, eventually, get, get_ok, repo_file, salp_command, text, tool,
+};
 use crate::pods::{command, pod};
 use std::process::Command;
 
@@ -171,11 +173,7 @@ fn components_of_all_worlds_run() {
             "{}:8080",
             running["status"]["podIP"].as_str().expect("pod IP")
         );
-        eventually(name, || {
-            get(&address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|a| a.expect_code(200))
-        });
+        eventually(name, || get_ok(&address, "/"));
     }
 }
 
@@ -330,9 +328,7 @@ fn examples_in_javascript_and_python_run() {
         let pods = site.json(&["get", "pods", "-l", &format!("app={name}")]);
         let pod = pods["items"][0]["metadata"]["name"].as_str().expect("name");
         eventually(name, || {
-            let said = get(&address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|a| a.expect_code(200))?;
+            let said = get_ok(&address, "/")?;
             if said == format!("Hello from {pod}\n") {
                 Ok(())
             } else {

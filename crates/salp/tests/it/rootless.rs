@@ -1,6 +1,6 @@
 //! A site whose processes have no privilege at all.
 
-use crate::harness::{Registry, Site, eventually, get, repo_file, text};
+use crate::harness::{Registry, Site, eventually, get_ok, repo_file, text};
 use crate::serve::{addresses, hello};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -72,11 +72,7 @@ fn a_site_without_privileges_serves() {
     let (cluster, node_port) = addresses(&site);
     assert!(cluster.starts_with("127."), "{cluster}");
     for address in [&cluster, &node_port] {
-        let body = eventually("the service answers", || {
-            get(address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|a| a.expect_code(200))
-        });
+        let body = eventually("the service answers", || get_ok(address, "/"));
         assert!(body.starts_with("Hello from hello-"), "{body}");
     }
 
@@ -123,13 +119,7 @@ fn a_low_port_that_may_not_be_had_is_told_by_an_event() {
     site.ok(&[&expose[..], &["--port=80", "--target-port=8080"]].concat());
     let low = site.json(&["get", "service", "low"]);
     let address = low["spec"]["clusterIP"].as_str().expect("address");
-    let answers = |address: String| {
-        eventually("the service answers", || {
-            get(&address, "/")
-                .map_err(|e| e.to_string())
-                .and_then(|a| a.expect_code(200))
-        })
-    };
+    let answers = |address: String| eventually("the service answers", || get_ok(&address, "/"));
     if first_free_port() <= 80 {
         answers(format!("{address}:80"));
         return;

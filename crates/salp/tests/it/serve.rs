@@ -1,6 +1,6 @@
 //! A Deployment and a Service, as a user drives them with kubectl.
 
-use crate::harness::{Registry, Site, eventually, get, repo_file, salp, text};
+use crate::harness::{Registry, Site, eventually, get, get_ok, repo_file, salp, text};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,10 +52,7 @@ impl Load {
                 std::thread::spawn(move || {
                     let (mut good, mut bad) = (0, Vec::new());
                     while !stop.load(Ordering::Relaxed) {
-                        match get(&address, "/")
-                            .map_err(|e| e.to_string())
-                            .and_then(|a| a.expect_code(200))
-                        {
+                        match get_ok(&address, "/") {
                             Ok(_) => good += 1,
                             Err(why) => bad.push(why),
                         }
@@ -242,11 +239,7 @@ fn ctrl_c_stops_all_and_a_second_up_finds_it_as_it_was() {
     drop(registry);
     site.up(&[]);
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
-    eventually("the service answers", || {
-        get(&cluster, "/")
-            .map_err(|e| e.to_string())
-            .and_then(|a| a.expect_code(200))
-    });
+    eventually("the service answers", || get_ok(&cluster, "/"));
     assert_eq!(
         site.ok(&[
             "get",
