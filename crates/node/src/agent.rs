@@ -24,12 +24,12 @@ use apimachinery::quantity::Quantity;
 use client::{Clock, EventRecorder, EventType, Informer, WorkQueue};
 use k8s_openapi::api::core::v1 as core;
 use parking_lot::{Mutex, RwLock};
-use runtime::{PodRuntime, SandboxId};
+use runtime::{PodRuntime, SandboxId, Traffic};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -89,6 +89,8 @@ pub(crate) struct Agent {
     /// What runtimes had when the agent started, until its pods are known. Held for
     /// look-ups only.
     pub(crate) adoptable: Mutex<HashMap<Uid, (usize, runtime::SandboxStatus)>>,
+    /// What carries the node's Services, if it is known.
+    pub(crate) traffic: OnceLock<Arc<dyn Traffic>>,
     /// Pods that stand by and may have changed.
     pub(crate) standby_hints: Hints,
     /// Whether the API server has told of all pods since the agent started.
@@ -143,6 +145,7 @@ impl Agent {
             draining: AtomicBool::new(false),
             deeds: AtomicU64::new(0),
             adoptable: Mutex::default(),
+            traffic: OnceLock::new(),
             standby_hints: Hints::default(),
             pods_known: watch::Sender::new(false),
             started_ms: parts.clock.now().as_millisecond(),

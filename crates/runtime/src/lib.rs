@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A pod's identity at the runtime: its UID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -329,4 +330,58 @@ pub struct ServiceTraffic {
     pub carried: u64,
     /// Requests and connections not yet over.
     pub under_way: u64,
+}
+
+/// A duration as Go writes it: `30s`, `1h30m`, `500ms`.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    let mut sum = Duration::ZERO;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit())?;
+        let (number, after) = rest.split_at(end);
+        let number: u32 = number.parse().ok()?;
+        let end = after.find(|c: char| c.is_ascii_digit());
+        let (unit, after) = after.split_at(end.unwrap_or(after.len()));
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return None,
+        };
+        sum = sum.checked_add(unit.checked_mul(number)?)?;
+        rest = after;
+    }
+    (!sum.is_zero()).then_some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (text, seconds) in [("30s", 30), ("5m", 300), ("1h30m", 5400), ("1000ms", 1)] {
+            assert_eq!(
+                go_duration(text),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "0s",
+            "30",
+            "s",
+            "-5s",
+            "1d",
+            "99999999999h",
+            "4294967295h1",
+        ] {
+            assert_eq!(go_duration(text), None, "{text}");
+        }
+    }
 }

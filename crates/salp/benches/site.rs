@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// Seconds that each load runs.
 const LOAD_SECONDS: u32 = 5;
+/// Deployments that sleep and are woken, one after the other.
+const SLEEPERS: u32 = 200;
 /// Pods of the density run.
 const PODS: u32 = 5_000;
 
@@ -35,11 +37,12 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 5] = [
+    let runs: [(&str, Run); 6] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
         ("api", api),
+        ("wake", wake),
         ("density", density),
     ];
     for (name, run) in runs {
@@ -610,4 +613,86 @@ fn density(figures: &mut Map<String, Value>) {
         per_pod(data, data0),
         "KiB",
     );
+}
+
+/// From zero to the first byte: each of many Deployments that sleep is asked once, and then
+/// again when it is awake.
+fn wake(figures: &mut Map<String, Value>) {
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let site = Site::start();
+    let manifest: String = (0..SLEEPERS).map(|n| sleeper(n, &image)).collect();
+    site.apply(&manifest);
+    let all = |object: &Value| {
+        object
+            .as_array()
+            .is_some_and(|l| l.len() == SLEEPERS as usize)
+    };
+    let asleep = |d: &Value| d["metadata"]["annotations"]["salp.dev/asleep-on"].is_string();
+    let deployments = ["get", "deployments", "-l", "bench=wake"];
+    site.wait_for(&deployments, "/items", |items| {
+        all(items) && items.as_array().into_iter().flatten().all(asleep)
+    });
+    site.wait_for(&["get", "pods", "-l", "bench=wake"], "/items", |pods| {
+        pods.as_array().is_some_and(Vec::is_empty)
+    });
+    let (_, data) = site_pss_mib(&site);
+    figure(figures, "PSS, data plane with 200 asleep", data, "MiB");
+    let list = site.json(&["get", "services", "-l", "bench=wake"]);
+    let services = list["items"].as_array().cloned().unwrap_or_default();
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    for service in &services {
+        let address = format!("{}:80", service["spec"]["clusterIP"].as_str().expect("IP"));
+        let ask = || {
+            let began = Instant::now();
+            let answer = get(&address, "/").expect("answer");
+            assert_eq!(answer.code, 200, "{answer:?}");
+            ms(began.elapsed())
+        };
+        cold.push(ask());
+        warm.push(median((0..5).map(|_| ask()).collect()));
+    }
+    let mut over: Vec<_> = cold.iter().zip(&warm).map(|(c, w)| c - w).collect();
+    over.sort_by(f64::total_cmp);
+    let p99 = over[over.len() * 99 / 100];
+    figure(figures, "warm request, new connection", median(warm), "ms");
+    figure(figures, "from zero to first byte", median(cold), "ms");
+    figure(
+        figures,
+        "wake over a warm request, median",
+        median(over),
+        "ms",
+    );
+    figure(figures, "wake over a warm request, p99", p99, "ms");
+}
+
+fn sleeper(n: u32, image: &str) -> String {
+    format!(
+        r#"---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: sleeper-{n}
+  labels: {{bench: wake}}
+  annotations: {{salp.dev/scale-to-zero: 1s}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: sleeper-{n}}}}}
+  template:
+    metadata:
+      labels: {{app: sleeper-{n}, bench: wake}}
+    spec:
+      containers:
+        - {{name: hello, image: "{image}", ports: [{{containerPort: 8080}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: sleeper-{n}
+  labels: {{bench: wake}}
+spec:
+  selector: {{app: sleeper-{n}}}
+  ports: [{{port: 80, targetPort: 8080}}]
+"#
+    )
 }

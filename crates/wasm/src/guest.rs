@@ -75,6 +75,8 @@ pub struct HttpOptions {
     pub timeout: Duration,
     /// How long an instance is kept with nothing to do.
     pub idle: Duration,
+    /// How old an instance may get; then it finishes what it has and another takes over.
+    pub lifetime: Option<Duration>,
 }
 
 impl Default for HttpOptions {
@@ -84,6 +86,7 @@ impl Default for HttpOptions {
             requests_max: 512,
             timeout: Duration::from_secs(60),
             idle: Duration::from_secs(5),
+            lifetime: None,
         }
     }
 }

@@ -92,6 +92,7 @@ struct Instance {
     store: Store<ComponentState>,
     proxy: Proxy,
     served: u32,
+    made: Instant,
 }
 
 /// Instances that wait for their next request, the last used on top.
@@ -309,13 +310,16 @@ impl Shared {
             store,
             proxy,
             served: 0,
+            made: Instant::now(),
         })
     }
 
     /// Keeps an instance for the next request if it may serve one and there is a slot for it.
     fn keep(self: &Arc<Self>, mut instance: Instance) {
         instance.served += 1;
-        if instance.served >= self.requests_per_instance || self.stopped.is_cancelled() {
+        let lifetime = self.options.lifetime;
+        let old = lifetime.is_some_and(|lifetime| instance.made.elapsed() >= lifetime);
+        if old || instance.served >= self.requests_per_instance || self.stopped.is_cancelled() {
             return;
         }
         let slots = self.bound.program.runtime.shared.warm.clone();

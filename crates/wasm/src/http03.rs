@@ -65,6 +65,7 @@ impl Handler03 {
                     total_max: total_max.max(1) as usize,
                     timeout: options.timeout,
                     idle: options.idle,
+                    lifetime: options.lifetime,
                 },
                 stopped,
                 failed,
@@ -109,6 +110,7 @@ struct Rules {
     total_max: usize,
     timeout: Duration,
     idle: Duration,
+    lifetime: Option<Duration>,
 }
 
 /// Makes instances.
@@ -147,6 +149,7 @@ impl HandlerState for Making {
             },
             state: Worker {
                 rules: self.rules,
+                made: Instant::now(),
                 failed: self.failed.clone(),
                 _slot: slot,
                 _ticking: ticking,
@@ -188,6 +191,7 @@ impl WorkerExpiration for Expiration {
 /// An instance at work.
 struct Worker {
     rules: Rules,
+    made: Instant,
     failed: Arc<dyn Fn(&HttpError) + Send + Sync>,
     _slot: OwnedSemaphorePermit,
     _ticking: Ticking,
@@ -198,7 +202,9 @@ impl WorkerState for Worker {
     type RequestData = ();
 
     fn should_accept_request(&self, at_once: usize, total: usize) -> ShouldAccept {
-        if total >= self.rules.total_max {
+        // One that was just made serves at least what it was made for.
+        let old = |lifetime| total > 0 && self.made.elapsed() >= lifetime;
+        if total >= self.rules.total_max || self.rules.lifetime.is_some_and(old) {
             ShouldAccept::Never
         } else if at_once >= REQUESTS_AT_ONCE {
             ShouldAccept::No

@@ -61,6 +61,20 @@ pub(super) fn node(agent: &Arc<Agent>) -> String {
     text
 }
 
+/// `/metrics/dataplane`: what carries Services, wakes included; nothing while it is away.
+pub(super) async fn dataplane(agent: &Arc<Agent>) -> String {
+    let Some(traffic) = agent.traffic.get() else {
+        return String::new();
+    };
+    match traffic.metrics().await {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::debug!(%error, "metrics of the data plane not read");
+            String::new()
+        }
+    }
+}
+
 /// `/metrics/resource`: what containers and pods use.
 pub(super) async fn resource(agent: &Arc<Agent>) -> String {
     let usage = stats::usage(agent).await;

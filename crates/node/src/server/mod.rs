@@ -137,6 +137,7 @@ impl Server {
             ["stats", "salp"] => json(&stats::salp(&self.agent).await),
             ["metrics"] => metrics_text(metrics::node(&self.agent)),
             ["metrics", "resource"] => metrics_text(metrics::resource(&self.agent).await),
+            ["metrics", "dataplane"] => metrics_text(metrics::dataplane(&self.agent).await),
             ["configz"] => json(&stats::configz(&self.agent)),
             ["containerLogs", namespace, pod, container] => {
                 self.logs(namespace, pod, container, query)

@@ -25,8 +25,8 @@ use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, Patch, PatchParams};
-use plan::{Facts, IdleClock, Step, duration};
-use runtime::{ServiceName, Traffic};
+use plan::{Facts, IdleClock, Step};
+use runtime::{ServiceName, Traffic, go_duration as duration};
 use serde_json::{Value, json};
 use standby::Standby;
 use std::collections::{BTreeMap, HashMap};
@@ -97,6 +97,8 @@ struct Sleeping {
 
 /// Lets Deployments sleep and wake, in the agent's scope.
 pub(crate) fn start(agent: &Arc<Agent>, sleep: Sleep, informers: &Informers) {
+    // The first stays.
+    let _ = agent.traffic.set(sleep.traffic.clone());
     let (done, dones) = mpsc::channel(DONE_MAX);
     let sleeping = Sleeping {
         agent: agent.clone(),
@@ -478,12 +480,7 @@ impl Job {
                 (None, Ok(false))
             }
             // Of a Deployment that is gone nothing stands by.
-            (_, None) | (Step::Discard, _) => {
-                if let Some(standby) = standby {
-                    standby.discard(&self.agent).await;
-                }
-                (None, Ok(false))
-            }
+            (_, None) | (Step::Discard, _) => (self.discard(standby).await, Ok(false)),
         };
         match result {
             Ok(scaled) => (standby, Duration::ZERO, scaled),
@@ -496,6 +493,18 @@ impl Job {
         }
     }
 
+    /// Removes what stands by, unless a request was quicker.
+    async fn discard(&self, standby: Option<Standby>) -> Option<Standby> {
+        let mut standby = standby?;
+        let slept = standby.sleeps();
+        standby.look(&self.agent, false).await;
+        if slept && standby.is_woken() && self.deployment.is_some() {
+            return Some(standby);
+        }
+        standby.discard(&self.agent).await;
+        None
+    }
+
     async fn prepare(
         &self,
         deployment: &Deployment,
@@ -506,7 +515,13 @@ impl Job {
         };
         match Standby::make(&self.agent, &self.client, set).await {
             Ok(standby) => {
-                if let Some(before) = before {
+                if let Some(mut before) = before {
+                    before.look(&self.agent, false).await;
+                    if before.is_woken() {
+                        // A request was quicker.
+                        standby.discard(&self.agent).await;
+                        return (Some(before), Duration::ZERO, false);
+                    }
                     before.discard(&self.agent).await;
                 }
                 (Some(standby), Duration::ZERO, false)

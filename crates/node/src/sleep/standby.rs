@@ -206,6 +206,10 @@ impl Standby {
         &self.pod
     }
 
+    pub(super) fn sleeps(&self) -> bool {
+        self.state == State::Sleeps
+    }
+
     pub(super) fn is_woken(&self) -> bool {
         self.state == State::Woken
     }

@@ -423,6 +423,12 @@ impl PodRuntime for Host {
     async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         if let Some(sandbox) = self.find(id) {
             sandbox.standby.adopted();
+            if let Some(kept) = &self.shared.kept {
+                kept.sandbox(&SandboxSpec {
+                    standby: false,
+                    ..sandbox.spec.clone()
+                });
+            }
             self.shared.list_standbys();
         }
         Ok(())

@@ -7,6 +7,8 @@ use wasm::{EgressRules, HttpOptions, Preopen};
 
 /// Requests that one instance serves.
 const REUSE: &str = "salp.dev/instance-reuse";
+/// How old an instance may get, as `1h`.
+const LIFETIME: &str = "salp.dev/max-lifetime";
 /// Seconds until a response must begin.
 const TIMEOUT: &str = "salp.dev/request-timeout-seconds";
 /// Krustlet's: a JSON list of hosts that the guest may send requests to.
@@ -45,6 +47,11 @@ pub(super) fn http_options(sandbox: &SandboxSpec) -> Result<HttpOptions, String>
     }
     if let Some(seconds) = number(sandbox, TIMEOUT)? {
         options.timeout = Duration::from_secs(seconds.into());
+    }
+    if let Some(text) = sandbox.annotations.get(LIFETIME) {
+        let lifetime = runtime::go_duration(text);
+        let told = || format!("annotation {LIFETIME}: {text:?} is no duration such as \"1h\"");
+        options.lifetime = Some(lifetime.ok_or_else(told)?);
     }
     Ok(options)
 }
@@ -136,6 +143,17 @@ mod tests {
             dns: runtime::Dns::default(),
             standby: false,
         }
+    }
+
+    #[test]
+    fn a_lifetime_is_a_duration() {
+        let lifetime = |value| http_options(&sandbox(LIFETIME, value)).map(|o| o.lifetime);
+        assert_eq!(lifetime("1h"), Ok(Some(Duration::from_secs(3600))));
+        let error = lifetime("soon").unwrap_err();
+        assert_eq!(
+            error,
+            "annotation salp.dev/max-lifetime: \"soon\" is no duration such as \"1h\""
+        );
     }
 
     #[test]

@@ -125,5 +125,15 @@ async fn one_on_standby_is_woken_and_known_until_adopted() {
     assert_eq!(third.standbys().borrow().len(), 1);
     third.adopted(&id).await.unwrap();
     assert!(third.standbys().borrow().is_empty());
+    crash(scope, address).await;
+
+    // Adopted, it is a pod as any other.
+    let scope = Scope::new();
+    let fourth = host(site.dir.path(), &scope).await;
+    assert_eq!(
+        get(address, "/env?NAME").await.map(|(code, _)| code),
+        Ok(200)
+    );
+    assert!(fourth.standbys().borrow().is_empty());
     scope.close().await;
 }

@@ -118,8 +118,21 @@ fn a_deployment_sleeps_when_idle_and_wakes_on_a_request() {
         let mine = mine.unwrap_or_else(|| panic!("no {pod} in {pods:?}"));
         assert_eq!(mine["status"]["containerStatuses"][0]["restartCount"], 0);
         assert_eq!(mine["metadata"]["ownerReferences"][0]["kind"], "ReplicaSet");
-        let told = sleeper.events("Woken");
-        assert!(told.iter().any(|t| t.contains(&pod)), "{told:?}");
+        eventually("the event tells", || {
+            let told = sleeper.events("Woken");
+            let tells = told.iter().any(|t| t.contains(&pod));
+            tells.then_some(()).ok_or(format!("{told:?}"))
+        });
+        let node = &site.json(&["get", "nodes"])["items"][0]["metadata"]["name"];
+        let path = format!(
+            "/api/v1/nodes/{}/proxy/metrics/dataplane",
+            node.as_str().expect("name")
+        );
+        let metrics = site.ok(&["get", "--raw", &path]);
+        let held = metrics
+            .lines()
+            .find(|l| l.starts_with("salp_wake_seconds_count"));
+        assert!(held.is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
         let told = sleeper.events("ScaledToZero");
         assert!(told.iter().any(|t| t.contains("from 3 to 0")), "{told:?}");
     }

@@ -93,6 +93,25 @@ async fn an_instance_serves_as_many_requests_as_it_may() {
     }
 }
 
+/// An instance that is as old as it may get finishes its request, and another takes over.
+#[tokio::test]
+async fn an_old_instance_is_replaced() {
+    let host = Host::new();
+    let log = Log::default();
+    let aged = |lifetime| {
+        let mut spec = reused(&log, 1000);
+        spec.http.lifetime = Some(lifetime);
+        spec
+    };
+    let young = http(&host, TRIALS, aged(Duration::from_secs(3600))).await;
+    let old = http(&host, TRIALS, aged(Duration::ZERO)).await;
+    for count in ["1", "2", "3"] {
+        assert_eq!(ask(&young, "/count").await.unwrap(), count);
+        assert_eq!(ask(&old, "/count").await.unwrap(), "1");
+    }
+    assert_eq!((young.instances(), old.instances()), (1, 0));
+}
+
 #[tokio::test]
 async fn an_unused_instance_ends() {
     let host = Host::new();
