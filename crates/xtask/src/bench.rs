@@ -17,7 +17,7 @@ pub(crate) fn run(groups: &[String]) -> Result<()> {
     ensure!(built.success(), "the build ended with {built}");
     let status = fetch::cargo()
         .current_dir(fetch::root())
-        .args(["bench", "--package", "salp", "--bench", "site", "--"])
+        .args(["bench", "--package", "benchmarks", "--bench", "site", "--"])
         .args(groups)
         .env("SALP_TOOLS", fetch::tools_dir())
         .env("SALP_PROGRAM", fetch::root().join("target/dist/salp"))

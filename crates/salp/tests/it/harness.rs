@@ -267,7 +267,10 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The binary under test: `$SALP_PROGRAM`, or the one built beside the test.
 pub(crate) fn program() -> PathBuf {
-    std::env::var_os("SALP_PROGRAM").map_or(env!("CARGO_BIN_EXE_salp").into(), PathBuf::from)
+    std::env::var_os("SALP_PROGRAM")
+        .or(option_env!("CARGO_BIN_EXE_salp").map(Into::into))
+        .map(PathBuf::from)
+        .expect("$SALP_PROGRAM names the binary to measure")
 }
 
 /// Runs it.

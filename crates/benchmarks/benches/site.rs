@@ -1,8 +1,9 @@
 //! Start, memory, time to first answer, density and API figures of a whole site, by the real
 //! binary; and requests a second beside `wasmtime serve` with the same component and load.
 //!
-//! `cargo xtask bench [NAME…]` runs it on the binary that ships (`--profile dist`). It prints one line a figure and, at the
-//! end, the same as JSON. Figures with a peer are ratios taken in the same run.
+//! `cargo xtask bench [NAME…]` runs it on the binary that ships (`--profile dist`). It prints one
+//! line a figure and, at the end, the same as JSON. Figures with a peer are ratios taken in the
+//! same run.
 
 #![allow(
     clippy::print_stdout,
@@ -11,7 +12,7 @@
     reason = "a program that prints; its harness has more than it needs"
 )]
 
-#[path = "../tests/it/harness.rs"]
+#[path = "../../salp/tests/it/harness.rs"]
 mod harness;
 
 use futures::AsyncBufReadExt as _;
