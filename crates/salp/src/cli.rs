@@ -1,7 +1,8 @@
 //! The command line: what can be asked, and which module answers.
 
 use crate::{
-    client_commands, config, dataplane, gitops_commands, image_commands, output, run, stop, top, up,
+    client_commands, config, dataplane, gitops_commands, image_commands, output, run,
+    sites_commands, stop, top, up,
 };
 use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -98,6 +99,11 @@ pub enum Command {
         after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app"
     )]
     Logs(client_commands::LogsArgs),
+    /// List the sites of the lattice; admit and revoke them at its hub.
+    #[command(
+        after_help = "Examples:\n  salp sites\n  salp sites token --ttl 1h\n  salp sites approve shop-1\n  salp sites revoke shop-1"
+    )]
+    Sites(sites_commands::SitesArgs),
     /// Push, pull, list and remove images.
     #[command(
         after_help = "Examples:\n  salp image push hello.wasm localhost:5000/hello:1\n  salp image pull localhost:5000/hello:1\n  salp image ls"
@@ -190,6 +196,52 @@ pub struct UpArgs {
         value_name = "HOST"
     )]
     pub insecure_registry: Vec<String>,
+    #[command(flatten)]
+    pub lattice: LatticeArgs,
+}
+
+/// How a site meets others.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Lattice")]
+pub struct LatticeArgs {
+    /// Name of this site among others [default: the node's name].
+    #[arg(long, env = "SALP_SITE", value_name = "NAME")]
+    pub site: Option<String>,
+    /// NATS servers by which sites meet, such as nats://hub:4222 or tls://…; none: the site is alone.
+    #[arg(
+        long = "lattice",
+        env = "SALP_LATTICE",
+        value_delimiter = ',',
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub servers: Vec<String>,
+    /// This site is the lattice's hub: it holds the root key, and admits and revokes the others.
+    #[arg(long, env = "SALP_LATTICE_HUB")]
+    pub lattice_hub: bool,
+    /// Token that admits this site (`salp sites token` at the hub makes it).
+    #[arg(
+        long,
+        env = "SALP_LATTICE_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    pub lattice_token: Option<String>,
+    /// NATS credentials file.
+    #[arg(long, env = "SALP_LATTICE_CREDS", value_name = "FILE")]
+    pub lattice_creds: Option<PathBuf>,
+    /// File with a NATS nkey seed.
+    #[arg(long, env = "SALP_LATTICE_NKEY", value_name = "FILE")]
+    pub lattice_nkey: Option<PathBuf>,
+    /// Certificates (PEM) that the NATS server is trusted by.
+    #[arg(long, env = "SALP_LATTICE_CA", value_name = "FILE")]
+    pub lattice_ca: Option<PathBuf>,
+    /// Region of this site.
+    #[arg(long, env = "SALP_REGION", value_name = "NAME")]
+    pub region: Option<String>,
+    /// Zone of this site in its region.
+    #[arg(long, env = "SALP_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
 }
 
 /// Runs the command.
@@ -202,6 +254,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Ps(args) => client_commands::ps(args),
         Command::Top(args) => top::top(args),
         Command::Logs(args) => client_commands::logs(args),
+        Command::Sites(args) => sites_commands::sites(args),
         Command::Image(args) => image_commands::image(args),
         Command::Gitops(args) => gitops_commands::gitops(args),
         Command::Kubeconfig(dir) => client_commands::kubeconfig(&dir),

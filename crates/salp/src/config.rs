@@ -1,6 +1,6 @@
 //! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
 
-use crate::cli::{DataDir, UpArgs};
+use crate::cli::{DataDir, LatticeArgs, UpArgs};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,6 +23,25 @@ struct File {
     insecure_registries: Vec<String>,
     #[serde(default)]
     registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    site: Option<String>,
+    #[serde(default)]
+    lattice: Vec<String>,
+    #[serde(default)]
+    lattice_hub: bool,
+    lattice_token: Option<String>,
+    lattice_creds: Option<PathBuf>,
+    lattice_nkey: Option<PathBuf>,
+    lattice_ca: Option<PathBuf>,
+    region: Option<String>,
+    zone: Option<String>,
+}
+
+/// How a site meets others.
+#[derive(Clone, Debug)]
+pub struct LatticeSettings {
+    pub name: lattice::SiteName,
+    pub role: lattice::Role,
+    pub link: lattice::LinkConfig,
 }
 
 /// What `salp up` starts.
@@ -39,6 +58,8 @@ pub struct Site {
     pub registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
     /// Folders of manifests that are applied as they change, by a name of each.
     pub manifests: Vec<(String, PathBuf)>,
+    /// `None`: the site is alone.
+    pub lattice: Option<LatticeSettings>,
 }
 
 /// The data directory that the flags or the surroundings name.
@@ -59,11 +80,11 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         Some(path) => read_file(path, false)?,
         None => read_file(Path::new(DEFAULT_FILE), true)?,
     };
-    let data_dir = match args.data_dir.data_dir.clone().or(file.data_dir) {
+    let data_dir = match args.data_dir.data_dir.clone().or(file.data_dir.clone()) {
         Some(dir) => dir,
         None => default_data_dir()?,
     };
-    let node_name = match args.node_name.clone().or(file.node_name) {
+    let node_name = match args.node_name.clone().or(file.node_name.clone()) {
         Some(name) => {
             if let Err(why) = apimachinery::names::dns1123_subdomain(&name) {
                 bail!("use node name {name:?}: {why}");
@@ -72,7 +93,9 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         }
         None => host_name(),
     };
+    let lattice = lattice_settings(&args.lattice, &file, &node_name)?;
     Ok(Site {
+        lattice,
         data_dir: std::path::absolute(&data_dir)
             .with_context(|| format!("find data directory {}", data_dir.display()))?,
         api_port: args.api_port.or(file.api_port).unwrap_or(6443),
@@ -91,6 +114,65 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         registry_mirrors: file.registry_mirrors,
         manifests: manifests_dirs(),
     })
+}
+
+fn lattice_settings(
+    args: &LatticeArgs,
+    file: &File,
+    node_name: &str,
+) -> Result<Option<LatticeSettings>> {
+    let servers = if args.servers.is_empty() {
+        file.lattice.clone()
+    } else {
+        args.servers.clone()
+    };
+    let hub = args.lattice_hub || file.lattice_hub;
+    let token = args.lattice_token.clone().or(file.lattice_token.clone());
+    if servers.is_empty() {
+        if hub || token.is_some() {
+            bail!("join the lattice: name its NATS server with --lattice");
+        }
+        return Ok(None);
+    }
+    let own = node_name.split('.').next().unwrap_or(node_name);
+    let place = |arg: &Option<String>, file: &Option<String>| {
+        arg.clone().or(file.clone()).unwrap_or_default()
+    };
+    let name = lattice::SiteName {
+        name: args
+            .site
+            .clone()
+            .or(file.site.clone())
+            .unwrap_or_else(|| own.to_owned()),
+        region: place(&args.region, &file.region),
+        zone: place(&args.zone, &file.zone),
+    };
+    if !name.is_valid() {
+        bail!(
+            "use site name {:?}: names, regions and zones are up to 63 lower-case letters, digits and hyphens",
+            name.name
+        );
+    }
+    let role = if hub {
+        lattice::Role::Hub
+    } else {
+        let token = token
+            .map(|t| lattice::JoinToken::from_text(&t).context("use --lattice-token"))
+            .transpose()?;
+        lattice::Role::Member { token }
+    };
+    let path = |arg: &Option<PathBuf>, file: &Option<PathBuf>| arg.clone().or(file.clone());
+    Ok(Some(LatticeSettings {
+        name,
+        role,
+        link: lattice::LinkConfig {
+            servers,
+            credentials: path(&args.lattice_creds, &file.lattice_creds),
+            nkey: path(&args.lattice_nkey, &file.lattice_nkey),
+            tls_ca: path(&args.lattice_ca, &file.lattice_ca),
+            tls_client: None,
+        },
+    }))
 }
 
 fn read_file(path: &Path, may_be_absent: bool) -> Result<File> {
@@ -193,6 +275,12 @@ impl Layout {
     }
     pub fn lock(&self) -> PathBuf {
         self.run().join("salp.lock")
+    }
+    pub fn lattice(&self) -> PathBuf {
+        self.root.join("lattice")
+    }
+    pub fn sites_socket(&self) -> PathBuf {
+        self.run().join("sites.sock")
     }
     pub fn dataplane_config(&self) -> PathBuf {
         self.run().join("dataplane.json")

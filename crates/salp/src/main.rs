@@ -25,6 +25,8 @@ mod process;
 mod readings;
 mod run;
 mod site;
+mod sites;
+mod sites_commands;
 mod stop;
 mod top;
 mod up;

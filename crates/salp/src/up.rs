@@ -6,7 +6,7 @@ use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::site::Site;
-use crate::{dataplane, image_collection, manifests, pki, process, site, stop};
+use crate::{dataplane, image_collection, manifests, pki, process, site, sites, stop};
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
 use lifecycle::{Scope, Stack};
@@ -264,6 +264,15 @@ async fn start(
         ),
     };
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
+    if let Some(settings) = &config.lattice {
+        phases.begin("lattice");
+        let as_sites = client::connect::from_service_as(
+            server.service("system:salp:sites", &["system:masters"]),
+            Agent("salp-sites"),
+        );
+        let informers = informers.with_client(as_sites);
+        sites::start(settings, layout, informers, stack).await?;
+    }
     node_ready(&informers, &config.node_name, began).await;
     Ok(Running {
         client: system,

@@ -14,5 +14,6 @@ mod packages;
 mod pods;
 mod rootless;
 mod serve;
+mod sites;
 mod terminal;
 mod wake;

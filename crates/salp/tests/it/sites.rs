@@ -1,0 +1,282 @@
+//! Several sites that meet over a real nats-server.
+
+use crate::guests::misbehave;
+use crate::harness::{Registry, Running, Site, eventually, free_port, get, repo_file, text, tool};
+
+use crate::serve::hello;
+use serde_json::Value;
+use std::process::{Command, Stdio};
+
+/// A nats-server at a port that stays the same when it is started again.
+struct Nats {
+    port: u16,
+    process: Option<Running>,
+}
+
+impl Nats {
+    fn start() -> Self {
+        let mut nats = Self {
+            port: free_port(),
+            process: None,
+        };
+        nats.up();
+        nats
+    }
+
+    fn up(&mut self) {
+        let child = Command::new(tool("nats-server"))
+            .args(["--addr", "127.0.0.1", "--port", &self.port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start nats-server");
+        self.process = Some(Running(child));
+    }
+
+    /// As a power cut would.
+    fn kill(&mut self) {
+        self.process = None;
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+}
+
+fn listed(site: &Site) -> Value {
+    let out = site.salp(&["sites", "-o", "json"]);
+    assert!(out.status.success(), "{}", text(&out));
+    serde_json::from_slice(&out.stdout).expect("JSON")
+}
+
+/// Waits until a site lists another in a state; what it lists of it.
+fn sees(site: &Site, other: &str, state: &str) -> Value {
+    eventually(&format!("{other} is {state}"), || {
+        let list = listed(site);
+        let sites = list["sites"].as_array().expect("sites");
+        match sites.iter().find(|s| s["name"] == other) {
+            Some(seen) if seen["state"] == state => Ok(seen.clone()),
+            seen => Err(format!("{seen:?}")),
+        }
+    })
+}
+
+fn hub(nats: &Nats) -> Site {
+    let url = nats.url();
+    let site = Site::start_with(&[
+        "--lattice",
+        &url,
+        "--lattice-hub",
+        "--site",
+        "hub",
+        "--region",
+        "cloud",
+    ]);
+    site.expects("NATS connection");
+    site
+}
+
+/// A site that joins by a token of the hub.
+fn shop(nats: &Nats, hub: &Site, name: &str) -> Site {
+    let token = hub.salp(&["sites", "token", "--ttl", "10m"]);
+    assert!(token.status.success(), "{}", text(&token));
+    let token = String::from_utf8(token.stdout).expect("text");
+    let (url, token) = (nats.url(), token.trim().to_owned());
+    let site = Site::start_with(&[
+        "--lattice",
+        &url,
+        "--lattice-token",
+        &token,
+        "--site",
+        name,
+        "--node-name",
+        name,
+    ]);
+    site.expects("NATS connection");
+    site
+}
+
+const EXPORT: &str =
+    "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: hello}\n";
+
+/// The address of an import at a site, once it has one.
+fn import_address(site: &Site) -> String {
+    eventually("the import has an address", || {
+        let out = site.kubectl(&["get", "serviceimport", "hello", "-o", "json"]);
+        let import: Value = serde_json::from_slice(&out.stdout).map_err(|_| text(&out))?;
+        let ip = import["spec"]["ips"][0].as_str().ok_or("no address")?;
+        Ok(format!("{ip}:8080"))
+    })
+}
+
+fn ip(address: &str) -> &str {
+    address.split(':').next().expect("an address")
+}
+
+/// Waits until a request is answered as is wanted.
+fn answers(address: &str, what: &str, accept: impl Fn(&str) -> bool) {
+    answers_path(address, "/", what, accept);
+}
+
+fn answers_path(address: &str, path: &str, what: &str, accept: impl Fn(&str) -> bool) {
+    eventually(what, || {
+        let body = get(address, path)
+            .map_err(|e| e.to_string())?
+            .expect_code(200)?;
+        if accept(&body) { Ok(()) } else { Err(body) }
+    });
+}
+
+#[test]
+fn sites_join_by_token_or_approval_and_are_listed() {
+    let mut nats = Nats::start();
+    let hub = hub(&nats);
+    let shop = shop(&nats, &hub, "shop-1");
+    let seen = sees(&hub, "shop-1", "Alive");
+    assert!(
+        seen["roundTripMs"].as_f64().is_some_and(|ms| ms > 0.0),
+        "{seen}"
+    );
+    sees(&shop, "hub", "Alive");
+    // What it is, told by itself.
+    eventually("the shop tells of its node", || {
+        let seen = sees(&hub, "shop-1", "Alive");
+        (seen["nodes"] == 1).then_some(()).ok_or(seen.to_string())
+    });
+
+    let url = nats.url();
+    let late = Site::start_with(&["--lattice", &url, "--site", "shop-2"]);
+    late.expects("NATS connection");
+    sees(&hub, "shop-2", "Pending");
+    assert_eq!(listed(&late)["sites"].as_array().map(Vec::len), Some(1));
+    let table = text(&hub.salp(&["sites", "-o", "wide"]));
+    assert!(table.contains("it waits for approval"), "{table}");
+    assert!(hub.salp(&["sites", "approve", "shop-2"]).status.success());
+    sees(&late, "shop-1", "Alive");
+
+    // Another site's pods, and what may not be asked.
+    let nodes = hub.salp(&["sites", "get", "shop-1", "/api/v1/nodes"]);
+    let nodes: Value = serde_json::from_slice(&nodes.stdout).expect("nodes");
+    assert_eq!(nodes["items"][0]["metadata"]["name"], "shop-1");
+    let secrets = hub.salp(&["sites", "get", "shop-1", "/api/v1/secrets"]);
+    assert!(!secrets.status.success());
+    assert!(text(&secrets).contains("may not ask"), "{}", text(&secrets));
+
+    // A lost NATS is not a lost site; it comes back, empty.
+    nats.kill();
+    sees(&hub, "shop-1", "Gone");
+    shop.ok(&["create", "configmap", "written-while-cut-off"]);
+    nats.up();
+    sees(&hub, "shop-1", "Alive");
+    sees(&shop, "shop-2", "Alive");
+
+    assert!(hub.salp(&["sites", "revoke", "shop-2"]).status.success());
+    eventually("the revoked site is out", || {
+        let list = listed(&shop);
+        let known = list["sites"].as_array().expect("sites");
+        let gone = known.iter().all(|s| s["name"] != "shop-2");
+        gone.then_some(()).ok_or(list.to_string())
+    });
+    let refused = shop.salp(&["sites", "revoke", "hub"]);
+    assert!(
+        text(&refused).contains("not the lattice's hub"),
+        "{}",
+        text(&refused)
+    );
+}
+
+/// Names of the hello pods at a site.
+fn pods(site: &Site) -> Vec<String> {
+    let list = site.json(&["get", "pods", "-l", "app=hello"]);
+    let items = list["items"].as_array().expect("pods").clone();
+    let names = items.iter().filter_map(|p| p["metadata"]["name"].as_str());
+    names.map(str::to_owned).collect()
+}
+
+/// Whether an answer comes from one of these pods.
+fn by(names: &[String]) -> impl Fn(&str) -> bool {
+    let names = names.to_vec();
+    move |body| names.iter().any(|n| body.contains(n.as_str()))
+}
+
+fn export(site: &Site) {
+    eventually("the export is served", || {
+        let out = site.apply_output(EXPORT, &[]);
+        out.status.success().then_some(()).ok_or_else(|| text(&out))
+    });
+}
+
+/// Deploys hello at a site and exports it.
+fn deploy(site: &Site, image: &str) -> Vec<String> {
+    site.apply(&hello(image, 1));
+    site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
+    export(site);
+    pods(site)
+}
+
+#[test]
+fn a_service_is_answered_by_other_sites_while_its_own_pods_are_away() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let hub = hub(&nats);
+    let (shop, kiosk) = (shop(&nats, &hub, "shop-1"), shop(&nats, &hub, "kiosk"));
+    let (of_hub, of_shop) = (deploy(&hub, &image), deploy(&shop, &image));
+    let at_shop = import_address(&shop);
+    answers(&at_shop, "the shop's own pod answers first", by(&of_shop));
+
+    // A site that has none of it finds it by address and by name.
+    let at_kiosk = import_address(&kiosk);
+    let either = [of_hub.clone(), of_shop.clone()].concat();
+    answers(&at_kiosk, "a site without pods is answered", by(&either));
+    let asker = misbehave(&kiosk, &registry, "asker", "", "");
+    let name = "hello.default.svc.clusterset.local";
+    let said = get(&asker, &format!("/lookup?name={name}")).expect("answer");
+    assert_eq!(said.expect_code(200), Ok(format!("{}\n", ip(&at_kiosk))));
+    let fetch = format!("/fetch?url=http://{name}:8080/");
+    answers_path(&asker, &fetch, "a guest is answered by name", by(&either));
+
+    // Its pods go: the nearest other site covers; they return: traffic comes home.
+    shop.ok(&["scale", "deployment/hello", "--replicas=0"]);
+    answers(&at_shop, "the hub covers for it", by(&of_hub));
+    for _ in 0..20 {
+        let said = get(&at_shop, "/").expect("answer").expect_code(200);
+        assert!(by(&of_hub)(&said.expect("200")));
+    }
+    let export = shop.json(&["get", "serviceexport", "hello"]);
+    let conflict = export["status"]["conditions"].as_array();
+    let agrees = |c: &Value| c["type"] == "Conflict" && c["status"] == "False";
+    assert!(conflict.expect("conditions").iter().any(agrees), "{export}");
+    shop.ok(&["scale", "deployment/hello", "--replicas=1"]);
+    let again = eventually("the shop's pod is back", || {
+        let names = pods(&shop);
+        let one = (names.len() == 1).then_some(names);
+        one.ok_or("not yet".to_owned())
+    });
+    answers(&at_shop, "traffic comes home", by(&again));
+
+    // A site that is revoked keeps nothing of the others, nor they of it.
+    assert!(hub.salp(&["sites", "revoke", "shop-1"]).status.success());
+    kiosk.wait_for(
+        &["get", "serviceimport", "hello"],
+        "/status/clusters",
+        |c| c.as_array().is_some_and(|c| c.len() == 1),
+    );
+    answers(&at_kiosk, "only the hub answers", by(&of_hub));
+    shop.ok(&["scale", "deployment/hello", "--replicas=0"]);
+    eventually("nobody covers for the revoked site", || {
+        let said =
+            get(&at_shop, "/").and_then(|a| a.expect_code(200).map_err(std::io::Error::other));
+        said.map_or(Ok(()), Err)
+    });
+
+    // Nobody exports it any more: the import goes.
+    hub.ok(&["delete", "serviceexport", "hello"]);
+    eventually("the import is gone", || {
+        let out = kiosk.kubectl(&["get", "serviceimport", "hello"]);
+        (!out.status.success())
+            .then_some(())
+            .ok_or_else(|| text(&out))
+    });
+}
