@@ -28,18 +28,22 @@ pub struct SitesArgs {
 #[derive(Debug, Subcommand)]
 enum SitesCommand {
     /// List the sites.
+    #[command(after_help = "Examples:\n  salp sites ls\n  salp sites ls -o wide")]
     Ls,
     /// Admit a site that waits, at the hub.
+    #[command(after_help = "Examples:\n  salp sites approve shop-1")]
     Approve {
         /// Its name or id.
         site: String,
     },
     /// Take a site out for good, at the hub.
+    #[command(after_help = "Examples:\n  salp sites revoke shop-1")]
     Revoke {
         /// Its name or id.
         site: String,
     },
     /// Make a token by which sites join, at the hub.
+    #[command(after_help = "Examples:\n  salp sites token\n  salp sites token --ttl 24h --uses 20")]
     Token {
         /// How long it is valid, such as 10m or 24h.
         #[arg(long, default_value = "1h", value_parser = duration)]
@@ -49,6 +53,7 @@ enum SitesCommand {
         uses: u32,
     },
     /// Ask another site's API for pods or nodes and print the answer.
+    #[command(after_help = "Examples:\n  salp sites get shop-1 /api/v1/nodes")]
     Get {
         /// Its name or id.
         site: String,
