@@ -118,6 +118,13 @@ impl SiteKey {
         out
     }
 
+    /// Signs what TLS 1.3 asks to be signed, as it is.
+    pub(crate) fn sign_tls(&self, message: &[u8]) -> [u8; 64] {
+        let mut out = [0; 64];
+        out.copy_from_slice(self.sign.sign(message).as_ref());
+        out
+    }
+
     /// The secret shared with another's keys; `None` when the other's key is degenerate.
     pub(crate) fn agree(&self, other: &[u8; 32]) -> Option<[u8; 32]> {
         agree(&self.agree, other)

@@ -7,7 +7,8 @@
 //!
 //! Start with [`Lattice::start`]; the rules are in `member` (pure: envelopes in, envelopes
 //! out), what is signed in `trust`, what is sealed in `keyring`, who is alive in
-//! `membership`, streams in `streams`. Only `link` knows NATS.
+//! `membership`, streams in `streams`. Only `link` knows NATS. Sites that reach each other
+//! without it speak TLS by the same keys: `tls`.
 
 mod admission;
 mod crypto;
@@ -24,6 +25,7 @@ mod saved;
 mod site;
 mod state;
 mod streams;
+mod tls;
 mod trust;
 mod wire;
 

@@ -7,7 +7,7 @@
 use crate::admission::{JoinRequest, Welcome};
 use crate::crypto::Entropy;
 use crate::hub::{Decision, Hub, HubError, PendingSite};
-use crate::identity::{LatticeId, SiteId, SiteKey};
+use crate::identity::{LatticeId, PublicKeys, SiteId, SiteKey};
 use crate::keyring::{EnvelopeKind, Keyring, Refusal};
 use crate::membership::{Effect, Event, Membership, SiteState, Timing};
 use crate::message::Message;
@@ -97,6 +97,8 @@ pub struct SiteView {
     pub id: SiteId,
     /// Its name and place, as the root certifies them.
     pub name: SiteName,
+    /// Its keys, by the same word.
+    pub keys: PublicKeys,
     /// Whether it can be reached.
     pub state: SiteState,
     /// Since when, as time since this site's start.
@@ -214,6 +216,10 @@ impl Member {
 
     pub(crate) fn id(&self) -> SiteId {
         self.key.id()
+    }
+
+    pub(crate) fn key(&self) -> Arc<SiteKey> {
+        Arc::clone(&self.key)
     }
 
     pub(crate) fn dirty(&self) -> Arc<crate::mux::Dirty> {
@@ -378,6 +384,7 @@ impl Member {
                 sites.push(SiteView {
                     id: *id,
                     name: certificate.name.clone(),
+                    keys: certificate.keys,
                     state: peer.state,
                     since: peer.since,
                     rtt: peer.rtt,

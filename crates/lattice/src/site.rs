@@ -122,6 +122,7 @@ pub struct Gathered {
 #[derive(Clone, Debug)]
 pub struct Lattice {
     id: SiteId,
+    key: Arc<SiteKey>,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
     started: Instant,
@@ -172,7 +173,7 @@ impl Lattice {
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         let (incoming, accepted) = mpsc::channel(INCOMING_MAX);
         let started = Instant::now();
-        let id = member.id();
+        let (id, key) = (member.id(), member.key());
         let task = Task {
             member,
             saved,
@@ -185,6 +186,7 @@ impl Lattice {
         scope.spawn(task.run(scope.token().clone()));
         let lattice = Self {
             id,
+            key,
             commands,
             view,
             started,
@@ -195,6 +197,10 @@ impl Lattice {
     /// This site's id.
     pub fn id(&self) -> SiteId {
         self.id
+    }
+
+    pub(crate) fn key(&self) -> Arc<SiteKey> {
+        Arc::clone(&self.key)
     }
 
     /// The lattice as it is seen from here, as it changes.

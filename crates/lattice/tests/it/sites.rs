@@ -8,9 +8,11 @@ use lattice::{
 };
 use lifecycle::Scope;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Long enough for the slowest machine; a test that waits this long has failed.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -306,6 +308,63 @@ async fn tls_passwords_and_nkeys() {
     sees(&hub, "shop-1", SiteState::Alive).await;
     assert!(!barred.lattice.view().borrow().link);
     for site in [hub, shop, barred] {
+        site.scope.close().await;
+    }
+}
+
+/// What comes of one site's TLS connection to another, at the other: who it is.
+async fn shakes_hands(
+    from: &Lattice,
+    to: &Lattice,
+    wanted: lattice::SiteId,
+) -> Option<lattice::SiteId> {
+    let client = TlsConnector::from(Arc::new(from.tls_client(wanted).unwrap()));
+    let server = TlsAcceptor::from(Arc::new(to.tls_server().unwrap()));
+    let (near, far) = tokio::io::duplex(16 * 1024);
+    let name = rustls_pki_types::ServerName::try_from("site").unwrap();
+    let (connected, accepted) = tokio::join!(client.connect(name, near), server.accept(far));
+    let (connected, accepted) = (connected.ok(), accepted.ok()?);
+    connected?;
+    to.tls_peer(accepted.get_ref().1.peer_certificates())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_speak_tls_by_their_keys_and_nobody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let nats = Nats::start(&Setup::default());
+    let (hub, token) = hub(dir.path(), link(&nats)).await;
+    let shop = site(dir.path(), "shop", member(&token), link(&nats)).await;
+    let late = site(
+        dir.path(),
+        "late",
+        Role::Member { token: None },
+        link(&nats),
+    )
+    .await;
+    sees(&hub, "shop", SiteState::Alive).await;
+    sees(&shop, "hub", SiteState::Alive).await;
+    let (at_hub, at_shop) = (&hub.lattice, &shop.lattice);
+    assert_eq!(
+        shakes_hands(at_shop, at_hub, at_hub.id()).await,
+        Some(at_shop.id())
+    );
+    assert_eq!(
+        shakes_hands(at_hub, at_shop, at_shop.id()).await,
+        Some(at_hub.id())
+    );
+    // Another site than was asked for.
+    assert_eq!(shakes_hands(at_shop, at_hub, at_shop.id()).await, None);
+    // One that nobody has admitted, either way.
+    assert_eq!(shakes_hands(&late.lattice, at_hub, at_hub.id()).await, None);
+    assert_eq!(
+        shakes_hands(at_shop, &late.lattice, late.lattice.id()).await,
+        None
+    );
+    // One that is revoked.
+    at_hub.revoke("shop").await.unwrap();
+    at_hub.wait_for(|v| v.site("shop").is_none()).await;
+    assert_eq!(shakes_hands(at_shop, at_hub, at_hub.id()).await, None);
+    for site in [hub, shop, late] {
         site.scope.close().await;
     }
 }
