@@ -77,7 +77,7 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443"
     )]
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop a site and all its pods.
     #[command(after_help = "Examples:\n  salp down\n  salp down --data-dir ./shop-1")]
     Down(DataDir),
@@ -236,6 +236,18 @@ pub struct LatticeArgs {
     /// Certificates (PEM) that the NATS server is trusted by.
     #[arg(long, env = "SALP_LATTICE_CA", value_name = "FILE")]
     pub lattice_ca: Option<PathBuf>,
+    /// Where other sites reach this one without NATS: ADDRESS:PORT, or `off` [default: the
+    /// bind address, any port].
+    #[arg(long, env = "SALP_LATTICE_LISTEN", value_name = "ADDRESS")]
+    pub lattice_listen: Option<String>,
+    /// What other sites are told of it where that is another: HOST:PORT.
+    #[arg(
+        long,
+        env = "SALP_LATTICE_ADVERTISE",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub lattice_advertise: Vec<String>,
     /// Region of this site.
     #[arg(long, env = "SALP_REGION", value_name = "NAME")]
     pub region: Option<String>,
@@ -248,7 +260,7 @@ pub struct LatticeArgs {
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     output::init_logging(&cli.log, matches!(cli.command, Command::Dataplane { .. }))?;
     match cli.command {
-        Command::Up(args) => up::up(args),
+        Command::Up(args) => up::up(*args),
         Command::Down(dir) => stop::down(&config::data_dir(&dir)?),
         Command::Run(args) => run::run(args),
         Command::Ps(args) => client_commands::ps(args),

@@ -3,7 +3,7 @@
 use crate::cli::{DataDir, LatticeArgs, UpArgs};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Where the configuration file is looked for when no flag names one.
@@ -32,6 +32,9 @@ struct File {
     lattice_creds: Option<PathBuf>,
     lattice_nkey: Option<PathBuf>,
     lattice_ca: Option<PathBuf>,
+    lattice_listen: Option<String>,
+    #[serde(default)]
+    lattice_advertise: Vec<String>,
     region: Option<String>,
     zone: Option<String>,
 }
@@ -42,6 +45,16 @@ pub struct LatticeSettings {
     pub name: lattice::SiteName,
     pub role: lattice::Role,
     pub link: lattice::LinkConfig,
+    /// `None`: others reach this site over NATS only.
+    pub direct: Option<DirectSettings>,
+}
+
+/// How other sites reach this one without NATS.
+#[derive(Clone, Debug)]
+pub struct DirectSettings {
+    pub listen: SocketAddr,
+    /// What they are told; empty for what is listened on.
+    pub advertise: Vec<String>,
 }
 
 /// What `salp up` starts.
@@ -93,16 +106,17 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         }
         None => host_name(),
     };
-    let lattice = lattice_settings(&args.lattice, &file, &node_name)?;
+    let bind_address = args
+        .bind_address
+        .or(file.bind_address)
+        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let lattice = lattice_settings(&args.lattice, &file, &node_name, bind_address)?;
     Ok(Site {
         lattice,
         data_dir: std::path::absolute(&data_dir)
             .with_context(|| format!("find data directory {}", data_dir.display()))?,
         api_port: args.api_port.or(file.api_port).unwrap_or(6443),
-        bind_address: args
-            .bind_address
-            .or(file.bind_address)
-            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        bind_address,
         kubelet_port: args.kubelet_port.or(file.kubelet_port),
         node_name,
         max_pods: args.max_pods.or(file.max_pods).unwrap_or(10_000),
@@ -120,6 +134,7 @@ fn lattice_settings(
     args: &LatticeArgs,
     file: &File,
     node_name: &str,
+    bind: IpAddr,
 ) -> Result<Option<LatticeSettings>> {
     let servers = if args.servers.is_empty() {
         file.lattice.clone()
@@ -165,6 +180,7 @@ fn lattice_settings(
     Ok(Some(LatticeSettings {
         name,
         role,
+        direct: direct_settings(args, file, bind)?,
         link: lattice::LinkConfig {
             servers,
             credentials: path(&args.lattice_creds, &file.lattice_creds),
@@ -173,6 +189,27 @@ fn lattice_settings(
             tls_client: None,
         },
     }))
+}
+
+fn direct_settings(
+    args: &LatticeArgs,
+    file: &File,
+    bind: IpAddr,
+) -> Result<Option<DirectSettings>> {
+    let listen = args.lattice_listen.clone().or(file.lattice_listen.clone());
+    let listen = match listen.as_deref() {
+        Some("off") => return Ok(None),
+        Some(address) => address
+            .parse()
+            .with_context(|| format!("use --lattice-listen {address}: want ADDRESS:PORT or off"))?,
+        None => SocketAddr::new(bind, 0),
+    };
+    let advertise = if args.lattice_advertise.is_empty() {
+        file.lattice_advertise.clone()
+    } else {
+        args.lattice_advertise.clone()
+    };
+    Ok(Some(DirectSettings { listen, advertise }))
 }
 
 fn read_file(path: &Path, may_be_absent: bool) -> Result<File> {

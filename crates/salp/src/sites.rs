@@ -3,7 +3,7 @@
 //!
 //! A question is a line of JSON ([`Question`]), the answer another ([`Answer`]).
 
-use crate::config::{LatticeSettings, Layout};
+use crate::config::{DirectSettings, LatticeSettings, Layout};
 use ::sites::fleet;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use lattice::{Lattice, LatticeConfig, SiteState, Standing, Timing, View};
 use lifecycle::{Scope, Stack};
 use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -108,9 +109,11 @@ pub async fn start(
     settings: &LatticeSettings,
     layout: &Layout,
     informers: Informers,
+    node_ip: IpAddr,
     stack: &mut Stack,
 ) -> Result<()> {
     let scope = Scope::new();
+    let direct = settings.direct.as_ref().map(|d| listen(d, node_ip));
     let config = LatticeConfig {
         dir: layout.lattice(),
         name: settings.name.clone(),
@@ -130,9 +133,10 @@ pub async fn start(
             informers: informers.clone(),
             lattice: lattice.clone(),
             incoming,
+            direct: direct.transpose()?,
         },
         &scope,
-    );
+    )?;
     scope.spawn_cancellable(tell_about(lattice.clone(), informers.clone()));
     let path = layout.sites_socket();
     let _stale = std::fs::remove_file(&path);
@@ -156,6 +160,26 @@ pub async fn start(
         scope.close().await
     });
     Ok(())
+}
+
+/// Listens for other sites.
+fn listen(settings: &DirectSettings, node_ip: IpAddr) -> Result<::sites::Direct> {
+    let address = settings.listen;
+    let listener = TcpListener::bind(address).with_context(|| {
+        format!("listen on {address}: choose another address with --lattice-listen, or off")
+    })?;
+    let mut bound = listener.local_addr().context("listen for other sites")?;
+    if bound.ip().is_unspecified() {
+        bound.set_ip(node_ip);
+    }
+    let addresses = match &settings.advertise[..] {
+        [] => vec![bound.to_string()],
+        told => told.to_vec(),
+    };
+    Ok(::sites::Direct {
+        listener,
+        addresses,
+    })
 }
 
 async fn tell_about(lattice: Lattice, informers: Informers) {
@@ -317,7 +341,7 @@ fn listing(view: &View, own: &About, began: jiff::Timestamp) -> Listing {
             version: about.as_ref().map(|a| a.version.clone()),
             nodes: about.as_ref().map(|a| a.nodes),
             pods: about.as_ref().map(|a| a.pods),
-            exports: site.entries.len() as u64 - u64::from(site.entries.contains_key(ABOUT_KEY)),
+            exports: ::sites::exports(&site.entries),
             round_trip_ms: site.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
         }
     });

@@ -271,7 +271,7 @@ async fn start(
             Agent("salp-sites"),
         );
         let informers = informers.with_client(as_sites);
-        sites::start(settings, layout, informers, stack).await?;
+        sites::start(settings, layout, informers, node_ip, stack).await?;
     }
     node_ready(&informers, &config.node_name, began).await;
     Ok(Running {

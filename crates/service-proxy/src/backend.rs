@@ -144,7 +144,7 @@ impl Backend {
         self.snapshot.store(Arc::new(Snapshot {
             targets: targets.collect(),
             coming: route.coming,
-            http: AtomicBool::new(route.sleepers.iter().any(|s| s.http)),
+            http: AtomicBool::new(route.http || route.sleepers.iter().any(|s| s.http)),
             sleepers: route.sleepers.clone(),
         }));
         self.changed.notify_waiters();

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Label by which a slice names its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Label of a Service that stands for one that other sites export: the name it has there.
+pub(crate) const IMPORTED_LABEL: &str = "multicluster.kubernetes.io/service-name";
 /// Another proxy is responsible for a Service with this label.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// How long `ClientIP` affinity lasts when the Service does not say.
@@ -66,8 +68,9 @@ pub struct RouteName {
 pub struct Route {
     /// Its name.
     pub name: RouteName,
-    /// `appProtocol`, such as `kubernetes.io/h2c`.
-    pub app_protocol: Option<String>,
+    /// Requests are understood one by one, whoever is behind it: HTTP that several sites
+    /// answer, where one of them may fall silent at any moment.
+    pub http: bool,
     /// How long a client stays with its endpoint, if it does.
     pub affinity: Option<Duration>,
     /// Where it listens.
@@ -273,6 +276,8 @@ fn routes(
     if cluster_ips.is_empty() {
         return Vec::new();
     }
+    let labels = service.metadata.labels.as_ref();
+    let imported = labels.is_some_and(|labels| labels.contains_key(IMPORTED_LABEL));
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
         let config = spec.session_affinity_config.as_ref();
         let seconds = config.and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
@@ -312,7 +317,7 @@ fn routes(
                     protocol,
                     origin,
                 },
-                app_protocol: port.app_protocol.clone(),
+                http: imported && protocol == Protocol::Tcp && speaks_http(port),
                 affinity,
                 listens,
                 endpoints,
@@ -331,6 +336,12 @@ fn routes(
         add(Origin::Node, external, node_port);
     }
     routes
+}
+
+/// What `appProtocol` says of a port.
+fn speaks_http(port: &ServicePort) -> bool {
+    let named = port.app_protocol.as_deref();
+    matches!(named, Some("http" | "kubernetes.io/h2c"))
 }
 
 /// The Service's own addresses; none for a headless one.

@@ -6,6 +6,7 @@ use crate::exported::{self, Exported};
 use crate::fleet::{self, Fleet};
 use crate::kinds::{ServiceExport, ServiceImport};
 use crate::plan::{self, IMPORT_LABEL, Import, OWNER, Offer};
+use crate::routes::{self, Routes};
 use crate::tunnel::{self, Targets, Tunnels};
 use bytes::Bytes;
 use client::{Informer, Informers};
@@ -43,6 +44,25 @@ pub struct Config {
     pub incoming: mpsc::Receiver<Incoming>,
     /// Reads pods, nodes and logs in the name of other sites.
     pub fleet: kube::Client,
+    /// How other sites reach this one without NATS, if they do.
+    pub direct: Option<Direct>,
+}
+
+/// How other sites reach this one without NATS.
+#[derive(Debug)]
+pub struct Direct {
+    /// Where.
+    pub listener: std::net::TcpListener,
+    /// As what: `host:port`, tried in this order.
+    pub addresses: Vec<String>,
+}
+
+/// Why other sites can't be served.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum StartError {
+    #[error("listen for other sites")]
+    Listen(#[source] std::io::Error),
 }
 
 /// Why the kinds are not served.
@@ -89,14 +109,28 @@ pub async fn set_up(client: &kube::Client) -> Result<(), SetUpError> {
 }
 
 /// Starts; runs until the scope is cancelled. The kinds must be served ([`set_up`]).
-pub fn start(config: Config, scope: &Scope) {
+///
+/// # Errors
+/// When other sites can't be listened for.
+pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
     let Config {
         informers,
         lattice,
         mut incoming,
         fleet,
+        direct,
     } = config;
-    let tunnels = Tunnels::new(lattice.clone(), scope);
+    let routes = Routes::new(lattice.clone(), scope);
+    let tunnels = Tunnels::new(lattice.clone(), routes.clone(), scope);
+    let mut told = BTreeMap::new();
+    if let Some(direct) = direct {
+        routes::serve(direct.listener, &lattice, &tunnels, scope).map_err(StartError::Listen)?;
+        let addresses = direct.addresses;
+        told.insert(
+            routes::KEY.to_owned(),
+            routes::Told { addresses }.to_bytes(),
+        );
+    }
     let fleet = Fleet::new(fleet, scope);
     let takers = tunnels.clone();
     scope.spawn_cancellable(async move {
@@ -117,11 +151,14 @@ pub fn start(config: Config, scope: &Scope) {
         namespaces: informers.get(),
         lattice,
         tunnels,
+        routes,
+        always_told: told,
         told: BTreeMap::new(),
         applied: HashMap::new(),
         unreachable: HashMap::new(),
     };
     scope.spawn_cancellable(controller.run());
+    Ok(())
 }
 
 struct Controller {
@@ -133,6 +170,9 @@ struct Controller {
     namespaces: Informer<Namespace>,
     lattice: Lattice,
     tunnels: Tunnels,
+    routes: Routes,
+    /// What this site tells the others from its start on.
+    always_told: BTreeMap<String, Bytes>,
     /// What this site tells the others.
     told: BTreeMap<String, Bytes>,
     /// What was written last, by path.
@@ -158,8 +198,12 @@ impl Controller {
             self.namespaces.subscribe().map(drop).boxed(),
         ]);
         let mut view = self.lattice.view();
+        let mut reached = self.routes.reached();
         loop {
-            let seen = view.borrow_and_update().clone();
+            let seen = {
+                let reached = reached.borrow_and_update();
+                with_routes(&view.borrow_and_update(), &reached)
+            };
             let again = match self.look(&seen).await {
                 Ok(()) => AGAIN,
                 Err(error) => {
@@ -172,6 +216,7 @@ impl Controller {
             tokio::select! {
                 _ = changes.next() => {}
                 changed = view.changed() => if changed.is_err() { return },
+                changed = reached.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(again) => self.applied.clear(),
             }
             tokio::time::sleep(GATHER).await;
@@ -185,6 +230,8 @@ impl Controller {
         self.tell(&own).await;
         self.tunnels.set_targets(self.targets(&own));
         let offers = self.offers(&own, view);
+        let others = offers.values().flatten().filter_map(|offer| offer.site);
+        self.routes.want(&others.collect());
         let mut imports: BTreeMap<Key, Import> = BTreeMap::new();
         for ((namespace, name), offers) in &offers {
             if self.namespaces.get("", namespace).is_none() {
@@ -235,13 +282,12 @@ impl Controller {
 
     /// Tells the other sites what has changed.
     async fn tell(&mut self, own: &BTreeMap<Key, Result<Exported, exported::NotExported>>) {
-        let now: BTreeMap<String, Bytes> = own
-            .iter()
-            .filter_map(|((namespace, name), told)| {
-                let value = serde_json::to_vec(told.as_ref().ok()?).ok()?;
-                Some((exported::key(namespace, name), value.into()))
-            })
-            .collect();
+        let exports = own.iter().filter_map(|((namespace, name), told)| {
+            let value = serde_json::to_vec(told.as_ref().ok()?).ok()?;
+            Some((exported::key(namespace, name), value.into()))
+        });
+        let mut now = self.always_told.clone();
+        now.extend(exports);
         let gone = self.told.keys().filter(|k| !now.contains_key(*k));
         let mut values: Vec<_> = gone.map(|k| (k.clone(), None)).collect();
         for (key, value) in &now {
@@ -569,6 +615,19 @@ impl Controller {
         }
         Ok(())
     }
+}
+
+/// A site that there is a direct way to is there, whatever NATS says.
+fn with_routes(view: &Arc<View>, reached: &BTreeSet<SiteId>) -> Arc<View> {
+    let silent = |s: &lattice::SiteView| s.state != SiteState::Alive && reached.contains(&s.id);
+    if !view.sites.iter().any(silent) {
+        return view.clone();
+    }
+    let mut view = View::clone(view);
+    for site in view.sites.iter_mut().filter(|s| silent(s)) {
+        site.state = SiteState::Alive;
+    }
+    Arc::new(view)
 }
 
 fn key_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<Key> {

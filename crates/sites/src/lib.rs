@@ -4,7 +4,7 @@
 //!
 //! Start with [`start`]. What exports come to is in `merge`, who answers in `choose`, which
 //! objects follow in `plan`: all pure; `controller` reads and writes, `tunnel` carries
-//! connections, `fleet` answers questions. It knows no NATS (that is `lattice`) and no proxy:
+//! connections, directly where there is a way (`routes`), `fleet` answers questions. It knows no NATS (that is `lattice`) and no proxy:
 //! what it makes are ordinary Services and EndpointSlices.
 
 mod choose;
@@ -14,10 +14,11 @@ pub mod fleet;
 mod kinds;
 mod merge;
 mod plan;
+mod routes;
 mod tunnel;
 
 pub use choose::{Candidate, Choice, Rank, choose, order, rank};
-pub use controller::{Config, SetUpError, set_up, start};
+pub use controller::{Config, Direct, SetUpError, StartError, set_up, start};
 pub use exported::Exported;
 pub use kinds::{
     CLUSTER_LABEL, ClusterStatus, GROUP, ImportType, Port, SERVICE_LABEL, ServiceExport,
@@ -25,6 +26,13 @@ pub use kinds::{
     VERSION, WEIGHT_ANNOTATION,
 };
 pub use merge::{Conflict, Merged, Source, merge};
+
+/// How many Services a site exports, by what it tells.
+pub fn exports(told: &std::collections::BTreeMap<String, bytes::Bytes>) -> u64 {
+    told.keys()
+        .filter(|key| exported::parse_key(key).is_some())
+        .count() as u64
+}
 
 /// The CustomResourceDefinitions of the kinds, as YAML.
 pub fn crds() -> &'static [&'static str] {

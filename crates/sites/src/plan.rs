@@ -6,7 +6,7 @@
 
 use crate::choose::{Candidate, choose};
 use crate::exported::Exported;
-use crate::kinds::{CLUSTER_LABEL, GROUP, ImportType, SERVICE_LABEL, VERSION};
+use crate::kinds::{CLUSTER_LABEL, GROUP, ImportType, Port, SERVICE_LABEL, VERSION};
 use crate::merge::{Merged, Source, merge};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lattice::{SiteId, SiteName, SiteState};
@@ -155,6 +155,13 @@ fn metadata(import: &Import, name: String, uid: &str, labels: BTreeMap<&str, &st
     })
 }
 
+/// What a port speaks: as it says, or as its name says (`http`, `http-…`, as is the custom).
+fn app_protocol(port: &Port) -> Option<&str> {
+    let named = port.name == "http" || port.name.starts_with("http-");
+    let by_name = (named && port.protocol == "TCP").then_some("http");
+    port.app_protocol.as_deref().or(by_name)
+}
+
 /// The Service that gives the import its address.
 pub(crate) fn service(import: &Import, uid: &str) -> Value {
     let labels = BTreeMap::from([
@@ -170,7 +177,7 @@ pub(crate) fn service(import: &Import, uid: &str) -> Value {
             if !p.name.is_empty() {
                 port["name"] = json!(p.name);
             }
-            if let Some(app) = &p.app_protocol {
+            if let Some(app) = app_protocol(p) {
                 port["appProtocol"] = json!(app);
             }
             port

@@ -1,9 +1,11 @@
-//! Connections from site to site over the lattice: listeners of this machine whose
-//! connections come out at another site's Service, and the other end of such.
+//! Connections from site to site: listeners of this machine whose connections come out at
+//! another site's Service, and the other end of such. They go directly where there is a way
+//! (`routes`), else over the lattice.
 //!
-//! The first line of a stream says where it is to go; only exported Services are reached.
+//! There the first line of a stream says where it is to go. Only exported Services are reached.
 
 use crate::plan::Gate;
+use crate::routes::Routes;
 use lattice::{Incoming, Lattice, SiteId, SiteState, SiteStream};
 use lifecycle::Scope;
 use parking_lot::{Mutex, RwLock};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// The protocol of such streams.
@@ -32,10 +34,29 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Where an exported port of this site answers.
 pub(crate) type Targets = HashMap<(String, String, String), Vec<SocketAddr>>;
 
+/// Why a port of a Service is not reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NotExported,
+    NoAnswer,
+    TooMany,
+}
+
+impl Refusal {
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotExported => "the Service is not exported",
+            Self::NoAnswer => "the Service does not answer",
+            Self::TooMany => "too many connections",
+        }
+    }
+}
+
 /// The listeners, and who is reached from outside.
 #[derive(Clone)]
 pub(crate) struct Tunnels {
     lattice: Lattice,
+    routes: Routes,
     scope: Scope,
     /// What listens, and how it is stopped. Taken alone.
     open: Arc<Mutex<BTreeMap<Gate, (u16, CancellationToken)>>>,
@@ -45,9 +66,10 @@ pub(crate) struct Tunnels {
 }
 
 impl Tunnels {
-    pub(crate) fn new(lattice: Lattice, scope: &Scope) -> Self {
+    pub(crate) fn new(lattice: Lattice, routes: Routes, scope: &Scope) -> Self {
         Self {
             lattice,
+            routes,
             scope: scope.clone(),
             open: Arc::default(),
             targets: Arc::default(),
@@ -119,11 +141,16 @@ impl Tunnels {
     /// Carries one connection to another site.
     async fn go(&self, mut connection: TcpStream, gate: &Gate) -> io::Result<()> {
         let _ = connection.set_nodelay(true);
+        let port = format!("{}/{}/{}", gate.namespace, gate.service, gate.port);
+        if let Some(far) = self.routes.connect(gate.site, &port).await {
+            let mut far = far.map_err(|refusal| io::Error::other(refusal.text()))?;
+            let done = tokio::io::copy_bidirectional(&mut connection, &mut far);
+            return done.await.map(drop);
+        }
         self.lattice.traffic(gate.site);
         let stream = self.lattice.open(gate.site, PROTOCOL, None).await;
         let mut stream = stream.map_err(io::Error::other)?;
-        let line = format!("{}/{}/{}\n", gate.namespace, gate.service, gate.port);
-        stream.write_all(line.as_bytes()).await?;
+        stream.write_all(format!("{port}\n").as_bytes()).await?;
         tokio::select! {
             done = tokio::io::copy_bidirectional(&mut connection, &mut stream) => done.map(drop),
             () = self.watch(gate.site) => Err(io::ErrorKind::HostUnreachable.into()),
@@ -149,46 +176,51 @@ impl Tunnels {
 
     /// Takes a stream of another site to this site's Service.
     pub(crate) fn take(&self, incoming: Incoming) {
-        let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-            incoming.stream.cancel("too many connections");
-            return;
-        };
         let tunnels = self.clone();
         self.scope.spawn_cancellable(async move {
             if let Err(error) = tunnels.come(incoming.stream).await {
                 tracing::debug!(%error, from = %incoming.from, "connection of another site");
             }
-            drop(permit);
         });
     }
 
     async fn come(&self, mut stream: SiteStream) -> io::Result<()> {
         let line = line(&stream).await?;
-        let target = parse(&line).and_then(|key| {
+        let (mut connection, _permit) = match self.reach(&line).await {
+            Ok(reached) => reached,
+            Err(refusal) => {
+                stream.cancel(refusal.text());
+                return Ok(());
+            }
+        };
+        tokio::io::copy_bidirectional(&mut connection, &mut stream)
+            .await
+            .map(drop)
+    }
+
+    /// Connects to a port of this site's Service, in the name of another site.
+    pub(crate) async fn reach(
+        &self,
+        port: &str,
+    ) -> Result<(TcpStream, OwnedSemaphorePermit), Refusal> {
+        let permits = self.connections.clone();
+        let permit = permits.try_acquire_owned().map_err(|_| Refusal::TooMany)?;
+        let target = parse(port).and_then(|key| {
             let targets = self.targets.read();
             let addresses = targets.get(&key)?;
             addresses.first().copied()
         });
-        let Some(target) = target else {
-            stream.cancel("the Service is not exported");
-            return Ok(());
-        };
+        let target = target.ok_or(Refusal::NotExported)?;
         let connecting = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(target));
-        let mut connection = match connecting.await {
+        let connection = match connecting.await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
-                stream.cancel("the Service does not answer");
-                return Err(error);
-            }
-            Err(_) => {
-                stream.cancel("the Service does not answer");
-                return Err(io::ErrorKind::TimedOut.into());
+            refused => {
+                tracing::debug!(?refused, port, "reach a Service for another site");
+                return Err(Refusal::NoAnswer);
             }
         };
         let _ = connection.set_nodelay(true);
-        tokio::io::copy_bidirectional(&mut connection, &mut stream)
-            .await
-            .map(drop)
+        Ok((connection, permit))
     }
 }
 

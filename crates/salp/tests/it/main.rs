@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod disk;
+mod failover;
 mod faults;
 mod guests;
 mod harness;

@@ -8,13 +8,13 @@ use serde_json::Value;
 use std::process::{Command, Stdio};
 
 /// A nats-server at a port that stays the same when it is started again.
-struct Nats {
+pub(crate) struct Nats {
     port: u16,
     process: Option<Running>,
 }
 
 impl Nats {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut nats = Self {
             port: free_port(),
             process: None,
@@ -23,7 +23,7 @@ impl Nats {
         nats
     }
 
-    fn up(&mut self) {
+    pub(crate) fn up(&mut self) {
         let child = Command::new(tool("nats-server"))
             .args(["--addr", "127.0.0.1", "--port", &self.port.to_string()])
             .stdin(Stdio::null())
@@ -35,7 +35,7 @@ impl Nats {
     }
 
     /// As a power cut would.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process = None;
     }
 
@@ -51,7 +51,7 @@ fn listed(site: &Site) -> Value {
 }
 
 /// Waits until a site lists another in a state; what it lists of it.
-fn sees(site: &Site, other: &str, state: &str) -> Value {
+pub(crate) fn sees(site: &Site, other: &str, state: &str) -> Value {
     eventually(&format!("{other} is {state}"), || {
         let list = listed(site);
         let sites = list["sites"].as_array().expect("sites");
@@ -62,37 +62,22 @@ fn sees(site: &Site, other: &str, state: &str) -> Value {
     })
 }
 
-fn hub(nats: &Nats) -> Site {
+pub(crate) fn hub(nats: &Nats, more: &[&str]) -> Site {
     let url = nats.url();
-    let site = Site::start_with(&[
-        "--lattice",
-        &url,
-        "--lattice-hub",
-        "--site",
-        "hub",
-        "--region",
-        "cloud",
-    ]);
+    let args = ["--lattice", &url, "--lattice-hub", "--site", "hub"];
+    let site = Site::start_with(&[&args, more].concat());
     site.expects("NATS connection");
     site
 }
 
 /// A site that joins by a token of the hub.
-fn shop(nats: &Nats, hub: &Site, name: &str) -> Site {
+pub(crate) fn shop(nats: &Nats, hub: &Site, name: &str, more: &[&str]) -> Site {
     let token = hub.salp(&["sites", "token", "--ttl", "10m"]);
     assert!(token.status.success(), "{}", text(&token));
     let token = String::from_utf8(token.stdout).expect("text");
     let (url, token) = (nats.url(), token.trim().to_owned());
-    let site = Site::start_with(&[
-        "--lattice",
-        &url,
-        "--lattice-token",
-        &token,
-        "--site",
-        name,
-        "--node-name",
-        name,
-    ]);
+    let args = ["--lattice", &url, "--lattice-token", &token, "--site", name];
+    let site = Site::start_with(&[&args, &["--node-name", name][..], more].concat());
     site.expects("NATS connection");
     site
 }
@@ -101,7 +86,7 @@ const EXPORT: &str =
     "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: hello}\n";
 
 /// The address of an import at a site, once it has one.
-fn import_address(site: &Site) -> String {
+pub(crate) fn import_address(site: &Site) -> String {
     eventually("the import has an address", || {
         let out = site.kubectl(&["get", "serviceimport", "hello", "-o", "json"]);
         let import: Value = serde_json::from_slice(&out.stdout).map_err(|_| text(&out))?;
@@ -131,8 +116,8 @@ fn answers_path(address: &str, path: &str, what: &str, accept: impl Fn(&str) -> 
 #[test]
 fn sites_join_by_token_or_approval_and_are_listed() {
     let mut nats = Nats::start();
-    let hub = hub(&nats);
-    let shop = shop(&nats, &hub, "shop-1");
+    let hub = hub(&nats, &[]);
+    let shop = shop(&nats, &hub, "shop-1", &[]);
     let seen = sees(&hub, "shop-1", "Alive");
     assert!(
         seen["roundTripMs"].as_f64().is_some_and(|ms| ms > 0.0),
@@ -187,7 +172,7 @@ fn sites_join_by_token_or_approval_and_are_listed() {
 }
 
 /// Names of the hello pods at a site.
-fn pods(site: &Site) -> Vec<String> {
+pub(crate) fn pods(site: &Site) -> Vec<String> {
     let list = site.json(&["get", "pods", "-l", "app=hello"]);
     let items = list["items"].as_array().expect("pods").clone();
     let names = items.iter().filter_map(|p| p["metadata"]["name"].as_str());
@@ -195,7 +180,7 @@ fn pods(site: &Site) -> Vec<String> {
 }
 
 /// Whether an answer comes from one of these pods.
-fn by(names: &[String]) -> impl Fn(&str) -> bool {
+pub(crate) fn by(names: &[String]) -> impl Fn(&str) -> bool {
     let names = names.to_vec();
     move |body| names.iter().any(|n| body.contains(n.as_str()))
 }
@@ -208,7 +193,7 @@ fn export(site: &Site) {
 }
 
 /// Deploys hello at a site and exports it.
-fn deploy(site: &Site, image: &str) -> Vec<String> {
+pub(crate) fn deploy(site: &Site, image: &str) -> Vec<String> {
     site.apply(&hello(image, 1));
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     export(site);
@@ -220,8 +205,11 @@ fn a_service_is_answered_by_other_sites_while_its_own_pods_are_away() {
     let nats = Nats::start();
     let registry = Registry::start();
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
-    let hub = hub(&nats);
-    let (shop, kiosk) = (shop(&nats, &hub, "shop-1"), shop(&nats, &hub, "kiosk"));
+    let hub = hub(&nats, &[]);
+    let (shop, kiosk) = (
+        shop(&nats, &hub, "shop-1", &[]),
+        shop(&nats, &hub, "kiosk", &[]),
+    );
     let (of_hub, of_shop) = (deploy(&hub, &image), deploy(&shop, &image));
     let at_shop = import_address(&shop);
     answers(&at_shop, "the shop's own pod answers first", by(&of_shop));

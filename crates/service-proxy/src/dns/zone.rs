@@ -1,6 +1,6 @@
 //! What names mean, as the Kubernetes DNS specification (1.1.0) has them. Pure.
 
-use crate::table::cluster_ips;
+use crate::table::{IMPORTED_LABEL, cluster_ips};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
@@ -69,8 +69,6 @@ struct Owner {
     endpoint: Option<String>,
 }
 
-/// Label of a Service that stands for one that other sites export: the name it has there.
-const IMPORTED_LABEL: &str = "multicluster.kubernetes.io/service-name";
 /// Where imported Services have their names.
 const CLUSTERSET_DOMAIN: &str = "clusterset.local";
 

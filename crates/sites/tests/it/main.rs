@@ -40,7 +40,7 @@ struct Site {
 }
 
 impl Site {
-    async fn start(name: &str, role: Role, nats: &Nats) -> Result<Self> {
+    async fn start(name: &str, role: Role, nats: &Nats, direct: bool) -> Result<Self> {
         let api = TestApi::start().await?;
         let dir = tempfile::tempdir()?;
         let scope = Scope::new();
@@ -68,9 +68,10 @@ impl Site {
                 lattice: lattice.clone(),
                 incoming,
                 fleet: client.clone(),
+                direct: direct.then(listen).transpose()?,
             },
             &scope,
-        );
+        )?;
         Ok(Self {
             client,
             informers,
@@ -223,10 +224,24 @@ async fn tell(port: u16, body: &[u8]) -> Result<Vec<u8>> {
         .context("no answer")?
 }
 
+fn listen() -> Result<sites::Direct> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let addresses = vec![listener.local_addr()?.to_string()];
+    Ok(sites::Direct {
+        listener,
+        addresses,
+    })
+}
+
 async fn pair(nats: &Nats) -> Result<(Site, Site)> {
-    let hub = Site::start("hub", Role::Hub, nats).await?;
+    pair_with(nats, false).await
+}
+
+async fn pair_with(nats: &Nats, direct: bool) -> Result<(Site, Site)> {
+    let hub = Site::start("hub", Role::Hub, nats, direct).await?;
     let token = hub.lattice.make_token(NEVER, 1).await?;
-    let shop = Site::start("shop", Role::Member { token: Some(token) }, nats).await?;
+    let role = Role::Member { token: Some(token) };
+    let shop = Site::start("shop", role, nats, direct).await?;
     hub.lattice.wait_for(|v| v.alive().count() == 1).await;
     shop.lattice.wait_for(|v| v.alive().count() == 1).await;
     Ok((hub, shop))
@@ -383,5 +398,47 @@ async fn other_sites_answer_about_their_pods_and_nothing_else() -> Result<()> {
         .gather(&asked, protocol, &question, 1 << 20, deadline);
     assert_eq!(silent.await.silent.len(), 1);
     shop.scope.close().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_route_needs_no_nats_and_ends_with_membership() -> Result<()> {
+    let mut nats = Nats::start(&Setup::default());
+    let (hub, shop) = pair_with(&nats, true).await?;
+    let of_hub = Scope::new();
+    let at_hub = server("hub:", &of_hub).await?;
+    hub.serve(7000, at_hub, true).await?;
+    hub.export().await?;
+    let ports = shop.answered_by(&["hub"]).await?;
+    assert_eq!(tell(ports[0], b"hi").await?, b"hub:hi");
+    // Over NATS it can't go any more; any size does.
+    nats.kill();
+    // The route may still be on its way; what went over NATS until then stays there.
+    while !matches!(
+        tokio::time::timeout(Duration::from_secs(1), tell(ports[0], b"hi")).await,
+        Ok(Ok(answer)) if answer == b"hub:hi"
+    ) {}
+    let body = vec![7; 5_000_000];
+    assert_eq!(tell(ports[0], &body).await?.len(), body.len() + 4);
+    // The lattice takes the hub for gone; what is reached is there.
+    shop.lattice
+        .wait_for(|v| v.site("hub").is_some_and(|s| s.state == SiteState::Gone))
+        .await;
+    assert_eq!(shop.answered_by(&["hub"]).await?, ports);
+    assert_eq!(tell(ports[0], b"!").await?, b"hub:!");
+    nats.restart();
+    hub.lattice.wait_for(|v| v.alive().count() == 1).await;
+
+    // Who is revoked is cut off in the middle of what it says.
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, ports[0])).await?;
+    let mut answer = [0; 4];
+    connection.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"hub:");
+    hub.lattice.revoke("shop").await?;
+    let ended = tokio::time::timeout(NEVER, connection.read(&mut answer)).await?;
+    assert!(!ended.is_ok_and(|read| read > 0), "nothing more comes");
+    for site in [hub, shop] {
+        site.scope.close().await;
+    }
     Ok(())
 }

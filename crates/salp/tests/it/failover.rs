@@ -1,0 +1,218 @@
+//! A Service of several sites under load, while pods, whole sites and NATS are killed: every
+//! request that was sent is accounted for.
+
+use crate::harness::{Registry, Site, eventually, repo_file};
+use crate::sites::{Nats, by, deploy, hub, import_address, pods, sees, shop};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Clients that connect anew for each request, and those that keep their connection.
+const CLIENTS: usize = 2;
+/// Answers in a row that show that something has settled.
+const SETTLED: usize = 40;
+
+/// What became of a request.
+struct Outcome {
+    answer: Result<String, String>,
+    took: Duration,
+}
+
+/// Clients without a pause.
+struct Load {
+    stop: Arc<AtomicBool>,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    clients: Vec<std::thread::JoinHandle<u64>>,
+}
+
+impl Load {
+    fn on(address: &str) -> Self {
+        let address: SocketAddr = address.parse().expect("address");
+        let stop = Arc::new(AtomicBool::new(false));
+        let outcomes = Arc::new(Mutex::new(Vec::new()));
+        let clients = (0..2 * CLIENTS).map(|n| {
+            let (stop, outcomes) = (stop.clone(), outcomes.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::new(address, n < CLIENTS);
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    sent += 1;
+                    let began = Instant::now();
+                    let answer = client.get().map_err(|e| e.to_string());
+                    let took = began.elapsed();
+                    outcomes
+                        .lock()
+                        .expect("lock")
+                        .push(Outcome { answer, took });
+                }
+                sent
+            })
+        });
+        let clients = clients.collect();
+        Self {
+            stop,
+            outcomes,
+            clients,
+        }
+    }
+
+    /// Waits until so many answers in a row were as wanted, from now on.
+    fn settles(&self, what: &str, accept: impl Fn(&str) -> bool) {
+        let from = self.outcomes.lock().expect("lock").len();
+        eventually(what, || {
+            let outcomes = self.outcomes.lock().expect("lock");
+            let last = outcomes[from..].iter().rev().take(SETTLED);
+            let good = last.filter(|o| o.answer.as_ref().is_ok_and(|a| accept(a)));
+            match good.count() {
+                SETTLED => Ok(()),
+                count => Err(format!(
+                    "{count} of {SETTLED}, last {:?}",
+                    outcomes.last().map(|o| &o.answer)
+                )),
+            }
+        });
+    }
+
+    /// Ends it: each request that was sent must have been answered.
+    fn expect_no_failure(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent: u64 = self
+            .clients
+            .into_iter()
+            .map(|c| c.join().expect("client"))
+            .sum();
+        let outcomes = self.outcomes.lock().expect("lock");
+        assert_eq!(outcomes.len() as u64, sent, "a request is unaccounted for");
+        let bad: Vec<_> = outcomes
+            .iter()
+            .filter_map(|o| Some((o.answer.as_ref().err()?, o.took)))
+            .collect();
+        assert!(bad.is_empty(), "{} of {sent} failed: {bad:?}", bad.len());
+    }
+}
+
+/// As little of a client as can keep a connection.
+struct Client {
+    address: SocketAddr,
+    keeps: bool,
+    connection: Option<TcpStream>,
+}
+
+impl Client {
+    fn new(address: SocketAddr, keeps: bool) -> Self {
+        Self {
+            address,
+            keeps,
+            connection: None,
+        }
+    }
+
+    fn get(&mut self) -> std::io::Result<String> {
+        let mut connection = match self.connection.take() {
+            Some(kept) => kept,
+            None => TcpStream::connect_timeout(&self.address, Duration::from_secs(10))?,
+        };
+        connection.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let end = if self.keeps {
+            ""
+        } else {
+            "Connection: close\r\n"
+        };
+        let request = format!("GET / HTTP/1.1\r\nHost: hello\r\n{end}\r\n");
+        connection.write_all(request.as_bytes())?;
+        let (head, body) = read_answer(&mut connection)?;
+        if self.keeps && !head.contains("connection: close") {
+            self.connection = Some(connection);
+        }
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(body),
+            _ => Err(std::io::Error::other(format!("{head} {body}"))),
+        }
+    }
+}
+
+/// The head in small letters, and a body whose length it tells.
+fn read_answer(connection: &mut TcpStream) -> std::io::Result<(String, String)> {
+    let mut raw = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        if let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&raw[..end]).to_ascii_lowercase();
+            let length = head
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: "));
+            let length: usize = length.and_then(|l| l.trim().parse().ok()).unwrap_or(0);
+            if raw.len() >= end + 4 + length {
+                let body = &raw[end + 4..end + 4 + length];
+                return Ok((head, String::from_utf8_lossy(body).into_owned()));
+            }
+        }
+        match connection.read(&mut chunk)? {
+            0 => {
+                let said = String::from_utf8_lossy(&raw).into_owned();
+                return Err(std::io::Error::other(format!("it ended after {said:?}")));
+            }
+            read => raw.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
+/// Ends all of a site at once, as a power cut would.
+fn kill(site: &mut Site) {
+    let pid = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
+    // First the one that would start the other again.
+    site.signal("-KILL");
+    let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
+    assert!(killed.expect("kill").success());
+}
+
+fn no_request_fails(more: &[&str]) {
+    let mut nats = Nats::start();
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let hub = hub(&nats, more);
+    let till = shop(&nats, &hub, "till", more);
+    let mut kiosk = shop(&nats, &hub, "kiosk", more);
+    let of_hub = deploy(&hub, &image);
+    let of_kiosk = deploy(&kiosk, &image);
+    let of_till = deploy(&till, &image);
+    let address = import_address(&till);
+    eventually("all three are told of", || {
+        let import = till.json(&["get", "serviceimport", "hello"]);
+        let clusters = import["status"]["clusters"].as_array().map_or(0, Vec::len);
+        (clusters == 3).then_some(()).ok_or(import.to_string())
+    });
+
+    let load = Load::on(&address);
+    load.settles("the till's own pod answers", by(&of_till));
+    till.ok(&["scale", "deployment/hello", "--replicas=0"]);
+    let others = [of_hub.clone(), of_kiosk].concat();
+    load.settles("others cover for it", by(&others));
+    kill(&mut kiosk);
+    load.settles("the one that is left answers", by(&of_hub));
+    nats.kill();
+    nats.up();
+    load.settles("NATS was started again", by(&of_hub));
+    sees(&till, "hub", "Alive");
+    till.ok(&["scale", "deployment/hello", "--replicas=1"]);
+    let again = eventually("the till's pod is back", || {
+        let names = pods(&till);
+        let one = (names.len() == 1).then_some(names);
+        one.ok_or("not yet".to_owned())
+    });
+    load.settles("traffic comes home", by(&again));
+    load.expect_no_failure();
+}
+
+#[test]
+fn no_request_fails_over_nats() {
+    no_request_fails(&["--lattice-listen", "off"]);
+}
+
+#[test]
+fn no_request_fails_on_direct_routes() {
+    no_request_fails(&[]);
+}

@@ -1,0 +1,407 @@
+//! The direct way to other sites: one connection of HTTP/2 over TLS to each that can be
+//! reached, kept while it is needed; each connection to a Service is a stream of it (a
+//! CONNECT). Not here: who is chosen (`choose`), and the way over NATS (`tunnel`), which is
+//! taken while there is no direct one.
+//!
+//! Who is at the other end is known by its key (`lattice`, `tls`). A site tells the others
+//! where it listens by a value of its state.
+
+use crate::tunnel::{Refusal, Tunnels};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lattice::{Lattice, SiteId};
+use lifecycle::Scope;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+
+/// The key under which a site tells where it listens.
+pub(crate) const KEY: &str = "route";
+/// Addresses of one site that are tried; of more, the first.
+const ADDRESSES_MAX: usize = 8;
+/// Connections of other sites at once; further ones wait to be accepted.
+const ACCEPTED_MAX: usize = 1024;
+/// Streams of one connection; a site that wants more waits.
+const STREAMS_MAX: u32 = 4096;
+/// Bytes on their way in one stream, and in all of a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How long a connection may take to be made, TLS and all.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// While streams are open the other side is asked for a sign of life this often, and is given
+/// so long: a link that is cut is noticed within about a second.
+const PING: Duration = Duration::from_millis(300);
+const PING_MAX: Duration = Duration::from_millis(900);
+/// The first and the longest pause before a site is tried again.
+const AGAIN_MIN: Duration = Duration::from_millis(200);
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// How long the other side may take to reach its Service: longer than it gives itself.
+const ANSWER_MAX: Duration = Duration::from_secs(12);
+
+const SERVICE: HeaderName = HeaderName::from_static("salp-service");
+
+/// Where this site is reached, as it tells the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) addresses: Vec<String>,
+}
+
+impl Told {
+    /// Reads what another site tells.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut told: Self = serde_json::from_slice(bytes).ok()?;
+        told.addresses.truncate(ADDRESSES_MAX);
+        Some(told)
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+/// A connection to another site's Service.
+pub(crate) type Far = TokioIo<Upgraded>;
+
+/// The ways to other sites.
+#[derive(Clone)]
+pub(crate) struct Routes(Arc<Inner>);
+
+struct Inner {
+    lattice: Lattice,
+    scope: Scope,
+    /// Sites that are wanted, and how each is given up. Taken alone.
+    wanted: Mutex<BTreeMap<SiteId, CancellationToken>>,
+    /// Connections that are open. Taken alone, for a moment.
+    open: Mutex<BTreeMap<SiteId, http2::SendRequest<Empty<Bytes>>>>,
+    reached: watch::Sender<BTreeSet<SiteId>>,
+}
+
+impl Routes {
+    pub(crate) fn new(lattice: Lattice, scope: &Scope) -> Self {
+        Self(Arc::new(Inner {
+            lattice,
+            scope: scope.clone(),
+            wanted: Mutex::default(),
+            open: Mutex::default(),
+            reached: watch::Sender::default(),
+        }))
+    }
+
+    /// Sites that there is a connection to, as it changes.
+    pub(crate) fn reached(&self) -> watch::Receiver<BTreeSet<SiteId>> {
+        self.0.reached.subscribe()
+    }
+
+    /// Keeps connections to these sites, as far as they can be reached, and to no others.
+    pub(crate) fn want(&self, sites: &BTreeSet<SiteId>) {
+        let mut wanted = self.0.wanted.lock();
+        wanted.retain(|site, stop| {
+            let keep = sites.contains(site);
+            if !keep {
+                stop.cancel();
+            }
+            keep
+        });
+        for site in sites {
+            wanted.entry(*site).or_insert_with(|| {
+                let stop = self.0.scope.token().child_token();
+                let (routes, site, until) = (self.clone(), *site, stop.clone());
+                self.0.scope.spawn(async move {
+                    until.run_until_cancelled(routes.keep(site)).await;
+                    routes.lost(site);
+                });
+                stop
+            });
+        }
+    }
+
+    /// A connection to a port of another site's Service; nothing when there is no way there
+    /// now, so that another is to be tried.
+    pub(crate) async fn connect(&self, site: SiteId, port: &str) -> Option<Result<Far, Refusal>> {
+        let mut sender = self.0.open.lock().get(&site)?.clone();
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = http::Method::CONNECT;
+        *request.uri_mut() = http::Uri::from_static("site:1");
+        let value = HeaderValue::from_str(port).ok()?;
+        request.headers_mut().insert(SERVICE, value);
+        let asked = async {
+            sender.ready().await.ok()?;
+            let answer = sender.send_request(request).await.ok()?;
+            match answer.status() {
+                StatusCode::OK => {
+                    let upgraded = hyper::upgrade::on(answer).await.ok()?;
+                    Some(Ok(TokioIo::new(upgraded)))
+                }
+                StatusCode::NOT_FOUND => Some(Err(Refusal::NotExported)),
+                _ => Some(Err(Refusal::NoAnswer)),
+            }
+        };
+        tokio::time::timeout(ANSWER_MAX, asked).await.ok().flatten()
+    }
+
+    async fn keep(&self, site: SiteId) {
+        let mut pause = AGAIN_MIN;
+        loop {
+            let addresses = self.addresses(site).await;
+            if let Some((sender, connection)) = self.reach(site, &addresses).await {
+                pause = AGAIN_MIN;
+                self.0.open.lock().insert(site, sender);
+                self.changed();
+                tokio::select! {
+                    // How it ended says no more than that it did.
+                    _ = connection => {}
+                    () = until_no_member(&self.0.lattice, site) => {}
+                }
+                self.lost(site);
+            }
+            // Where it listens may change meanwhile.
+            let mut view = self.0.lattice.view();
+            let elsewhere = view.wait_for(|v| told(v, site).as_ref() != Some(&addresses));
+            tokio::select! {
+                moved = elsewhere => if moved.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Waits until a site tells where it is reached.
+    async fn addresses(&self, site: SiteId) -> Vec<String> {
+        let mut view = self.0.lattice.view();
+        let known = view.wait_for(|v| told(v, site).is_some_and(|a| !a.is_empty()));
+        let told = known.await.ok().and_then(|view| told(&view, site));
+        match told {
+            Some(addresses) => addresses,
+            // The lattice has stopped.
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn reach(&self, site: SiteId, addresses: &[String]) -> Option<Connection> {
+        for address in addresses {
+            let made = tokio::time::timeout(CONNECT_MAX, self.handshake(site, address)).await;
+            match made {
+                Ok(Ok(made)) => {
+                    tracing::debug!(%site, address, "direct route");
+                    return Some(made);
+                }
+                Ok(Err(error)) => tracing::debug!(%site, address, %error, "no direct route"),
+                Err(_) => tracing::debug!(%site, address, "no direct route: no answer"),
+            }
+        }
+        None
+    }
+
+    async fn handshake(&self, site: SiteId, address: &str) -> io::Result<Connection> {
+        let config = self.0.lattice.tls_client(site).map_err(io::Error::other)?;
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        // The verifier looks at keys, not at names.
+        let name = rustls_pki_types::ServerName::from(stream.peer_addr()?.ip());
+        let stream = TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await?;
+        let mut builder = http2::Builder::new(InScope(self.0.scope.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let made = builder.handshake(TokioIo::new(stream)).await;
+        made.map_err(io::Error::other)
+    }
+
+    fn lost(&self, site: SiteId) {
+        self.0.open.lock().remove(&site);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        let now: BTreeSet<SiteId> = self.0.open.lock().keys().copied().collect();
+        self.0.reached.send_if_modified(|reached| {
+            let differs = *reached != now;
+            *reached = now;
+            differs
+        });
+    }
+}
+
+type Connection = (
+    http2::SendRequest<Empty<Bytes>>,
+    http2::Connection<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>, Empty<Bytes>, InScope>,
+);
+
+/// Runs what HTTP/2 runs beside its connection.
+#[derive(Clone)]
+struct InScope(Scope);
+
+impl<F> hyper::rt::Executor<F> for InScope
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        drop(self.0.spawn_cancellable(async move { drop(task.await) }));
+    }
+}
+
+fn told(view: &lattice::View, site: SiteId) -> Option<Vec<String>> {
+    let seen = view.sites.iter().find(|s| s.id == site)?;
+    Some(Told::read(seen.entries.get(KEY)?)?.addresses)
+}
+
+/// Returns when a site is a member no more.
+async fn until_no_member(lattice: &Lattice, site: SiteId) {
+    let mut view = lattice.view();
+    let gone = view.wait_for(|v| v.sites.iter().all(|s| s.id != site));
+    let _ = gone.await;
+}
+
+/// Takes connections of other sites until the scope is cancelled.
+pub(crate) fn serve(
+    listener: std::net::TcpListener,
+    lattice: &Lattice,
+    tunnels: &Tunnels,
+    scope: &Scope,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let config = lattice.tls_server().map_err(io::Error::other)?;
+    let server = Server {
+        tls: TlsAcceptor::from(Arc::new(config)),
+        lattice: lattice.clone(),
+        tunnels: tunnels.clone(),
+        scope: scope.clone(),
+    };
+    scope.spawn_cancellable(server.accept(listener));
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Server {
+    tls: TlsAcceptor,
+    lattice: Lattice,
+    tunnels: Tunnels,
+    scope: Scope,
+}
+
+impl Server {
+    async fn accept(self, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(ACCEPTED_MAX));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "accept from another site");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            };
+            let server = self.clone();
+            self.scope.spawn_cancellable(async move {
+                if let Err(error) = server.serve(stream, from).await {
+                    tracing::debug!(%from, %error, "connection of another site");
+                }
+                drop(place);
+            });
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let stream = tokio::time::timeout(CONNECT_MAX, self.tls.accept(stream)).await??;
+        let site = self
+            .lattice
+            .tls_peer(stream.get_ref().1.peer_certificates());
+        // Revoked since the handshake.
+        let site = site.ok_or(io::ErrorKind::PermissionDenied)?;
+        tracing::debug!(%from, %site, "direct route");
+        let mut builder = hyper::server::conn::http2::Builder::new(InScope(self.scope.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(AGAIN_MAX))
+            .max_concurrent_streams(STREAMS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let server = self.clone();
+        let service = service_fn(move |request| {
+            let server = server.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let serving = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            served = serving => served.map_err(io::Error::other),
+            () = until_no_member(&self.lattice, site) => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
+        let port = request.headers().get(SERVICE).and_then(|v| v.to_str().ok());
+        let reached = match port {
+            Some(port) if request.method() == http::Method::CONNECT => {
+                self.tunnels.reach(port).await
+            }
+            _ => return status(StatusCode::BAD_REQUEST),
+        };
+        let (mut connection, permit) = match reached {
+            Ok(reached) => reached,
+            Err(Refusal::NotExported) => return status(StatusCode::NOT_FOUND),
+            Err(Refusal::NoAnswer) => return status(StatusCode::BAD_GATEWAY),
+            Err(Refusal::TooMany) => return status(StatusCode::SERVICE_UNAVAILABLE),
+        };
+        self.scope.spawn_cancellable(async move {
+            // It begins when the answer is out.
+            if let Ok(upgraded) = hyper::upgrade::on(request).await {
+                let mut far = TokioIo::new(upgraded);
+                // How a connection ends is its two ends' affair.
+                let _ = tokio::io::copy_bidirectional(&mut connection, &mut far).await;
+            }
+            drop(permit);
+        });
+        status(StatusCode::OK)
+    }
+}
+
+fn status(status: StatusCode) -> Response<Empty<Bytes>> {
+    let mut response = Response::new(Empty::new());
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_site_tells_is_read_and_bounded() {
+        let told = Told {
+            addresses: vec!["192.0.2.7:7443".into()],
+        };
+        assert_eq!(Told::read(&told.to_bytes()), Some(told));
+        let many = Told {
+            addresses: vec![String::new(); 100],
+        };
+        let read = Told::read(&many.to_bytes()).unwrap();
+        assert_eq!(read.addresses.len(), ADDRESSES_MAX);
+        assert_eq!(Told::read(b"[]"), None);
+    }
+}
