@@ -22,8 +22,9 @@ use tokio::sync::Semaphore;
 /// Programs compiled at once; the others wait. Each uses all processors at low priority.
 const COMPILING_MAX: usize = 2;
 
-/// Niceness of compiler threads: serving comes first.
-const COMPILER_NICE: i32 = 15;
+/// Niceness of compiler threads: serving comes first, but a machine that is never idle must not
+/// keep a new pod waiting for ever (a tenth of a busy processor each).
+const COMPILER_NICE: i32 = 10;
 
 pub(crate) struct Cache {
     dir: PathBuf,

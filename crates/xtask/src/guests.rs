@@ -160,6 +160,20 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Builds those with an interpreter that are not there. Where their language's packages can't be
+/// had, the test that runs them is skipped and says so.
+pub(crate) fn interpreted(root: &Path) {
+    for (name, build) in INTERPRETED {
+        let out = root.join("target/guests").join(format!("{name}.wasm"));
+        if out.is_file() {
+            continue;
+        }
+        if let Err(error) = build(root, &out) {
+            println!("skipped, not built: {name}: {error:#}");
+        }
+    }
+}
+
 /// What compiles Rust to WebAssembly here.
 enum Toolchain {
     /// The host's own, with the target's standard library.
@@ -183,7 +197,11 @@ impl Toolchain {
     /// The component's (or module's) bytes.
     fn build(&self, root: &Path, guest: &Guest) -> Result<Vec<u8>> {
         let target_dir = root.join("target/guests/build");
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = fetch::cargo();
+        let remap = remapped(root, self)?;
+        for target in ["UNKNOWN_UNKNOWN", "WASIP1", "WASIP2"] {
+            cargo.env(format!("CARGO_TARGET_WASM32_{target}_RUSTFLAGS"), &remap);
+        }
         cargo
             .current_dir(root.join(guest.dir))
             .args(["rustc", "--release", "--locked", "--target-dir"])
@@ -199,7 +217,7 @@ impl Toolchain {
         };
         cargo.args(["--target", target]);
         if let Self::Debian(usr) = self {
-            debian_settings(&mut cargo, usr, &target_dir, guest.kind)?;
+            debian_settings(&mut cargo, usr, &remap, &target_dir, guest.kind)?;
         }
         fetch::run(&mut cargo)?;
         let file = target_dir
@@ -223,10 +241,36 @@ impl Toolchain {
     }
 }
 
-fn debian_settings(cargo: &mut Command, usr: &Path, target_dir: &Path, kind: Kind) -> Result<()> {
+/// The compiler's flags that keep this machine's paths out of what is committed.
+fn remapped(root: &Path, toolchain: &Toolchain) -> Result<String> {
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(std::env::var_os("HOME").context("read $HOME")?).join(".cargo"),
+    };
+    let mut prefixes = vec![(root.to_owned(), "/salp"), (home, "/cargo")];
+    // The last that fits counts.
+    if let Toolchain::Debian(usr) = toolchain {
+        prefixes.push((usr.join("lib/rustlib/src/rust"), "/rust"));
+    }
+    let flags = prefixes
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    Ok(flags.collect::<Vec<_>>().join(" "))
+}
+
+fn debian_settings(
+    cargo: &mut Command,
+    usr: &Path,
+    remap: &str,
+    target_dir: &Path,
+    kind: Kind,
+) -> Result<()> {
     let (lld, libc) = (rust_lld()?, usr.join("lib/wasm32-wasi"));
     // The same for all guests, or the standard library would be built anew for each.
-    let flags = format!("-Clink-self-contained=no -Lnative={}", libc.display());
+    let flags = format!(
+        "-Clink-self-contained=no -Lnative={} {remap}",
+        libc.display()
+    );
     compiler(cargo, usr)
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", &lld)
         .env("CARGO_TARGET_WASM32_WASIP1_LINKER", &lld)

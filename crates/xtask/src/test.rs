@@ -5,7 +5,7 @@
 //! root are marked `#[ignore = "needs root: …"]`: they run when this runs as root, and are
 //! named when they do not.
 
-use crate::{fetch, tools};
+use crate::{fetch, guests, tools};
 use anyhow::{Result, ensure};
 use std::path::Path;
 use std::process::Command;
@@ -45,6 +45,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         for name in needs_root(&root.join("crates"))? {
             println!("skipped, needs root: {name}");
         }
+    }
+    if args.is_empty() {
+        guests::interpreted(&root);
     }
     if nextest && args.is_empty() {
         // nextest knows no documentation tests.
