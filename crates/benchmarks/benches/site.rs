@@ -351,7 +351,10 @@ fn wrk(address: &str, connections: u32) -> (f64, f64) {
 
 fn wasmtime_serve(args: &[&str]) -> (Running, String) {
     let port = free_port();
-    let child = Command::new(tool("wasmtime"))
+    // In a session of its own, as the data plane is: a kernel that shares processors among
+    // sessions would let it preempt what it is compared with.
+    let child = Command::new("setsid")
+        .arg(tool("wasmtime"))
         .args(["serve", "--addr", &format!("127.0.0.1:{port}"), "-S", "cli"])
         .args(args)
         .arg(repo_file("examples/hello/hello.wasm"))
