@@ -88,15 +88,15 @@ pub enum Command {
     Run(run::RunArgs),
     /// List pods like processes.
     #[command(
-        after_help = "Examples:\n  salp ps\n  salp ps -A -o json\n  salp ps -n shop -l app=till"
+        after_help = "Examples:\n  salp ps\n  salp ps -A -o json\n  salp ps -n shop -l app=till\n  salp ps -A --sites"
     )]
     Ps(client_commands::PsArgs),
     /// Watch nodes and pods live.
-    #[command(after_help = "Examples:\n  salp top\n  salp top -n shop")]
+    #[command(after_help = "Examples:\n  salp top\n  salp top -n shop\n  salp top --sites")]
     Top(top::TopArgs),
     /// Print a pod's logs.
     #[command(
-        after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app"
+        after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app\n  salp logs -f shop-1/default/till-0"
     )]
     Logs(client_commands::LogsArgs),
     /// List the sites of the lattice; admit and revoke them at its hub.

@@ -3,6 +3,7 @@
 use crate::api_access::{self, block_on, connect};
 use crate::cli::{DataDir, Format, Target};
 use crate::config::{self, Layout};
+use crate::fleet::{self, SiteArgs};
 use crate::output;
 use crate::readings::{self, Process, Which};
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +15,9 @@ use std::time::Duration;
 
 /// Between the two samples that give `ps` its rates.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+/// How long another site may take to begin with a log.
+const SITE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Flags of `salp ps`.
 #[derive(Clone, Debug, Args)]
@@ -32,6 +36,8 @@ pub struct PsArgs {
     /// Field selector, such as `status.phase=Running`.
     #[arg(long, value_name = "SELECTOR")]
     pub field_selector: Option<String>,
+    #[command(flatten)]
+    pub fleet: SiteArgs,
     /// Output format.
     #[arg(short, long)]
     pub output: Option<Format>,
@@ -43,20 +49,11 @@ pub struct PsArgs {
 /// `salp ps`.
 pub fn ps(args: PsArgs) -> Result<ExitCode> {
     let list = block_on(async {
+        if args.fleet.any() {
+            return fleet_processes(&args).await;
+        }
         let access = connect(&args.target).await?;
-        let which = Which {
-            namespace: (!args.all_namespaces).then(|| {
-                args.namespace
-                    .clone()
-                    .unwrap_or_else(|| access.namespace.clone())
-            }),
-            label_selector: args.selector.clone(),
-            field_selector: args.field_selector.clone(),
-        };
-        let first = readings::sample(&access, &which).await?;
-        tokio::time::sleep(SAMPLE_EVERY).await;
-        let second = readings::sample(&access, &which).await?;
-        Ok(readings::processes(Some(&first), &second))
+        site_processes(&access, &args).await
     })?;
     match args.output {
         Some(Format::Json) => {
@@ -85,6 +82,51 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The pods of one site.
+async fn site_processes(access: &api_access::Access, args: &PsArgs) -> Result<Vec<Process>> {
+    let which = Which {
+        namespace: (!args.all_namespaces).then(|| {
+            args.namespace
+                .clone()
+                .unwrap_or_else(|| access.namespace.clone())
+        }),
+        label_selector: args.selector.clone(),
+        field_selector: args.field_selector.clone(),
+    };
+    let first = readings::sample(access, &which).await?;
+    tokio::time::sleep(SAMPLE_EVERY).await;
+    let second = readings::sample(access, &which).await?;
+    Ok(readings::processes(Some(&first), &second))
+}
+
+/// The pods of all sites that are asked and answer in time; the others are named.
+async fn fleet_processes(args: &PsArgs) -> Result<Vec<Process>> {
+    let within = args.fleet.within()? + SAMPLE_EVERY;
+    let members = args.fleet.members(&args.target).await?;
+    let asked = members.into_iter().map(|member| async move {
+        let list = match &member.access {
+            Ok(access) => {
+                let list = tokio::time::timeout(within, site_processes(access, args)).await;
+                list.map_err(|_| format!("no answer within {within:?}"))
+                    .and_then(|list| list.map_err(|e| format!("{e:#}")))
+            }
+            Err(why) => Err(why.clone()),
+        };
+        (member.name, list)
+    });
+    let mut all = Vec::new();
+    for (site, list) in futures::future::join_all(asked).await {
+        match list {
+            Ok(list) => all.extend(list.into_iter().map(|p| Process {
+                site: Some(site.clone()),
+                ..p
+            })),
+            Err(why) => output::note(format!("site {site} is silent: {why}")),
+        }
+    }
+    Ok(all)
+}
+
 fn print_processes(list: &[Process], args: &PsArgs) {
     let wide = args.output == Some(Format::Wide);
     let mut head = vec![
@@ -92,6 +134,9 @@ fn print_processes(list: &[Process], args: &PsArgs) {
     ];
     if args.all_namespaces {
         head.insert(0, "NAMESPACE");
+    }
+    if args.fleet.any() {
+        head.insert(0, "SITE");
     }
     if wide {
         head.extend(["REQUESTS", "INSTANCES", "IP", "NODE"]);
@@ -125,6 +170,9 @@ pub fn row(p: &Process, with_namespace: bool, wide: bool) -> Vec<String> {
     if with_namespace {
         cells.insert(0, p.namespace.clone());
     }
+    if let Some(site) = &p.site {
+        cells.insert(0, site.clone());
+    }
     if wide {
         cells.push(p.requests.map_or_else(unknown, |r| r.to_string()));
         cells.push(p.instances.map_or_else(unknown, |r| r.to_string()));
@@ -147,7 +195,7 @@ pub fn row(p: &Process, with_namespace: bool, wide: bool) -> Vec<String> {
 pub struct LogsArgs {
     #[command(flatten)]
     pub target: Target,
-    /// The pod: NAME or NAMESPACE/NAME.
+    /// The pod: NAME, NAMESPACE/NAME or SITE/NAMESPACE/NAME.
     pub pod: String,
     /// Namespace [default: the kubeconfig's].
     #[arg(short, long)]
@@ -172,22 +220,23 @@ pub struct LogsArgs {
 /// `salp logs`.
 pub fn logs(args: LogsArgs) -> Result<ExitCode> {
     block_on(async {
-        let access = connect(&args.target).await?;
-        let (namespace, name) = match args.pod.split_once('/') {
-            Some((ns, name)) => (ns.to_owned(), name.to_owned()),
-            None => (
-                args.namespace
-                    .clone()
-                    .unwrap_or_else(|| access.namespace.clone()),
-                args.pod.clone(),
+        let parts: Vec<&str> = args.pod.split('/').collect();
+        let (site, namespace, name) = match parts[..] {
+            [name] => (None, args.namespace.as_deref(), name),
+            [namespace, name] if args.namespace.is_none() => (None, Some(namespace), name),
+            [site, namespace, name] if args.namespace.is_none() => {
+                (Some(site), Some(namespace), name)
+            }
+            _ => bail!(
+                "read pod {:?}: want NAME, NAMESPACE/NAME or SITE/NAMESPACE/NAME of a pod; see `salp ps -A`",
+                args.pod
             ),
         };
-        if name.contains('/') || (args.namespace.is_some() && args.pod.contains('/')) {
-            bail!(
-                "read pod {:?}: want NAME or NAMESPACE/NAME of a pod; see `salp ps -A`",
-                args.pod
-            );
-        }
+        let access = match site {
+            Some(site) => fleet::site(&args.target, site, SITE_DEADLINE).await?,
+            None => connect(&args.target).await?,
+        };
+        let namespace = namespace.unwrap_or(&access.namespace);
         let params = kube::api::LogParams {
             container: args.container.clone(),
             follow: args.follow,
@@ -196,7 +245,7 @@ pub fn logs(args: LogsArgs) -> Result<ExitCode> {
             timestamps: args.timestamps,
             ..Default::default()
         };
-        print_logs(&access, &namespace, &name, &params).await
+        print_logs(&access, namespace, name, &params).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

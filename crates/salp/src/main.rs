@@ -15,6 +15,7 @@ mod cli;
 mod client_commands;
 mod config;
 mod dataplane;
+mod fleet;
 mod gitops_commands;
 mod image_collection;
 mod image_commands;

@@ -32,6 +32,9 @@ pub struct Sample {
 /// A node as it is listed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Node {
+    /// The site, where several are listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     pub name: String,
     pub ready: bool,
     pub cpu_cores: f64,
@@ -44,6 +47,9 @@ pub struct Node {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
+    /// The site, where several are listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     pub namespace: String,
     pub pod: String,
     pub node: String,
@@ -112,6 +118,7 @@ pub async fn sample(access: &Access, which: &Which) -> Result<Sample> {
             read_used(stats, &mut used);
         }
         listed.push(Node {
+            site: None,
             ready: node
                 .pointer("/status/conditions")
                 .and_then(Value::as_array)
@@ -209,6 +216,7 @@ pub fn processes(earlier: Option<&Sample>, later: &Sample) -> Vec<Process> {
                 (seconds > 0.0).then(|| get(now).saturating_sub(get(before)) as f64 / seconds)
             };
             Process {
+                site: None,
                 namespace: text(pod, "/metadata/namespace").to_owned(),
                 pod: text(pod, "/metadata/name").to_owned(),
                 node: text(pod, "/spec/nodeName").to_owned(),
@@ -240,6 +248,7 @@ fn sleeper(deployment: &Value, now: i64) -> Process {
     let annotation = |key: &str| deployment["metadata"]["annotations"][key].as_str();
     let containers = deployment.pointer("/spec/template/spec/containers");
     Process {
+        site: None,
         namespace: text(deployment, "/metadata/namespace").to_owned(),
         pod: text(deployment, "/metadata/name").to_owned(),
         node: annotation(ANNOTATION_ASLEEP_ON)

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use client::Informers;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use lattice::{Lattice, LatticeConfig, SiteState, Standing, Timing, View};
+use lattice::{Lattice, LatticeConfig, SiteState, SiteStream, Standing, Timing, View};
 use lifecycle::{Scope, Stack};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long the lattice may take to say that it leaves.
@@ -25,6 +26,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 const ABOUT_KEY: &str = "site";
 /// Between two tellings of the counts of nodes and pods, which are told when they change.
 const ABOUT_EVERY: Duration = Duration::from_secs(5);
+/// Bytes passed on at once.
+const CHUNK: usize = 64 * 1024;
 /// Bytes of a question.
 const QUESTION_MAX: u64 = 64 * 1024;
 
@@ -57,10 +60,11 @@ pub enum Question {
 pub enum Answer {
     Sites(Listing),
     Done(String),
-    /// HTTP status and body of another site's answer.
+    /// HTTP status and content type of another site's answer; its body follows as it comes,
+    /// until the connection ends.
     Said {
         status: u16,
-        body: String,
+        kind: String,
     },
     Refused(String),
 }
@@ -222,19 +226,91 @@ async fn serve(
     informers: &Informers,
     began: jiff::Timestamp,
 ) -> Result<()> {
-    let (read, mut write) = connection.into_split();
+    let (mut read, mut write) = connection.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(QUESTION_MAX))
+    BufReader::new((&mut read).take(QUESTION_MAX))
         .read_line(&mut line)
         .await?;
     let answer = match serde_json::from_str(&line) {
+        Ok(Question::Ask {
+            site,
+            path,
+            milliseconds,
+        }) => {
+            let within = Duration::from_millis(milliseconds);
+            match asked(lattice, &site, &path, within).await {
+                Ok((head, stream)) => {
+                    say(&mut write, &head).await?;
+                    // Who asked may leave in the middle of what has no end.
+                    let mut left = [0];
+                    tokio::select! {
+                        copied = copy(&stream, &mut write) => return copied,
+                        _ = read.read(&mut left) => return Ok(()),
+                    }
+                }
+                Err(refused) => refused,
+            }
+        }
         Ok(question) => answer(question, lattice, informers, began).await,
         Err(error) => Answer::Refused(format!("read question: {error}")),
     };
-    let mut text = serde_json::to_vec(&answer)?;
+    say(&mut write, &answer).await
+}
+
+async fn say(write: &mut OwnedWriteHalf, answer: &Answer) -> Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
     text.push(b'\n');
     write.write_all(&text).await?;
     Ok(())
+}
+
+async fn copy(stream: &SiteStream, write: &mut OwnedWriteHalf) -> Result<()> {
+    loop {
+        let bytes = stream.next(CHUNK).await?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        write.write_all(&bytes).await?;
+    }
+}
+
+/// Asks another site; its answer's head, and the stream that the body comes by.
+async fn asked(
+    lattice: &Lattice,
+    site: &str,
+    path: &str,
+    within: Duration,
+) -> Result<(Answer, SiteStream), Answer> {
+    let view = lattice.view().borrow().clone();
+    let Some(seen) = view.site(site) else {
+        let why = format!("find site {site}: no member has this name or id");
+        return Err(Answer::Refused(why));
+    };
+    // Its end is noticed at once.
+    lattice.traffic(seen.id);
+    let question = Bytes::from(format!("{path}\n"));
+    let ask = async {
+        let stream = lattice.open(seen.id, fleet::PROTOCOL, Some(question));
+        let stream = stream.await.map_err(|e| refused(&e))?;
+        let head = fleet::read_head(&stream).await.map_err(|e| refused(&e))?;
+        let (status, kind) = head;
+        Ok((Answer::Said { status, kind }, stream))
+    };
+    let answer = tokio::time::timeout(within, ask).await;
+    answer.unwrap_or_else(|_| {
+        let why = format!("ask site {site}: no answer within {within:?}");
+        Err(Answer::Refused(why))
+    })
+}
+
+fn refused(error: &dyn std::error::Error) -> Answer {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    Answer::Refused(text)
 }
 
 async fn answer(
@@ -243,15 +319,6 @@ async fn answer(
     informers: &Informers,
     began: jiff::Timestamp,
 ) -> Answer {
-    let refused = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        Answer::Refused(text)
-    };
     let view = lattice.view().borrow().clone();
     match question {
         Question::List => {
@@ -272,28 +339,7 @@ async fn answer(
                 Err(error) => refused(&error),
             }
         }
-        Question::Ask {
-            site,
-            path,
-            milliseconds,
-        } => {
-            let Some(seen) = view.site(&site) else {
-                return Answer::Refused(format!("find site {site}: no member has this name or id"));
-            };
-            let deadline = Duration::from_millis(milliseconds);
-            let body = Bytes::from(format!("{path}\n"));
-            let asked = lattice.query(seen.id, fleet::PROTOCOL, body, 64 << 20, deadline);
-            match asked.await {
-                Ok(answer) => match fleet::read_answer(&answer) {
-                    Some((status, _, body)) => Answer::Said {
-                        status,
-                        body: String::from_utf8_lossy(&body).into_owned(),
-                    },
-                    None => Answer::Refused(format!("ask site {site}: its answer has no form")),
-                },
-                Err(error) => refused(&error),
-            }
-        }
+        Question::Ask { .. } => Answer::Refused("ask site: its answer is a stream".to_owned()),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::output;
 use crate::sites::{Answer, Listed, Listing, Question};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -91,17 +91,26 @@ pub fn sites(args: SitesArgs) -> Result<ExitCode> {
             milliseconds: deadline.as_millis() as u64,
         },
     };
-    match ask(&layout, &question)? {
+    let (answer, mut rest) = ask(&layout, &question)?;
+    match answer {
         Answer::Sites(listing) => print(&listing, args.output)?,
         Answer::Done(text) => output::line(text),
-        Answer::Said { status: 200, body } => output::line(body.trim_end()),
-        Answer::Said { status, body } => bail!("ask site: it answers {status}: {}", body.trim()),
+        Answer::Said { status: 200, .. } => {
+            let mut out = std::io::stdout().lock();
+            std::io::copy(&mut rest, &mut out).context("read the site's answer")?;
+        }
+        Answer::Said { status, .. } => {
+            let mut body = String::new();
+            rest.read_to_string(&mut body)
+                .context("read the site's answer")?;
+            bail!("ask site: it answers {status}: {}", body.trim());
+        }
         Answer::Refused(why) => bail!("{why}"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask(layout: &Layout, question: &Question) -> Result<Answer> {
+fn ask(layout: &Layout, question: &Question) -> Result<(Answer, BufReader<UnixStream>)> {
     let path = layout.sites_socket();
     let mut connection = UnixStream::connect(&path).with_context(|| {
         format!(
@@ -113,11 +122,13 @@ fn ask(layout: &Layout, question: &Question) -> Result<Answer> {
     let mut text = serde_json::to_vec(question)?;
     text.push(b'\n');
     connection.write_all(&text).context("ask the site")?;
+    let mut connection = BufReader::new(connection);
     let mut line = String::new();
-    BufReader::new(connection)
+    connection
         .read_line(&mut line)
         .context("read the site's answer")?;
-    serde_json::from_str(&line).context("read the site's answer")
+    let answer = serde_json::from_str(&line).context("read the site's answer")?;
+    Ok((answer, connection))
 }
 
 fn print(listing: &Listing, format: Option<Format>) -> Result<()> {

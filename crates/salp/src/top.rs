@@ -3,8 +3,9 @@
 //! [`watch`] waits for keys, signals and fresh readings; what is on the screen is a function
 //! of [`View`] alone, so that tests draw it without a terminal.
 
-use crate::api_access::{Access, block_on, connect};
+use crate::api_access::{block_on, connect};
 use crate::cli::Target;
+use crate::fleet::SiteArgs;
 use crate::readings::{self, Node, Process, Sample, Which};
 use crate::{client_commands, output};
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +15,7 @@ use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row, Table, TableState};
+use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,7 +28,8 @@ const KEYS_PENDING_MAX: usize = 64;
 const GAP: u16 = 2;
 /// Columns of the table, and how soon each goes when the terminal is too narrow: the highest
 /// first, 0 never.
-const COLUMNS: [(&str, u8); 10] = [
+const COLUMNS: [(&str, u8); 11] = [
+    ("SITE", 1),
     ("NAMESPACE", 1),
     ("POD", 0),
     ("IMAGE", 5),
@@ -50,6 +53,8 @@ pub struct TopArgs {
     /// Label selector.
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     pub selector: Option<String>,
+    #[command(flatten)]
+    pub fleet: SiteArgs,
     /// Seconds between two looks.
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     pub every: f64,
@@ -70,6 +75,8 @@ struct View {
     selected: TableState,
     nodes: Vec<Node>,
     processes: Vec<Process>,
+    /// Sites that did not answer, and why.
+    silent: Vec<(String, String)>,
     /// Why the readings are old, if they are.
     trouble: Option<String>,
 }
@@ -95,23 +102,44 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
         field_selector: None,
     };
     block_on(async {
-        let access = connect(&args.target).await?;
-        let first = readings::sample(&access, &which).await?;
+        let first = look(&args, &which).await?;
         let mut terminal = ratatui::try_init().context("open terminal")?;
-        let every = Duration::from_secs_f64(args.every);
-        let result = watch(&mut terminal, &access, &which, first, every).await;
+        let result = watch(&mut terminal, &args, &which, first).await;
         ratatui::restore();
         result
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What each site has answered; one that is alone has no name.
+type Look = Vec<(Option<String>, Result<Sample, String>)>;
+
+/// Asks all sites that are shown, at once.
+async fn look(args: &TopArgs, which: &Which) -> Result<Look> {
+    if !args.fleet.any() {
+        let access = connect(&args.target).await?;
+        return Ok(vec![(None, Ok(readings::sample(&access, which).await?))]);
+    }
+    let within = args.fleet.within()?;
+    let members = args.fleet.members(&args.target).await?;
+    let asked = members.into_iter().map(|member| async move {
+        let sample = match &member.access {
+            Ok(access) => tokio::time::timeout(within, readings::sample(access, which))
+                .await
+                .map_err(|_| format!("no answer within {within:?}"))
+                .and_then(|sample| sample.map_err(|e| format!("{e:#}"))),
+            Err(why) => Err(why.clone()),
+        };
+        (Some(member.name), sample)
+    });
+    Ok(futures::future::join_all(asked).await)
+}
+
 async fn watch(
     terminal: &mut ratatui::DefaultTerminal,
-    access: &Access,
+    args: &TopArgs,
     which: &Which,
-    first: Sample,
-    every: Duration,
+    first: Look,
 ) -> Result<()> {
     let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
     let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
@@ -119,17 +147,19 @@ async fn watch(
     let mut view = View {
         sort: Sort::Cpu,
         selected: TableState::default().with_selected(0),
-        nodes: first.nodes.clone(),
-        processes: readings::processes(None, &first),
+        nodes: Vec::new(),
+        processes: Vec::new(),
+        silent: Vec::new(),
         trouble: None,
     };
-    let mut last = first;
+    let mut last = HashMap::new();
+    view.take(first, &mut last);
     // A server that is slow to answer must not keep `q` waiting.
-    let look = || async {
-        tokio::time::sleep(every).await;
-        readings::sample(access, which).await
+    let again = || async {
+        tokio::time::sleep(Duration::from_secs_f64(args.every)).await;
+        look(args, which).await
     };
-    let next = look();
+    let next = again();
     tokio::pin!(next);
     loop {
         view.sort();
@@ -148,15 +178,10 @@ async fn watch(
             },
             sample = &mut next => {
                 match sample {
-                    Ok(sample) => {
-                        view.processes = readings::processes(Some(&last), &sample);
-                        view.nodes.clone_from(&sample.nodes);
-                        view.trouble = None;
-                        last = sample;
-                    }
+                    Ok(look) => view.take(look, &mut last),
                     Err(error) => view.trouble = Some(format!("{error:#}")),
                 }
-                next.set(look());
+                next.set(again());
             }
             _ = interrupted.recv() => return Ok(()),
             _ = terminated.recv() => return Ok(()),
@@ -181,6 +206,35 @@ fn keys() -> Result<mpsc::Receiver<Event>> {
 }
 
 impl View {
+    /// Takes in what the sites have answered; `last` are their samples before these.
+    fn take(&mut self, look: Look, last: &mut HashMap<Option<String>, Sample>) {
+        self.trouble = None;
+        self.nodes.clear();
+        self.processes.clear();
+        self.silent.clear();
+        for (site, sample) in look {
+            let sample = match sample {
+                Ok(sample) => sample,
+                Err(why) => {
+                    self.silent.push((site.unwrap_or_default(), why));
+                    continue;
+                }
+            };
+            let processes = readings::processes(last.get(&site), &sample);
+            let named = processes.into_iter().map(|p| Process {
+                site: site.clone(),
+                ..p
+            });
+            self.processes.extend(named);
+            let nodes = sample.nodes.iter().map(|node| Node {
+                site: site.clone(),
+                ..node.clone()
+            });
+            self.nodes.extend(nodes);
+            last.insert(site, sample);
+        }
+    }
+
     fn press(&mut self, key: KeyEvent) -> Next {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         match key.code {
@@ -219,7 +273,7 @@ fn sort_down(list: &mut [Process], key: impl Fn(&Process) -> f64) {
 }
 
 fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
-    let heading = u16::try_from(view.nodes.len())
+    let heading = u16::try_from(view.nodes.len() + view.silent.len())
         .unwrap_or(u16::MAX)
         .saturating_add(2)
         .min(8);
@@ -234,7 +288,13 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
     let cells: Vec<Vec<String>> = view
         .processes
         .iter()
-        .map(|p| client_commands::row(p, true, false))
+        .map(|p| {
+            let mut row = client_commands::row(p, true, false);
+            if p.site.is_none() {
+                row.insert(0, String::new());
+            }
+            row
+        })
         .collect();
     let shown = fit(&cells, middle.width);
     let pick = |row: &[String]| -> Vec<Cell<'_>> {
@@ -272,19 +332,25 @@ fn summary(view: &View) -> Vec<Line<'static>> {
         output::bytes(memory),
     ))];
     for node in &view.nodes {
-        let pods = all.iter().filter(|p| p.node == node.name).count();
+        let on_it = |p: &&Process| p.node == node.name && p.site == node.site;
+        let pods = all.iter().filter(on_it).count();
+        let site = node.site.iter().map(|site| format!("{site}/"));
+        let site: String = site.collect();
         let state = match (node.ready, node.reached) {
             (true, true) => "Ready",
             (true, false) => "Ready, its kubelet is silent",
             _ => "NotReady",
         };
         lines.push(Line::from(format!(
-            "{}   {state}   {:.0} cores   {}   {}",
+            "{site}{}   {state}   {:.0} cores   {}   {}",
             node.name,
             node.cpu_cores,
             output::bytes(node.memory_bytes),
             count(pods),
         )));
+    }
+    for (site, why) in &view.silent {
+        lines.push(Line::from(format!("{site}   silent: {why}")));
     }
     lines
 }
@@ -301,7 +367,10 @@ fn fit(rows: &[Vec<String>], width: u16) -> Vec<(usize, u16)> {
         let wide = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
         u16::try_from(wide.max(COLUMNS[at].0.len())).unwrap_or(u16::MAX)
     };
-    let mut shown: Vec<(usize, u16)> = (0..COLUMNS.len()).map(|at| (at, widest(at))).collect();
+    // A site that is alone has no name.
+    let named = |at: &usize| *at > 0 || rows.iter().any(|row| !row[0].is_empty());
+    let columns = (0..COLUMNS.len()).filter(named);
+    let mut shown: Vec<(usize, u16)> = columns.map(|at| (at, widest(at))).collect();
     let total = |shown: &[(usize, u16)]| {
         let cells: u32 = shown.iter().map(|(_, w)| u32::from(w + GAP)).sum();
         cells.saturating_sub(GAP.into())
@@ -332,6 +401,7 @@ mod tests {
 
     fn process(pod: &str, state: &str, cpu: f64, requests: f64) -> Process {
         Process {
+            site: None,
             namespace: "default".to_owned(),
             pod: pod.to_owned(),
             node: "till".to_owned(),
@@ -360,7 +430,9 @@ mod tests {
         View {
             sort: Sort::Cpu,
             selected: TableState::default(),
+            silent: Vec::new(),
             nodes: vec![Node {
+                site: None,
                 name: "till".to_owned(),
                 ready: true,
                 cpu_cores: 4.0,
@@ -435,6 +507,31 @@ mod tests {
             bro  CrashLoopBackO  -     -       -
 
             q quit   sort: c cpu  m memory  r reques"#]],
+        );
+    }
+
+    #[test]
+    fn several_sites_are_told_apart_and_a_silent_one_is_named() {
+        let mut all = view();
+        let site = |name: &str| Some(name.to_owned());
+        all.nodes[0].site = site("shop-1");
+        all.processes.retain(|p| p.pod != "broken");
+        all.processes[0].site = site("shop-1");
+        all.processes[1].site = site("hub");
+        all.silent = vec![("shop-2".to_owned(), "it is gone since 90s".to_owned())];
+        check(
+            all,
+            90,
+            expect![[r#"
+            2 pods   262m cpu   6.0Mi memory   1241 requests/s
+            shop-1/till   Ready   4 cores   8.0Gi   1 pod
+            shop-2   silent: it is gone since 90s
+
+            SITE    NAMESPACE  POD      READY  STATE    RESTARTS  AGE    CPU   MEMORY  REQ/S
+            hub     default    hello-2  1/1    Running  0         3m12s  250m  3.0Mi   7
+            shop-1  default    hello-1  1/1    Running  0         3m12s  12m   3.0Mi   1234
+
+            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
         );
     }
 

@@ -117,7 +117,19 @@ pub fn read_answer(answer: &Bytes) -> Option<(u16, String, Bytes)> {
     ))
 }
 
-/// Whether other members may ask this: pods, their logs, and nodes.
+/// The status and content type of an answer; what follows in the stream is its body.
+///
+/// # Errors
+/// When the stream ends or has no such form.
+pub async fn read_head(stream: &SiteStream) -> io::Result<(u16, String)> {
+    let line = crate::tunnel::line(stream).await?;
+    let head = line.split_once(' ');
+    let head = head.and_then(|(status, kind)| Some((status.parse().ok()?, kind.to_owned())));
+    head.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether other members may ask this: pods and what they use, their logs, nodes, and
+/// Deployments, some of which sleep.
 fn may_ask(path_and_query: &str) -> bool {
     let (path, query) = path_and_query
         .split_once('?')
@@ -135,6 +147,9 @@ fn may_ask(path_and_query: &str) -> bool {
             !watches
         }
         ["api", "v1", "namespaces", _, "pods", _, "log"] => true,
+        ["api", "v1", "nodes", _, "proxy", "stats", "salp"] => true,
+        ["apis", "apps", "v1", "deployments"]
+        | ["apis", "apps", "v1", "namespaces", _, "deployments"] => !watches,
         ["apis", "metrics.k8s.io", "v1beta1", "pods" | "nodes"] => !watches,
         _ => false,
     }
@@ -153,6 +168,8 @@ mod tests {
             "/api/v1/namespaces/shop/pods",
             "/api/v1/namespaces/shop/pods/till-0/log?follow=true",
             "/apis/metrics.k8s.io/v1beta1/pods",
+            "/api/v1/nodes/till/proxy/stats/salp",
+            "/apis/apps/v1/namespaces/shop/deployments",
         ] {
             assert!(may_ask(path), "{path}");
         }
@@ -161,6 +178,8 @@ mod tests {
             "/api/v1/namespaces/shop/secrets",
             "/api/v1/namespaces/shop/pods/till-0/exec",
             "/api/v1/pods?watch=true",
+            "/api/v1/nodes/till/proxy/exec/shop/till-0/main",
+            "/apis/apps/v1/namespaces/shop/deployments/till/scale",
             "/api/v1/namespaces/shop/pods/../secrets",
             "/api/v1/namespaces/shop%2fsecrets/pods",
             "/api/v1//pods",

@@ -1,7 +1,9 @@
 //! Several sites that meet over a real nats-server.
 
 use crate::guests::misbehave;
-use crate::harness::{Registry, Running, Site, eventually, free_port, get, repo_file, text, tool};
+use crate::harness::{
+    Following, Registry, Running, Site, eventually, free_port, get, repo_file, text, tool,
+};
 
 use crate::serve::hello;
 use serde_json::Value;
@@ -148,6 +150,13 @@ fn sites_join_by_token_or_approval_and_are_listed() {
     assert!(!secrets.status.success());
     assert!(text(&secrets).contains("may not ask"), "{}", text(&secrets));
 
+    let logs = hub.salp(&["logs", "shop-1/default/none"]);
+    assert!(
+        text(&logs).contains("\"none\" not found"),
+        "{}",
+        text(&logs)
+    );
+
     // A lost NATS is not a lost site; it comes back, empty.
     nats.kill();
     sees(&hub, "shop-1", "Gone");
@@ -267,4 +276,68 @@ fn a_service_is_answered_by_other_sites_while_its_own_pods_are_away() {
             .then_some(())
             .ok_or_else(|| text(&out))
     });
+}
+
+#[test]
+fn pods_and_logs_of_all_sites_are_one_list() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let hub = hub(&nats, &[]);
+    let mut shop = shop(&nats, &hub, "shop-1", &[]);
+    sees(&hub, "shop-1", "Alive");
+    let greeter = registry.push(&repo_file("examples/job/job.wasm"), "job:1");
+    for (site, pod) in [(&hub, "at-hub"), (&shop, "at-shop")] {
+        misbehave(site, &registry, pod, "", "");
+    }
+    shop.ok(&["run", "once", "--image", &greeter, "--restart=Never"]);
+    shop.wait_for(&["get", "pod", "once"], "/status/phase", |p| {
+        p == "Succeeded"
+    });
+
+    let list = text(&hub.salp(&["ps", "--sites", "-A"]));
+    let row = |list: &str, pod: &str| -> Vec<String> {
+        let line = list.lines().find(|l| l.contains(pod));
+        let cells = line
+            .unwrap_or_else(|| panic!("no {pod}: {list}"))
+            .split_whitespace();
+        cells.map(str::to_owned).collect()
+    };
+    assert_eq!(row(&list, "NAMESPACE")[..3], ["SITE", "NAMESPACE", "POD"]);
+    assert_eq!(row(&list, "at-hub")[0], "hub");
+    let at_shop = row(&list, "at-shop");
+    assert_eq!(at_shop[..3], ["shop-1", "default", "at-shop"]);
+    // What it uses is known as well.
+    assert!(at_shop[9] != "-", "{list}");
+    let one = hub.salp(&["ps", "--site", "shop-1", "-l", "app=at-shop", "-o", "json"]);
+    let one: Value = serde_json::from_slice(&one.stdout).expect("JSON");
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (&one[0]["site"], &one[0]["pod"]),
+        (&"shop-1".into(), &"at-shop".into())
+    );
+
+    // A log as it was, and one that goes on.
+    let there = shop.ok(&["logs", "once"]);
+    assert!(!there.is_empty());
+    assert_eq!(text(&hub.salp(&["logs", "shop-1/default/once"])), there);
+    let at_shop = &shop.json(&["get", "pod", "at-shop"])["status"]["podIP"];
+    let at_shop = format!("{}:8080", at_shop.as_str().expect("IP"));
+    let following = Following::start(hub.salp_command(&["logs", "-f", "shop-1/default/at-shop"]));
+    for n in 0..3 {
+        get(&at_shop, &format!("/log?text=line-{n}")).expect("answer");
+        following.wait_for(|line| line.contains(&format!("line-{n}")));
+    }
+    drop(following);
+
+    // A site that is away is named, and keeps nobody waiting.
+    shop.signal("-INT");
+    sees(&hub, "shop-1", "Left");
+    let list = text(&hub.salp(&["ps", "--sites", "-A"]));
+    assert_eq!(row(&list, "at-hub")[0], "hub");
+    assert!(
+        list.contains("site shop-1 is silent: it is left since"),
+        "{list}"
+    );
+    let none = text(&hub.salp(&["ps", "--site", "nobody"]));
+    assert!(none.contains("no member has this name"), "{none}");
 }
