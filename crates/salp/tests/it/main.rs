@@ -7,6 +7,7 @@ mod commands;
 mod disk;
 mod failover;
 mod faults;
+mod gitops;
 mod guests;
 mod harness;
 mod kubectl;

@@ -1,0 +1,134 @@
+//! A site that follows a real Git repository, as `examples/gitops` tells.
+
+use crate::harness::{Registry, Site, eventually, get_ok, repo_file, text};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A repository with `examples/gitops/shop` in it.
+struct Repository(tempfile::TempDir);
+
+impl Repository {
+    fn new(image: &str) -> Self {
+        let repository = Self(tempfile::tempdir().expect("directory"));
+        repository.git(&["init", "--quiet", "--initial-branch=main"]);
+        std::fs::create_dir_all(repository.shop()).expect("directory");
+        for name in ["kustomization.yaml", "page.yaml"] {
+            let file = repo_file(&format!("examples/gitops/shop/{name}"));
+            let text = std::fs::read_to_string(file).expect("example");
+            repository.write(name, &text.replace("localhost:5000/hello:1", image));
+        }
+        repository.commit();
+        repository
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn shop(&self) -> PathBuf {
+        self.path().join("examples/gitops/shop")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.shop().join(name), text).expect("write");
+    }
+
+    fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.shop().join(name)).expect("read");
+        assert!(text.contains(from), "{text}");
+        self.write(name, &text.replace(from, to));
+    }
+
+    /// Commits what is in the folder; the revision as conditions tell it.
+    fn commit(&self) -> String {
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "--message", "change"]);
+        let id = self.git(&["rev-parse", "HEAD"]);
+        format!("main@sha1:{}", id.trim())
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        let out = Command::new("git")
+            .current_dir(self.path())
+            .args(["-c", "user.name=shop", "-c", "user.email=shop@example.com"])
+            .args(args)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .expect("run git");
+        assert!(out.status.success(), "git {args:?}: {}", text(&out));
+        String::from_utf8(out.stdout).expect("text")
+    }
+}
+
+/// Commits are followed: made, changed, pruned; what does not build changes nothing and is told.
+#[test]
+fn a_site_follows_a_repository() {
+    let (registry, site) = (Registry::start(), Site::start());
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let repository = Repository::new(&image);
+    let follow = std::fs::read_to_string(repo_file("examples/gitops/follow.yaml")).expect("read");
+    let path = repository.path().display().to_string();
+    site.apply(&follow.replace("https://git.example.com/shop.git", &path));
+    let followed = ["wait", "--for=condition=Ready", "ks/shop", "--timeout=60s"];
+    site.ok(&followed);
+    let page = || site.json(&["get", "deployment", "page"]);
+    assert_eq!(page()["spec"]["replicas"], 2, "{:?}", page());
+    let service = site.json(&["get", "service", "page"]);
+    let address = format!("{}:80", service["spec"]["clusterIP"].as_str().expect("IP"));
+    eventually("the page answers", || get_ok(&address, "/"));
+    let look = ["gitops", "reconcile", "ks", "shop", "--with-source"];
+
+    // A commit is followed when told to look, before the interval is over.
+    repository.edit("page.yaml", "${replicas:=1}", "1");
+    let revision = repository.commit();
+    let out = site.salp(&look);
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(page()["spec"]["replicas"], 1);
+    let status = site.json(&["get", "kustomization", "shop"])["status"].clone();
+    assert_eq!(status["lastAppliedRevision"], revision.as_str(), "{status}");
+
+    // What does not build changes nothing, and says why.
+    repository.edit("kustomization.yaml", "page.yaml", "no.yaml");
+    repository.commit();
+    site.expects("no.yaml");
+    let out = site.salp(&look);
+    assert!(!out.status.success(), "{}", text(&out));
+    assert!(text(&out).contains("no.yaml"), "{}", text(&out));
+    assert_eq!(page()["spec"]["replicas"], 1);
+    let out = text(&site.salp(&["gitops", "get"]));
+    let line = out.lines().find(|l| l.contains("kustomization/shop"));
+    assert!(line.is_some_and(|l| l.contains("no.yaml")), "{out}");
+
+    // A working tree's changes can be seen before they are pushed.
+    repository.edit("kustomization.yaml", "no.yaml", "page.yaml");
+    repository.edit("page.yaml", "port: 80", "port: 81");
+    let diff = site.salp(&["gitops", "diff", "shop", "--path", &path]);
+    assert_eq!(diff.status.code(), Some(1), "{}", text(&diff));
+    let said = text(&diff);
+    assert!(said.contains("Service/default/page configured"), "{said}");
+
+    // What leaves the folder leaves the site, and nothing else does.
+    site.ok(&["create", "configmap", "mine"]);
+    let text = std::fs::read_to_string(repository.shop().join("page.yaml")).expect("read");
+    let (deployment, _service) = text.split_once("---\n").expect("two documents");
+    repository.write("page.yaml", deployment);
+    repository.commit();
+    let out = site.salp(&look);
+    assert!(out.status.success(), "{out:?}");
+    assert!(
+        site.fails(&["get", "service", "page"])
+            .contains("not found")
+    );
+    site.ok(&["get", "deployment/page", "configmap/mine"]);
+
+    // Suspended, nothing is followed.
+    let out = site.salp(&["gitops", "suspend", "ks", "shop"]);
+    assert!(out.status.success(), "{out:?}");
+    site.ok(&["delete", "deployment", "page"]);
+    let out = site.salp(&["gitops", "resume", "ks", "shop"]);
+    assert!(out.status.success(), "{out:?}");
+    eventually("it is made again", || {
+        let out = site.kubectl(&["get", "deployment", "page"]);
+        out.status.success().then_some(()).ok_or("not there".into())
+    });
+}
