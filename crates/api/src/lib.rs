@@ -9,6 +9,7 @@ mod columns;
 pub mod constants;
 mod defaults;
 mod names;
+pub mod partition;
 mod strategy;
 mod validate;
 

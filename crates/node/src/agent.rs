@@ -5,13 +5,16 @@
 //! plans, begins the steps as jobs (`jobs`) and leaves. A job that ends writes what it
 //! found into the record and queues the pod again. Start with [`Agent::reconcile`].
 
+mod contract;
 mod record;
 
+use contract::Verdict;
 pub(crate) use record::{Record, Slot};
 
 use crate::addresses::Addresses;
 use crate::admit::{Requests, Totals};
 use crate::checkpoint::Checkpoint;
+use crate::contact::Contact;
 use crate::image::ImageSource;
 use crate::objects::ObjectCache;
 use crate::plan::{self, Step, Why};
@@ -68,6 +71,8 @@ pub(crate) struct Agent {
     pub(crate) tokens: Tokens,
     pub(crate) addresses: Addresses,
     pub(crate) checkpoint: Arc<Checkpoint>,
+    /// When the API server was last reached.
+    pub(crate) contact: Arc<Contact>,
     /// Pods to reconcile.
     pub(crate) queue: WorkQueue<Uid>,
     /// Pods whose status may have changed.
@@ -101,6 +106,8 @@ pub(crate) struct Agent {
 
 /// What an [`Agent`] is made of.
 pub(crate) struct Parts {
+    /// Gets tokens for pods that stand by, where any do.
+    pub(crate) unbound: Option<kube::Client>,
     pub(crate) fixed: Fixed,
     pub(crate) client: kube::Client,
     pub(crate) clock: Clock,
@@ -110,6 +117,7 @@ pub(crate) struct Parts {
     pub(crate) services: Informer<core::Service>,
     pub(crate) addresses: Addresses,
     pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) contact: Arc<Contact>,
     pub(crate) scope: lifecycle::Scope,
 }
 
@@ -125,7 +133,7 @@ impl Agent {
                     }
                 }
             }),
-            tokens: Tokens::new(parts.client.clone(), parts.clock.clone()),
+            tokens: Tokens::new(parts.client.clone(), parts.unbound, parts.clock.clone()),
             fixed: parts.fixed,
             client: parts.client,
             clock: parts.clock.clone(),
@@ -135,6 +143,7 @@ impl Agent {
             services: parts.services,
             addresses: parts.addresses,
             checkpoint: parts.checkpoint,
+            contact: parts.contact,
             queue: WorkQueue::new(),
             statuses: WorkQueue::new(),
             starts: Semaphore::new(STARTS_MAX),
@@ -290,7 +299,10 @@ impl Agent {
             let record = &mut *record;
             self.admit(record);
             self.check_deadline(record, now);
-            let plan = plan::plan(&record.desired, &record.actual, now);
+            let plan = match self.check_contract(record, self.contact.silence()) {
+                Verdict::Waits => plan::Plan::default(),
+                Verdict::May | Verdict::Ends => plan::plan(&record.desired, &record.actual, now),
+            };
             if plan::has_finished(&record.desired, &record.actual) && !record.over {
                 // It must not be run again by a boot without an API server.
                 record.over = true;

@@ -67,7 +67,17 @@ pub(crate) fn sandbox_spec(
         memory_limit_bytes: pod_memory_limit(desired),
         dns: dns(desired, fixed),
         standby,
+        dies_after_silence_ms: dies_after_silence_ms(desired),
     }
+}
+
+/// What its partition contract allows, and its grace.
+fn dies_after_silence_ms(desired: &Desired) -> Option<u64> {
+    let api::partition::Contract::Stop { after } = desired.contract else {
+        return None;
+    };
+    let dies = after.saturating_add(std::time::Duration::from_secs(desired.grace_s));
+    Some(u64::try_from(dies.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The containers' limits together, when each has one.

@@ -402,6 +402,12 @@ pub(crate) struct Rig {
     pub(crate) scope: lifecycle::Scope,
 }
 
+/// The epoch of the fake node's Lease.
+pub(crate) fn epoch(count: u64) -> ::api::partition::Epoch {
+    let lease = "e".to_owned();
+    ::api::partition::Epoch { lease, count }
+}
+
 impl Rig {
     pub(crate) async fn new() -> Self {
         let clock = Clock::following_tokio(EPOCH.parse().unwrap());
@@ -415,6 +421,14 @@ impl Rig {
         .await
     }
 
+    /// One that knows so much of its contact with its server.
+    pub(crate) async fn in_contact(known: api::partition::Contact) -> Self {
+        let clock = Clock::following_tokio(EPOCH.parse().unwrap());
+        let runtime = FakeRuntime::new(clock.clone());
+        let dir = tempfile::tempdir().unwrap();
+        Self::made(dir, runtime, clock, FakeApi::default(), known).await
+    }
+
     /// A second agent over what another left.
     pub(crate) async fn on(
         dir: tempfile::TempDir,
@@ -422,11 +436,26 @@ impl Rig {
         clock: Clock,
         api: FakeApi,
     ) -> Self {
+        let known = ::api::partition::Contact::known(Some(0), Some(epoch(0)));
+        Self::made(dir, runtime, clock, api, known).await
+    }
+
+    async fn made(
+        dir: tempfile::TempDir,
+        runtime: Arc<FakeRuntime>,
+        clock: Clock,
+        api: FakeApi,
+        known: ::api::partition::Contact,
+    ) -> Self {
         let scope = lifecycle::Scope::new();
         let images = Arc::new(FakeImages::default());
         let (checkpoint, restored) = Checkpoint::open(dir.path(), &scope);
         let client = api.client();
+        let began = tokio::time::Instant::now();
+        let elapsed = move || u64::try_from(began.elapsed().as_millis()).unwrap();
+        let contact = crate::contact::Contact::new(Arc::new(elapsed), None, known);
         let agent = Agent::new(Parts {
+            unbound: None,
             fixed: Fixed {
                 name: "n1".into(),
                 node_ip: [192, 0, 2, 1].into(),
@@ -444,6 +473,7 @@ impl Rig {
             services: Informers::new(api.client(), &scope).get(),
             addresses: Addresses::new("127.42.0.0/16".parse().unwrap()).unwrap(),
             checkpoint,
+            contact: Arc::new(contact),
             scope: scope.clone(),
         });
         crate::node::run_loops(&agent, &scope);

@@ -146,6 +146,9 @@ pub(crate) async fn adopt(agent: &Arc<Agent>, index: usize) {
         }
     };
     agent.standby_hints.all();
+    if let Some(at) = agent.contact.last() {
+        agent.tell_contact(at);
+    }
     let mut seen = HashSet::new();
     for sandbox in &sandboxes {
         let uid = Uid::from(sandbox.id.0.as_str());

@@ -13,6 +13,7 @@ mod agent;
 mod backoff;
 mod checkpoint;
 mod config;
+mod contact;
 mod container;
 mod env;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::addresses::Addresses;
 use crate::agent::{Agent, Fixed, Parts};
 use crate::checkpoint::{Checkpoint, Restored};
 use crate::config::{Config, Error};
+use crate::contact::Contact;
 use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
@@ -15,6 +16,10 @@ use lifecycle::Scope;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often partition contracts are held against the silence of the server.
+const CONTRACTS_LOOK: Duration = Duration::from_millis(500);
 
 /// A started node agent.
 pub struct Node {
@@ -59,6 +64,7 @@ impl Node {
         );
         let (checkpoint, restored) = Checkpoint::open(&config.dir, &scope);
         let agent = Agent::new(Parts {
+            unbound: config.sleep.as_ref().map(|s| s.client.clone()),
             fixed: Fixed {
                 name: config.name.clone(),
                 node_ip: config.node_ip,
@@ -76,6 +82,7 @@ impl Node {
             services: config.informers.get(),
             addresses: Addresses::new(config.pod_cidr).map_err(Error::Addresses)?,
             checkpoint,
+            contact: Arc::new(Contact::open(&config.dir)),
             scope: scope.clone(),
         });
         let port = config
@@ -84,7 +91,7 @@ impl Node {
             .local_addr()
             .map_err(Error::Listen)?
             .port();
-        register(&config, capacity, port).start(&scope);
+        register(&config, capacity, port, &agent).start(&scope);
         let pods = if config.share_pod_informer {
             config.informers.get()
         } else {
@@ -126,6 +133,13 @@ fn run(agent: &Arc<Agent>, pods: Informer<Pod>, restored: Restored, scope: &Scop
 pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
     agent.start_publishing();
     scope.spawn_cancellable(volumes::watch_limits(agent.clone()));
+    let watched = agent.clone();
+    scope.spawn_cancellable(async move {
+        loop {
+            tokio::time::sleep(CONTRACTS_LOOK).await;
+            watched.check_contracts();
+        }
+    });
     for index in 0..agent.runtimes.len() {
         scope.spawn_cancellable(feed::follow_runtime(agent.clone(), index));
     }
@@ -140,8 +154,9 @@ pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
     });
 }
 
-fn register(config: &Config, capacity: Capacity, port: u16) -> Registration {
+fn register(config: &Config, capacity: Capacity, port: u16, agent: &Arc<Agent>) -> Registration {
     Registration {
+        agent: agent.clone(),
         name: config.name.clone(),
         client: config.client.clone(),
         clock: config.clock.clone(),

@@ -98,6 +98,8 @@ pub(crate) struct Desired {
     pub(crate) grace_s: u64,
     /// `activeDeadlineSeconds`.
     pub(crate) deadline_s: Option<u64>,
+    /// What becomes of it when the node is cut off.
+    pub(crate) contract: api::partition::Contract,
 }
 
 /// Why an object is no pod that can be run; an API server gives none such.
@@ -146,6 +148,10 @@ impl Desired {
             restart,
             deleting,
             grace_s: u64::try_from(grace).unwrap_or(0),
+            contract: api::partition::Contract::of(|key| {
+                let annotations = pod.metadata.annotations.as_ref()?;
+                annotations.get(key).map(String::as_str)
+            }),
             deadline_s: spec
                 .active_deadline_seconds
                 .and_then(|s| u64::try_from(s).ok()),

@@ -5,6 +5,7 @@
 
 use crate::image::ImageSource;
 use crate::machine::{self, Capacity, Pressure};
+use api::partition::{ANNOTATION_EPOCH, Epoch};
 use client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -22,6 +23,8 @@ use std::time::Duration;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 const LEASE_RENEW: Duration = Duration::from_secs(10);
+/// How long the server has to answer; a connection that a cut has killed says nothing.
+const LEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often the status is looked at, and sent if it changed.
 const STATUS_LOOK: Duration = Duration::from_secs(10);
 /// It is sent at the latest after this.
@@ -35,6 +38,8 @@ const IMAGES_MAX: usize = 50;
 
 /// What the Node object says of this node.
 pub(crate) struct Registration {
+    /// Is told of each renewal.
+    pub(crate) agent: Arc<crate::agent::Agent>,
     pub(crate) name: String,
     pub(crate) client: kube::Client,
     pub(crate) clock: Clock,
@@ -51,6 +56,29 @@ pub(crate) struct Registration {
     pub(crate) version: String,
     /// Images as last listed, and when, Unix seconds.
     pub(crate) listed: parking_lot::Mutex<Option<Listed>>,
+}
+
+/// The Lease as this node last wrote or read it.
+struct Held {
+    version: String,
+    epoch: Epoch,
+}
+
+impl Held {
+    fn of(lease: &Lease) -> Self {
+        let meta = &lease.metadata;
+        let count = meta
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(ANNOTATION_EPOCH)?.parse().ok());
+        Self {
+            version: meta.resource_version.clone().unwrap_or_default(),
+            epoch: Epoch {
+                lease: meta.uid.clone().unwrap_or_default(),
+                count: count.unwrap_or_default(),
+            },
+        }
+    }
 }
 
 /// When, and names and sizes.
@@ -317,28 +345,35 @@ impl Registration {
 
     async fn keep_lease(&self) {
         let leases = Api::<Lease>::namespaced(self.client.clone(), LEASE_NAMESPACE);
-        let mut exists = false;
+        let mut held: Option<Held> = None;
         loop {
-            let done = if exists {
-                let renew = json!({"spec": {"renewTime": MicroTime(self.clock.now()),
-                    "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
-                leases
-                    .patch(&self.name, &PatchParams::default(), &Patch::Merge(renew))
-                    .await
-                    .map(drop)
-            } else {
-                self.create_lease(&leases).await
-            };
-            let wait = match done {
-                Ok(()) => {
-                    exists = true;
+            let sent = self.agent.contact.now();
+            let asked = tokio::time::timeout(LEASE_DEADLINE, self.renew(&leases, held.as_ref()));
+            let wait = match asked.await {
+                // One that was only found is renewed at once: only that is a sign of life.
+                Ok(Ok(found)) if held.is_none() => {
+                    held = Some(found);
+                    continue;
+                }
+                Ok(Ok(renewed)) => {
+                    self.agent.contacted(sent, &renewed.epoch);
+                    held = Some(renewed);
                     LEASE_RENEW
                 }
-                Err(error) => {
+                // Somebody wrote it, perhaps this node and it was not told: it is read again.
+                Ok(Err(error)) if held.is_some() && client::is_conflict(&error) => {
+                    held = None;
+                    continue;
+                }
+                Ok(Err(error)) => {
                     if client::is_not_found(&error) {
-                        exists = false;
+                        held = None;
                     }
                     tracing::debug!(node = self.name, %error, "lease not renewed, trying again");
+                    RETRY
+                }
+                Err(_) => {
+                    tracing::debug!(node = self.name, "lease not renewed in time, trying again");
                     RETRY
                 }
             };
@@ -346,7 +381,25 @@ impl Registration {
         }
     }
 
-    async fn create_lease(&self, leases: &Api<Lease>) -> Result<(), kube::Error> {
+    /// Renews the Lease if it is the one that is held; without one finds or makes it.
+    async fn renew(&self, leases: &Api<Lease>, held: Option<&Held>) -> Result<Held, kube::Error> {
+        let Some(held) = held else {
+            return match leases.get_opt(&self.name).await? {
+                Some(lease) => Ok(Held::of(&lease)),
+                None => self.create_lease(leases).await.map(|l| Held::of(&l)),
+            };
+        };
+        let renew = json!({
+            "metadata": {"resourceVersion": held.version},
+            "spec": {"renewTime": MicroTime(self.clock.now()),
+                "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
+        let lease = leases
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(renew))
+            .await?;
+        Ok(Held::of(&lease))
+    }
+
+    async fn create_lease(&self, leases: &Api<Lease>) -> Result<Lease, kube::Error> {
         // Owned by the Node, so that it goes with it.
         let node = self.nodes().get(&self.name).await?;
         let lease = Lease {
@@ -369,9 +422,6 @@ impl Registration {
                 ..LeaseSpec::default()
             }),
         };
-        match leases.create(&PostParams::default(), &lease).await {
-            Err(e) if !client::is_already_exists(&e) => Err(e),
-            _ => Ok(()),
-        }
+        leases.create(&PostParams::default(), &lease).await
     }
 }

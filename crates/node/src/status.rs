@@ -79,7 +79,8 @@ pub(crate) fn phase(desired: &Desired, actual: &Actual) -> &'static str {
         Some("Failed") => return "Failed",
         _ => {}
     }
-    if actual.ended.is_some() {
+    // As upstream: a pod that may still run is not told to be over.
+    if actual.ended.is_some() && !actual.containers.iter().any(|c| c.run.is_alive()) {
         return "Failed";
     }
     let mut count = Count::default();

@@ -43,15 +43,18 @@ type Key = (String, String, i64, bool);
 /// Tokens in use; bounded by the projections of the node's pods.
 pub(crate) struct Tokens {
     client: kube::Client,
+    /// Asks for tokens that are bound to no pod, which a node may not have.
+    unbound: Option<kube::Client>,
     clock: Clock,
     /// Never held across an await.
     known: Mutex<HashMap<Key, Token>>,
 }
 
 impl Tokens {
-    pub(crate) fn new(client: kube::Client, clock: Clock) -> Self {
+    pub(crate) fn new(client: kube::Client, unbound: Option<kube::Client>, clock: Clock) -> Self {
         Self {
             client,
+            unbound,
             clock,
             known: Mutex::default(),
         }
@@ -120,7 +123,9 @@ impl Tokens {
             ..auth::TokenRequest::default()
         };
         let namespace = meta.namespace.as_deref().unwrap_or_default();
-        let accounts = Api::<core::ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let client = self.unbound.as_ref().filter(|_| standby);
+        let client = client.unwrap_or(&self.client).clone();
+        let accounts = Api::<core::ServiceAccount>::namespaced(client, namespace);
         let answer = accounts
             .create_token_request(account, &PostParams::default(), &request)
             .await

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// The number of this protocol.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Largest frame: the status of some 50,000 pods. A larger one ends the connection.
 const FRAME_MAX_BYTES: u32 = 64 << 20;
@@ -37,6 +37,7 @@ pub(crate) enum Call {
     RemoveSandbox(SandboxId),
     Wake(SandboxId),
     Adopted(SandboxId),
+    Contact { at_ms: u64 },
     Sandboxes,
     Sandbox(SandboxId),
     Stats,
@@ -248,6 +249,7 @@ mod tests {
                     memory_limit_bytes: limit,
                     dns: Dns::default(),
                     standby: limit.is_some(),
+                    dies_after_silence_ms: limit,
                 }))
             ),
             container_spec().prop_map(|spec| Call::CreateContainer(Box::new(spec))),
@@ -258,6 +260,7 @@ mod tests {
             text().prop_map(|id| Call::StartContainer(ContainerId(id))),
             Just(Call::Sandboxes),
             Just(Call::Stats),
+            any::<u64>().prop_map(|at_ms| Call::Contact { at_ms }),
             text().prop_map(|id| Call::Wake(SandboxId(id))),
             text().prop_map(|name| Call::Traffic(vec![ServiceName {
                 namespace: name.clone(),

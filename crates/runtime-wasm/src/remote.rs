@@ -164,6 +164,10 @@ impl PodRuntime for Remote {
         self.done(Call::Adopted(id.clone())).await
     }
 
+    async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
+        self.done(Call::Contact { at_ms }).await
+    }
+
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         match self.call(Call::Sandboxes).await? {
             Answer::Sandboxes(list) => Ok(list),

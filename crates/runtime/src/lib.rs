@@ -45,6 +45,10 @@ pub struct SandboxSpec {
     /// starts them then, without asking the agent.
     #[serde(default)]
     pub standby: bool,
+    /// It is killed when the node was not in contact with its server for so many milliseconds
+    /// ([`PodRuntime::contact`]), whether there is an agent or not.
+    #[serde(default)]
+    pub dies_after_silence_ms: Option<u64>,
 }
 
 /// Resolver configuration of a pod.
@@ -288,6 +292,13 @@ pub trait PodRuntime: Send + Sync + 'static {
     /// of it by the API alone.
     async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         let _ = id;
+        Ok(())
+    }
+
+    /// The node was in contact with its server then, in milliseconds of the machine's
+    /// `CLOCK_BOOTTIME`.
+    async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
+        let _ = at_ms;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::access::{at, is_empty, items_mut, list, text};
+use crate::partition::{self, Contract};
 use apimachinery::status::FieldError;
 use serde_json::Value;
 
@@ -10,6 +11,7 @@ const ONLY_THESE: &str = "pod updates may not change fields other than `spec.con
 /// `Pod`, written through the main resource.
 pub(crate) fn pod_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
+    contract(&mut c, new, old);
     let (new, old) = (at(new, "spec"), at(old, "spec"));
     for field in ["containers", "initContainers"] {
         if list(new, field).len() != list(old, field).len() {
@@ -50,6 +52,20 @@ pub(crate) fn pod_update(new: &Value, old: &Value) -> Vec<FieldError> {
         c.forbidden("spec", ONLY_THESE);
     }
     c.0
+}
+
+/// A node that is cut off would hold the pod to the old contract, and the server to the new.
+fn contract(c: &mut Check, new: &Value, old: &Value) {
+    let of = |v: &Value| {
+        let all = at(v, "metadata.annotations");
+        Contract::of(|key| all.get(key)?.as_str())
+    };
+    if !is_empty(at(old, "spec.nodeName")) && of(new) != of(old) {
+        c.forbidden(
+            format!("metadata.annotations[{}]", partition::ANNOTATION),
+            "the partition contract may not change once the pod is bound",
+        );
+    }
 }
 
 fn deadline(c: &mut Check, new: &Value, old: &Value) {
@@ -139,5 +155,18 @@ mod tests {
         assert_eq!(changed(|s| s["containers"][0]["name"] = "b".into()), "spec");
         assert_eq!(changed(|s| s["nodeName"] = "n".into()), "spec");
         assert_eq!(changed(|s| s["containers"] = json!([])), "spec.containers");
+    }
+
+    #[test]
+    fn the_partition_contract_stays_once_a_node_has_it() {
+        let pod = |node: &str, when: &str, other: &str| {
+            json!({"metadata": {"annotations": {"salp.dev/when-disconnected": when, "a": other}},
+                "spec": {"nodeName": node}})
+        };
+        let fields = |old: &Value, new: &Value| pod_update(new, old).len();
+        assert_eq!(fields(&pod("", "stop", ""), &pod("", "keep", "")), 0);
+        assert_eq!(fields(&pod("n", "stop", ""), &pod("n", "stop", "b")), 0);
+        assert_eq!(fields(&pod("n", "stop", ""), &pod("n", "keep", "")), 1);
+        assert_eq!(fields(&pod("n", "", ""), &pod("n", "stop", "")), 1);
     }
 }

@@ -327,6 +327,8 @@ const ROLES: &[(&str, &[&str])] = &[
         &[
             "patch | apps | deployments,replicasets",
             "create | core | pods",
+            // For pods that stand by, which the server does not know yet.
+            "create | core | serviceaccounts/token",
         ],
     ),
     (

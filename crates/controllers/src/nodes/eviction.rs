@@ -1,6 +1,7 @@
 //! Deletes pods that do not tolerate a `NoExecute` taint of their node, at once or after
 //! the time for which they do.
 
+use super::contact::Contacts;
 use super::{node_of, on_node, plan};
 use crate::context::Context;
 use crate::error::Error;
@@ -19,10 +20,19 @@ struct Eviction {
     context: Context,
     nodes: Informer<Node>,
     pods: Informer<Pod>,
+    contacts: Arc<Contacts>,
     recorder: EventRecorder,
 }
 
-pub(super) fn start(context: &Context, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+/// Between tries to end the epoch of a node that was just heard.
+const FENCE_RETRY: Duration = Duration::from_secs(1);
+
+pub(super) fn start(
+    context: &Context,
+    nodes: &Informer<Node>,
+    pods: &Informer<Pod>,
+    contacts: Arc<Contacts>,
+) {
     let queue = context.queue::<ObjectKey>();
     {
         let (queue, pods) = (queue.clone(), pods.clone());
@@ -53,6 +63,7 @@ pub(super) fn start(context: &Context, nodes: &Informer<Node>, pods: &Informer<P
         context: context.clone(),
         nodes: nodes.clone(),
         pods: pods.clone(),
+        contacts,
         recorder: context.recorder(NAME),
     });
     let ready = vec![nodes.ready(), pods.ready()];
@@ -83,9 +94,17 @@ impl Eviction {
         let Some(at) = plan::leaves_at(&pod, &taints, now) else {
             return Ok(Outcome::Done);
         };
-        let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        let mut left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let silence = plan::leaves_after(&pod, &taints);
+        if let Some(silence) = silence {
+            left = left.max(silence.saturating_sub(self.contacts.silence(name)));
+        }
         if !left.is_zero() {
             return Ok(Outcome::After(left));
+        }
+        if silence.is_some() && !self.contacts.fence(&self.context, name).await? {
+            return Ok(Outcome::After(FENCE_RETRY));
         }
         self.evict(key, &pod, now).await?;
         Ok(Outcome::Done)

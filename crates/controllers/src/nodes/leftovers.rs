@@ -1,7 +1,7 @@
 //! Deletes pods that nobody looks after: bound to a node that is gone, deleted before
 //! they were bound, or ended long ago when there are too many of those.
 
-use super::{SILENCE_MAX, node_of};
+use super::{SILENCE_MAX, node_of, plan};
 use crate::context::Context;
 use crate::error::Error;
 use crate::pods;
@@ -55,7 +55,12 @@ impl Leftovers {
         let pick = |wanted: &dyn Fn(&Pod) -> bool| -> Vec<Arc<Pod>> {
             pods.iter().filter(|p| wanted(p)).cloned().collect()
         };
-        let orphaned = pick(&|p| node_of(p).is_some_and(|node| gone.contains(node)));
+        // It may run on a machine that does not know that its Node is gone.
+        let ended = |p: &Pod, since: &Instant| {
+            plan::ends_after(p).is_none_or(|after| since.elapsed() >= after)
+        };
+        let orphaned =
+            pick(&|p| node_of(p).is_some_and(|node| gone.get(node).is_some_and(|t| ended(p, t))));
         let unbound = pick(&|p| node_of(p).is_none() && p.metadata.deletion_timestamp.is_some());
         for_each(orphaned, |pod| async move { this.remove(&pod, true).await }).await?;
         for_each(unbound, |pod| async move { this.remove(&pod, false).await }).await?;
@@ -65,8 +70,8 @@ impl Leftovers {
         .await
     }
 
-    /// Nodes that have been missing for long enough and are so for certain.
-    async fn gone_nodes(&mut self, pods: &[Arc<Pod>]) -> Result<HashSet<String>, Error> {
+    /// Nodes that have been missing for long enough and are so for certain, and since when.
+    async fn gone_nodes(&mut self, pods: &[Arc<Pod>]) -> Result<HashMap<String, Instant>, Error> {
         let missing: HashSet<&str> = pods
             .iter()
             .filter_map(|p| node_of(p))
@@ -79,7 +84,7 @@ impl Leftovers {
                 .entry(node.to_owned())
                 .or_insert_with(Instant::now);
         }
-        let mut gone = HashSet::new();
+        let mut gone = HashMap::new();
         let api: Api<Node> = Api::all(self.context.client.clone());
         for (node, since) in &self.missing {
             if since.elapsed() < SILENCE_MAX {
@@ -91,7 +96,7 @@ impl Leftovers {
                 source,
             })?;
             if live.is_none() {
-                gone.insert(node.clone());
+                gone.insert(node.clone(), *since);
             }
         }
         Ok(gone)

@@ -4,6 +4,7 @@
 //! Silence is counted from when this process last saw a sign of life, by its own
 //! monotonic clock: a node's wrong clock does not make it dead. Start with [`plan`].
 
+mod contact;
 mod eviction;
 mod leftovers;
 mod plan;
@@ -61,6 +62,7 @@ pub(crate) fn start(context: &Context) {
         });
     }
     follow_leases(context, &leases, &queue);
+    let contacts = contact::Contacts::follow(context, &leases);
     let ready = vec![nodes.ready(), leases.ready(), pods.ready()];
     let controller = Arc::new(Controller {
         context: context.clone(),
@@ -74,7 +76,7 @@ pub(crate) fn start(context: &Context) {
         let controller = controller.clone();
         async move { controller.reconcile(&name).await }
     });
-    eviction::start(context, &nodes, &pods);
+    eviction::start(context, &nodes, &pods, contacts);
     leftovers::start(context, &nodes, &pods);
 }
 

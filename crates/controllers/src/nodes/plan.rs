@@ -1,10 +1,12 @@
 //! What follows from a node's conditions and taints: pure.
 
 use api::constants::{TAINT_NOT_READY, TAINT_UNREACHABLE, TAINT_UNSCHEDULABLE};
+use api::partition::Contract;
 use client::k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use client::taints::{tolerates, tolerations};
 use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
 
 /// Conditions that a silent node can no longer vouch for.
 const VOUCHED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
@@ -114,10 +116,47 @@ pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     (taints != had).then_some(taints)
 }
 
+/// The partition contract of a pod.
+pub(super) fn contract(pod: &Pod) -> Contract {
+    Contract::of(|key| {
+        let annotations = pod.metadata.annotations.as_ref()?;
+        annotations.get(key).map(String::as_str)
+    })
+}
+
+/// After which silence of its node a pod has ended there; none when its contract does not
+/// say.
+pub(super) fn ends_after(pod: &Pod) -> Option<Duration> {
+    const GRACE_DEFAULT_SECONDS: i64 = 30;
+    let spec = pod.spec.as_ref();
+    let grace = spec.and_then(|s| s.termination_grace_period_seconds);
+    let grace = u64::try_from(grace.unwrap_or(GRACE_DEFAULT_SECONDS)).unwrap_or_default();
+    contract(pod).replaced_after(Duration::from_secs(grace))
+}
+
+/// How long its node must have been silent before a pod may leave it, and be replaced, for
+/// whatever reason: it may run there as long.
+pub(super) fn leaves_after(pod: &Pod, taints: &[Taint]) -> Option<Duration> {
+    let unreachable = taints.iter().any(|t| t.key == TAINT_UNREACHABLE);
+    ends_after(pod).filter(|_| unreachable)
+}
+
 /// When a pod must leave a node with these taints; none when it may stay.
 pub(super) fn leaves_at(pod: &Pod, taints: &[Taint], now: Timestamp) -> Option<Timestamp> {
     let mut earliest: Option<Timestamp> = None;
+    let contract = contract(pod);
     for taint in taints.iter().filter(|t| t.effect == "NoExecute") {
+        if taint.key == TAINT_UNREACHABLE {
+            match contract {
+                Contract::Unstated => {}
+                Contract::Keep => continue,
+                // As soon as it has ended there: [`leaves_after`].
+                Contract::Stop { .. } => {
+                    earliest = Some(earliest.map_or(now, |e| e.min(now)));
+                    continue;
+                }
+            }
+        }
         let tolerating = tolerations(pod).iter().filter(|t| tolerates(t, taint));
         let mut tolerated = false;
         for toleration in tolerating {

@@ -139,3 +139,32 @@ fn the_oldest_ended_pods_go_beyond_the_limit() {
     assert_eq!(names(1), ["old", "middle"]);
     assert!(names(3).is_empty());
 }
+
+#[test]
+fn contracts_say_when_a_silent_node_s_pods_leave() {
+    let added = now() - SignedDuration::from_secs(30);
+    let taints: Vec<Taint> = object(json!([
+        {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": added.to_string()},
+    ]));
+    let leaves = |annotations: Value, extra: Value| {
+        let mut pod = json!({"metadata": {"annotations": annotations}, "spec": {
+            "containers": [], "terminationGracePeriodSeconds": 5,
+            "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+                "effect": "NoExecute", "tolerationSeconds": 300}]}});
+        crate::fixture::merge(&mut pod, extra);
+        let pod: Pod = object(pod);
+        let at = plan::leaves_at(&pod, &taints, now()).map(|at| at.duration_since(now()).as_secs());
+        (at, plan::leaves_after(&pod, &taints).map(|d| d.as_secs()))
+    };
+    let none = json!({});
+    assert_eq!(leaves(json!({}), none.clone()), (Some(270), None));
+    let keep = json!({"salp.dev/when-disconnected": "keep"});
+    assert_eq!(leaves(keep.clone(), none.clone()), (None, None));
+    assert_eq!(
+        leaves(keep, json!({"spec": {"tolerations": []}})),
+        (None, None)
+    );
+    let stop = json!({"salp.dev/when-disconnected": "stop", "salp.dev/after": "45s"});
+    // Whatever the tolerations say, and whatever other taints there are.
+    assert_eq!(leaves(stop, none), (Some(0), Some(45 + 5 + 10)));
+}

@@ -71,6 +71,8 @@ pub(crate) struct Record {
     pub(crate) done_at: u64,
     /// The API has no such pod, and nothing is told of it.
     pub(crate) standby: bool,
+    /// The server has given it up: what still runs of it is killed.
+    pub(super) fenced: bool,
 }
 
 /// What is kept beside a container's state.
@@ -158,6 +160,11 @@ impl Agent {
                 }
             }
             self.update(pod, false);
+            // It has been through what came before this agent.
+            if let Some(slot) = self.slot(&uid) {
+                let silence = self.contact.silence_at_start();
+                self.check_contract(&mut slot.lock(), silence);
+            }
         }
     }
 
@@ -206,6 +213,7 @@ impl Agent {
             confirmed,
             done_at: 0,
             standby: false,
+            fenced: false,
             desired,
         }
     }

@@ -1,6 +1,6 @@
 //! The agent against a runtime, images and an API server in memory, in virtual time.
 
-use crate::fakes::{EPOCH, FakeApi, FakeRuntime, Rig, one, pod};
+use crate::fakes::{EPOCH, FakeApi, FakeRuntime, Rig, epoch, one, pod};
 use crate::image::PullFailure;
 use client::Clock;
 use expect_test::expect;
@@ -547,5 +547,105 @@ async fn nothing_else_is_probed_before_startup_passed() {
         .await;
     let words = "Unhealthy: Liveness probe errored: exec probes are not supported by this runtime";
     rig.until("told", |r| r.api.events().contains(words)).await;
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn contracts_are_kept_when_the_server_is_out_of_reach() {
+    let rig = Rig::new().await;
+    for (name, annotations) in [
+        (
+            "stop",
+            json!({"salp.dev/when-disconnected": "stop", "salp.dev/after": "45s"}),
+        ),
+        ("keep", json!({"salp.dev/when-disconnected": "keep"})),
+        ("plain", json!({})),
+    ] {
+        let mut made = pod(name, one());
+        made.metadata.annotations = serde_json::from_value(annotations).unwrap();
+        rig.agent.update(std::sync::Arc::new(made), true);
+    }
+    rig.until("running", |r| r.api.status("stop")["phase"] == "Running")
+        .await;
+    // As long as renewals are answered nothing happens.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        rig.agent.contacted(rig.agent.contact.now(), &epoch(0));
+    }
+    assert_eq!(rig.api.status("stop")["phase"], "Running");
+    let cut_off = rig.agent.contact.now();
+    rig.until("stopped", |r| r.api.status("stop")["phase"] == "Failed")
+        .await;
+    let took = rig.agent.contact.now() - cut_off;
+    assert!((45_000..60_000).contains(&took), "{took}");
+    assert_eq!(rig.api.status("stop")["reason"], "NodeDisconnected");
+    assert_eq!(rig.api.status("keep")["phase"], "Running");
+    assert_eq!(rig.api.status("plain")["phase"], "Running");
+    // It is over for good: the server may run another by now.
+    rig.agent.contacted(rig.agent.contact.now(), &epoch(0));
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(rig.api.status("stop")["phase"], "Failed");
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_the_machine_is_no_way_around_a_contract() {
+    let rig = Rig::new().await;
+    let mut made = pod("stop", one());
+    let annotations = json!({"salp.dev/when-disconnected": "stop", "salp.dev/after": "45s"});
+    made.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    rig.agent.update(std::sync::Arc::new(made), true);
+    rig.until("running", |r| r.api.status("stop")["phase"] == "Running")
+        .await;
+    // Nothing ran for two minutes, and the first thing to run is a renewal.
+    tokio::time::advance(std::time::Duration::from_secs(120)).await;
+    rig.agent.contacted(rig.agent.contact.now(), &epoch(0));
+    rig.until("stopped", |r| r.api.status("stop")["phase"] == "Failed")
+        .await;
+    rig.scope.close().await;
+}
+
+fn stopping(name: &str) -> std::sync::Arc<k8s_openapi::api::core::v1::Pod> {
+    let mut made = pod(name, one());
+    let annotations = json!({"salp.dev/when-disconnected": "stop", "salp.dev/after": "45s"});
+    made.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    std::sync::Arc::new(made)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_stop_waits_for_the_first_contact() {
+    let known = api::partition::Contact::known(None, Some(epoch(0)));
+    let rig = Rig::in_contact(known).await;
+    rig.agent.update(stopping("stop"), true);
+    rig.agent
+        .update(std::sync::Arc::new(pod("plain", one())), true);
+    rig.until("running", |r| r.api.status("plain")["phase"] == "Running")
+        .await;
+    tokio::time::sleep(std::time::Duration::from_secs(120)).await;
+    assert_ne!(rig.api.status("stop")["phase"], "Running");
+    rig.agent.contacted(rig.agent.contact.now(), &epoch(0));
+    rig.until("running", |r| r.api.status("stop")["phase"] == "Running")
+        .await;
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_is_over_ends_what_must_stop() {
+    let rig = Rig::new().await;
+    rig.agent.update(stopping("stop"), true);
+    rig.agent
+        .update(std::sync::Arc::new(pod("plain", one())), true);
+    for name in ["stop", "plain"] {
+        rig.until("running", |r| r.api.status(name)["phase"] == "Running")
+            .await;
+    }
+    // Its clock stood still, as a paused virtual machine's: only the epoch tells.
+    rig.agent.contacted(rig.agent.contact.now(), &epoch(1));
+    rig.until("stopped", |r| r.api.status("stop")["phase"] == "Failed")
+        .await;
+    assert_eq!(rig.api.status("plain")["phase"], "Running");
+    rig.agent.update(stopping("next"), true);
+    rig.until("running", |r| r.api.status("next")["phase"] == "Running")
+        .await;
     rig.scope.close().await;
 }

@@ -222,7 +222,7 @@ impl Agent {
             (
                 container::container_id(desired, &desired.containers[index].name, attempt),
                 self.runtime(record.runtime.unwrap_or(0)).clone(),
-                own_grace.unwrap_or(desired.grace_s),
+                own_grace.unwrap_or_else(|| self.grace_left_s(&record)),
                 hook,
                 container,
                 record.ip,

@@ -42,7 +42,7 @@ async fn set(dir: &Path, pod: &core::Pod, objects: &PodObjects) -> Result<(), St
             allocatable: &allocatable,
         },
         objects,
-        tokens: &Tokens::new(client, client::Clock::system()),
+        tokens: &Tokens::new(client, None, client::Clock::system()),
     };
     set_up(dir, &sources)
         .await

@@ -210,6 +210,7 @@ mod tests {
             memory_limit_bytes: None,
             dns: Dns::default(),
             standby: false,
+            dies_after_silence_ms: None,
         }
     }
 

@@ -8,6 +8,7 @@ mod container;
 mod kept;
 mod serve;
 mod server;
+mod silence;
 mod spec;
 mod standby;
 
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     changes: broadcast::Sender<Changed>,
     standbys: watch::Sender<Arc<Vec<Standby>>>,
     traffic: OnceLock<Arc<dyn Traffic>>,
+    contact: silence::Contact,
     scope: Scope,
 }
 
@@ -141,11 +143,13 @@ impl Host {
                 changes: broadcast::channel(CHANGES_QUEUED_MAX).0,
                 standbys: watch::Sender::default(),
                 traffic: OnceLock::new(),
+                contact: silence::Contact::now(),
                 scope: scope.clone(),
             }),
         };
         // Before an agent asks, or it would make anew what is about to be there.
         host.restore().await;
+        scope.spawn_cancellable(silence::watch(host.clone()));
         if let Some(path) = config.socket {
             server::listen(host.clone(), &path, scope)
                 .map_err(|source| HostError::Socket { path, source })?;
@@ -187,6 +191,9 @@ impl Host {
         let left = |why: &str| Err(RuntimeError::RunSandbox(why.to_owned()));
         if ran(Runs::Command) {
             return left("a command ran in it");
+        }
+        if spec.dies_after_silence_ms.is_some() {
+            return left("its node must be in contact with its server first");
         }
         if !(ran(Runs::Http) || spec.standby) {
             return left("nothing ran in it");
@@ -431,6 +438,11 @@ impl PodRuntime for Host {
             }
             self.shared.list_standbys();
         }
+        Ok(())
+    }
+
+    async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
+        self.shared.contact.made(at_ms);
         Ok(())
     }
 

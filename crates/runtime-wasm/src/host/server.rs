@@ -168,6 +168,7 @@ async fn answer(host: &Host, call: Call) -> Result<Answer, RuntimeError> {
         Call::Stats => host.stats().await.map(Answer::Stats),
         Call::Wake(id) => host.wake(&id).await.map(done),
         Call::Adopted(id) => host.adopted(&id).await.map(done),
+        Call::Contact { at_ms } => host.contact(at_ms).await.map(done),
         Call::Traffic(services) => {
             let traffic = host.traffic()?.traffic(&services).await;
             traffic.map(Answer::Traffic)

@@ -142,6 +142,7 @@ mod tests {
             memory_limit_bytes: None,
             dns: runtime::Dns::default(),
             standby: false,
+            dies_after_silence_ms: None,
         }
     }
 

@@ -1,8 +1,9 @@
 //! A host that starts in the folder of one that was killed.
 
 use crate::pod::{Site, get, run};
+use futures::StreamExt as _;
 use lifecycle::Scope;
-use runtime::{ContainerId, ContainerState, PodRuntime as _, SandboxStatus};
+use runtime::{ContainerId, ContainerState, PodRuntime as _, SandboxId, SandboxStatus};
 use runtime_wasm::{Host, HostConfig, LogLimits};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -135,5 +136,35 @@ async fn one_on_standby_is_woken_and_known_until_adopted() {
         Ok(200)
     );
     assert!(fourth.standbys().borrow().is_empty());
+    scope.close().await;
+}
+
+/// No agent is there, and none tells of contact.
+#[tokio::test]
+async fn what_must_stop_dies_without_contact_and_waits_for_it() {
+    let site = Site::new().await;
+    let (mut sandbox, container, silent) = site.http_pod("silent");
+    sandbox.dies_after_silence_ms = Some(0);
+    let id = run(&site.host, (sandbox, container)).await.unwrap();
+    let (mut sandbox, container, lasting) = site.http_pod("lasting");
+    sandbox.dies_after_silence_ms = Some(3_600_000);
+    run(&site.host, (sandbox, container)).await.unwrap();
+    let mut changes = site.host.changes().await.unwrap();
+    let state = async || {
+        let found = site.host.sandbox(&SandboxId("silent".into())).await;
+        let containers = found.unwrap().expect("a sandbox").containers;
+        containers.into_iter().find(|c| c.id == id).unwrap().state
+    };
+    while !matches!(state().await, ContainerState::Exited(_)) {
+        changes.next().await;
+    }
+    assert!(get(silent, "/env?NAME").await.is_err());
+    assert!(get(lasting, "/env?NAME").await.is_ok());
+
+    crash(site.scope, lasting).await;
+    let scope = Scope::new();
+    let host = host(site.dir.path(), &scope).await;
+    let names: Vec<_> = sandboxes(&host).await;
+    assert_eq!(names, [], "only an agent with contact makes them again");
     scope.close().await;
 }

@@ -62,6 +62,7 @@ impl Site {
             memory_limit_bytes: None,
             dns: Dns::default(),
             standby: false,
+            dies_after_silence_ms: None,
         };
         let container = ContainerSpec {
             id: ContainerId(format!("{uid}/app/0")),
