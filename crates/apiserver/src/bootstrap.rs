@@ -9,6 +9,7 @@ use crate::registry::update::{Part, modify};
 use crate::row::Row;
 use crate::server_state::Core;
 use apimachinery::Status;
+use base64::Engine as _;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -36,9 +37,13 @@ pub(crate) async fn run(
     let mut second = policy::namespaced();
     second.push(service(cidr, port, advertise));
     second.push(authentication(client_ca));
+    if let Some(address) = advertise {
+        second.push(cluster_info(address, client_ca));
+    }
     ensure_all(core, second).await?;
     if let Some(address) = advertise {
         endpoint(core, port, address).await?;
+        renew_cluster_info(core, address, client_ca).await?;
     }
     core.ready.store(true, Ordering::Release);
     Ok(())
@@ -147,6 +152,37 @@ fn authentication(client_ca: &str) -> Value {
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": {"client-ca-file": client_ca},
     })
+}
+
+/// What a machine that wants to join reads before it can trust anybody: where the server is,
+/// and the CA, which the machine holds against the hash that it was told. The site's CA signs
+/// both clients and servers.
+fn cluster_info(address: SocketAddr, ca: &str) -> Value {
+    let ca = base64::engine::general_purpose::STANDARD.encode(ca);
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"\"\n  cluster:\n    server: https://{address}\n    certificate-authority-data: {ca}\ncontexts: []\nusers: []\ncurrent-context: \"\"\n"
+    );
+    json!({
+        "kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"},
+        "data": {"kubeconfig": kubeconfig},
+    })
+}
+
+async fn renew_cluster_info(core: &Arc<Core>, address: SocketAddr, ca: &str) -> Result<(), Status> {
+    let Some(row) = Row::builtin("", "v1", "configmaps") else {
+        return Ok(());
+    };
+    let user = Core::own_user();
+    let call = call(core, &row, "kube-public", "cluster-info", &user);
+    let wanted = cluster_info(address, ca);
+    modify(&call, Part::Main, Tracking::Update, &|old| {
+        let mut new = old.clone();
+        new["data"]["kubeconfig"] = wanted["data"]["kubeconfig"].clone();
+        Ok(new)
+    })
+    .await
+    .map(drop)
 }
 
 /// Keeps the endpoint at the address that is served now.

@@ -1,5 +1,6 @@
 //! What all controllers share, and their start.
 
+use crate::certificates::Signer;
 use crate::error::Error;
 use client::informer::Kind;
 use client::{
@@ -9,7 +10,7 @@ use futures::future::BoxFuture;
 use std::sync::Arc;
 
 /// What the controllers need.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The process's informers; their client also writes.
     pub informers: Informers,
@@ -19,6 +20,16 @@ pub struct Config {
     pub clock: Clock,
     /// Seed of the jitter of retries.
     pub seed: u64,
+    /// Signs certificates of nodes; without one none are approved or signed.
+    pub signer: Option<Arc<dyn Signer>>,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("informers", &self.informers)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Starts all controllers in `scope`; they run until it is cancelled.
@@ -38,6 +49,9 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::nodes::start(&context);
     crate::job::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
+    if let Some(signer) = config.signer {
+        crate::certificates::start(&context, signer);
+    }
 }
 
 /// What a controller is started with.

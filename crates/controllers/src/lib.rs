@@ -5,6 +5,7 @@
 //! They know nothing of each other: what joins them are the objects. Start with
 //! [`run`], then `replicaset`, the simplest of those that own pods.
 
+mod certificates;
 mod context;
 mod deployment;
 mod endpoints;
@@ -18,6 +19,7 @@ mod replicaset;
 mod roots;
 mod writes;
 
+pub use certificates::{Asked, Signer};
 pub use context::{Config, run};
 pub use error::Error;
 

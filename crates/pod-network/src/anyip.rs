@@ -116,7 +116,9 @@ fn route(prefix: Prefix) -> RouteMessage {
 }
 
 /// Runs `work` with a netlink connection that ends with it.
-async fn with_netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T, Error>) -> Result<T, Error> {
+pub(crate) async fn with_netlink<T>(
+    work: impl AsyncFnOnce(Handle) -> Result<T, Error>,
+) -> Result<T, Error> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
     let scope = lifecycle::Scope::new();
     scope.spawn_cancellable(connection);

@@ -1,12 +1,14 @@
 //! Addresses of pods: which prefixes this machine answers for, and which address a pod
 //! gets.
 //!
-//! [`anyip`] makes a whole prefix bindable with one route; [`IpPool`] hands out a node's
+//! [`anyip`] makes a whole prefix bindable with one route; [`via`] leads to other nodes;
+//! [`IpPool`] hands out a node's
 //! share of the pod network. It knows no Kubernetes objects and nothing of runtimes.
 
 pub mod anyip;
 mod pool;
 mod prefix;
+pub mod via;
 
 pub use pool::{IpPool, PoolError};
 pub use prefix::{ParsePrefixError, Prefix};

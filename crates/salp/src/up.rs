@@ -408,6 +408,7 @@ fn start_control(
         controllers::Config {
             informers: informers.clone(),
             root_ca_pem: pki.ca_pem.clone(),
+            signer: None,
             clock: clock.clone(),
             seed: rand::random(),
         },

@@ -1,7 +1,9 @@
 //! Built-in admission: what is filled in or refused after authorization and before the
 //! kind's own rules. One module a plug-in, in upstream's order.
 
+mod certificate;
 mod namespace;
+pub(crate) mod node_restriction;
 mod pod_defaults;
 mod rbac_escalation;
 mod service_account;
@@ -33,7 +35,7 @@ pub(crate) async fn mutate(
         }
         pod_defaults::tolerations(new);
     }
-    let _ = old;
+    certificate::mutate(call, operation, new, old);
     Ok(())
 }
 
@@ -44,6 +46,7 @@ pub(crate) async fn validate(
     new: &Value,
     old: Option<&Value>,
 ) -> Result<(), Status> {
+    node_restriction::validate(call, operation, new, old)?;
     if operation == Operation::Delete {
         return namespace::validate_delete(call);
     }

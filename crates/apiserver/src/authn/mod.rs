@@ -1,5 +1,6 @@
-//! Who calls: client certificates, ServiceAccount tokens, else anonymous.
+//! Who calls: client certificates, ServiceAccount and bootstrap tokens, else anonymous.
 
+pub(crate) mod bootstrap;
 pub(crate) mod impersonate;
 pub(crate) mod token;
 
@@ -85,6 +86,16 @@ impl Authenticator {
             .filter(|t| !t.is_empty());
         match token {
             None => Ok(User::anonymous()),
+            Some(t) if bootstrap::parts(t).is_some() => bootstrap::parts(t)
+                .ok_or("not a token")
+                .and_then(|(id, secret)| {
+                    let stored = live.bootstrap_secret(id).ok_or("no such bootstrap token")?;
+                    bootstrap::user(id, secret, &stored, now)
+                })
+                .map_err(|reason| {
+                    tracing::debug!(reason, "bootstrap token refused");
+                    Status::unauthorized()
+                }),
             Some(t) => self
                 .tokens
                 .verify(t, &[], live, now)

@@ -21,6 +21,9 @@ const VERIFIED_MAX: usize = 2048;
 pub(crate) trait Live {
     /// The uid of an object in the core group, if it is there and not being deleted.
     fn uid(&self, plural: &str, namespace: &str, name: &str) -> Option<String>;
+
+    /// The Secret of a bootstrap token.
+    fn bootstrap_secret(&self, id: &str) -> Option<Value>;
 }
 
 /// A name and uid.

@@ -45,10 +45,19 @@ pub(crate) fn namespaced() -> Vec<Value> {
             "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
         })
     };
+    let mut cluster_info = rules_of(&["get | core | configmaps"]);
+    cluster_info[0]["resourceNames"] = json!(["cluster-info"]);
+    let info = "salp:cluster-info";
     let name = "extension-apiserver-authentication-reader";
     let mut rule = rules_of(&["get,list,watch | core | configmaps"]);
     rule[0]["resourceNames"] = json!(["extension-apiserver-authentication"]);
     vec![
+        json!({"kind": "Role", "apiVersion": API, "metadata": meta(info, "kube-public"), "rules": cluster_info}),
+        json!({
+            "kind": "RoleBinding", "apiVersion": API, "metadata": meta(info, "kube-public"),
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": info},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous"}],
+        }),
         json!({"kind": "Role", "apiVersion": API, "metadata": meta(name, "kube-system"), "rules": rule}),
         json!({
             "kind": "RoleBinding", "apiVersion": API,
@@ -150,6 +159,11 @@ fn aggregated() -> Vec<Value> {
     all
 }
 
+/// Whoever may create this gets a node's certificate without being asked for more.
+const NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+const SELF_NODE_CLIENT: &str =
+    "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
+
 const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     (
         "cluster-admin",
@@ -181,8 +195,34 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         "Group",
         &["system:monitoring"],
     ),
-    // Salp has no node authorizer yet: nodes are a group like another.
+    // There is no node authorizer: nodes are a group like another, and NodeRestriction keeps
+    // each to its own objects.
     ("system:node", "system:node", "Group", &["system:nodes"]),
+    // A node that has joined serves Services with its own certificate.
+    (
+        "salp:node-proxier",
+        "system:node-proxier",
+        "Group",
+        &["system:nodes"],
+    ),
+    (
+        "salp:node-bootstrapper",
+        "system:node-bootstrapper",
+        "Group",
+        &["system:bootstrappers"],
+    ),
+    (
+        "salp:node-autoapprove-bootstrap",
+        NODE_CLIENT,
+        "Group",
+        &["system:bootstrappers"],
+    ),
+    (
+        "salp:node-autoapprove-rotation",
+        SELF_NODE_CLIENT,
+        "Group",
+        &["system:nodes"],
+    ),
     (
         "system:node-proxier",
         "system:node-proxier",
@@ -272,6 +312,14 @@ const ROLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        NODE_CLIENT,
+        &["create | certificates.k8s.io | certificatesigningrequests/nodeclient"],
+    ),
+    (
+        SELF_NODE_CLIENT,
+        &["create | certificates.k8s.io | certificatesigningrequests/selfnodeclient"],
+    ),
+    (
         "system:node-bootstrapper",
         &["create,get,list,watch | certificates.k8s.io | certificatesigningrequests"],
     ),
@@ -299,7 +347,7 @@ const ROLES: &[(&str, &[&str])] = &[
             "create | authentication.k8s.io | tokenreviews",
             "create | authorization.k8s.io | subjectaccessreviews,localsubjectaccessreviews",
             "read | core | services,namespaces",
-            "create,get,list,watch,update,patch | core | nodes",
+            "create,get,list,watch,update,patch,delete | core | nodes",
             "patch,update | core | nodes/status",
             "create,patch,update | core,events.k8s.io | events",
             "get,list,watch,create,delete | core | pods",

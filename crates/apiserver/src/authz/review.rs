@@ -189,4 +189,10 @@ impl Live for Core {
         let gone = crate::registry::meta::deleting(&object) && plural != "pods";
         (!gone).then(|| crate::registry::meta::text(&object, "uid").to_owned())
     }
+
+    fn bootstrap_secret(&self, id: &str) -> Option<serde_json::Value> {
+        use crate::authn::bootstrap::{NAMESPACE, secret_name};
+        let secret = self.peek("", "secrets", NAMESPACE, &secret_name(id))?;
+        Some(secret.value())
+    }
 }

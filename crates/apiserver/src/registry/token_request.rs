@@ -1,6 +1,7 @@
 //! `serviceaccounts/token`: signed tokens, bound to what the request names.
 
 use super::{Call, meta};
+use crate::admission::node_restriction;
 use crate::authn::token::{Bound, Claims, Ref};
 use crate::server_state::rfc3339;
 use apimachinery::{FieldError, Status};
@@ -58,6 +59,7 @@ pub(crate) async fn token(call: &Call<'_>, request: &Value) -> Result<Value, Sta
         secret: None,
         node: None,
     };
+    node_restriction::token(call, &spec["boundObjectRef"])?;
     bind_token(call, &spec["boundObjectRef"], &mut bound)?;
     let now = call.core.clock.now();
     let claims = Claims {

@@ -9,6 +9,7 @@ mod events;
 mod kubectl;
 mod kubelet;
 mod list;
+mod nodes;
 mod patch;
 mod services;
 mod subresources;

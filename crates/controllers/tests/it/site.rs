@@ -34,6 +34,7 @@ impl Site {
             controllers::Config {
                 informers: informers.clone(),
                 root_ca_pem: "-----BEGIN CERTIFICATE-----".to_owned(),
+                signer: None,
                 clock: Clock::system(),
                 seed: 1,
             },

@@ -1,0 +1,164 @@
+//! NodeRestriction: a node writes its own Node and Lease, and the pods that are bound to it,
+//! and gets tokens of ServiceAccounts for those pods alone.
+//!
+//! What a node may *read* is RBAC's (`system:node`): Secrets and ConfigMaps of all its
+//! namespaces, not only those that its pods name, as upstream's node authorizer has it.
+
+use super::Operation;
+use crate::registry::Call;
+use apimachinery::Status;
+use serde_json::Value;
+
+const PREFIX: &str = "system:node:";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const RESERVED_LABEL: &str = "node-restriction.kubernetes.io";
+
+/// The node that a user is.
+pub(crate) fn node_of(user: &crate::authn::User) -> Option<&str> {
+    let name = user.name.strip_prefix(PREFIX)?;
+    user.in_group("system:nodes").then_some(name)
+}
+
+pub(super) fn validate(
+    call: &Call<'_>,
+    operation: Operation,
+    new: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let Some(node) = node_of(call.user) else {
+        return Ok(());
+    };
+    let refuse = |what: String| Err(call.forbidden(format!("node {node:?} {what}")));
+    match call.row.known() {
+        "nodes" => {
+            if call.name != node {
+                return refuse(format!("is not allowed to modify node {:?}", call.name));
+            }
+            let reserved = |v: &Value| -> Vec<String> {
+                v["metadata"]["labels"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .filter(|(k, _)| is_reserved(k))
+                    .map(|(k, v)| format!("{k}={v}"))
+                    .collect()
+            };
+            if operation != Operation::Delete
+                && reserved(new) != old.map(reserved).unwrap_or_default()
+            {
+                return refuse(format!(
+                    "is not allowed to modify labels of {RESERVED_LABEL}"
+                ));
+            }
+            let taints = |v: &Value| v["spec"]["taints"].clone();
+            if operation == Operation::Update && old.is_some_and(|o| taints(o) != taints(new)) {
+                return refuse("is not allowed to modify taints".to_owned());
+            }
+            Ok(())
+        }
+        "leases" if call.namespace == "kube-node-lease" && call.name != node => {
+            refuse(format!("can only access lease named {node:?}"))
+        }
+        "leases" if call.namespace != "kube-node-lease" => {
+            refuse("can only access leases in kube-node-lease".to_owned())
+        }
+        "csinodes" if call.name != node => {
+            refuse(format!("is not allowed to modify CSINode {:?}", call.name))
+        }
+        "pods" => pods(call, operation, new, old, node),
+        _ => Ok(()),
+    }
+}
+
+fn pods(
+    call: &Call<'_>,
+    operation: Operation,
+    new: &Value,
+    old: Option<&Value>,
+    node: &str,
+) -> Result<(), Status> {
+    let refuse = |what: String| Err(call.forbidden(format!("node {node:?} {what}")));
+    let bound = |v: &Value| v["spec"]["nodeName"] == node;
+    match operation {
+        Operation::Create => {
+            if new["metadata"]["annotations"][MIRROR].is_null() {
+                return refuse(format!(
+                    "can only create pods with the annotation {MIRROR:?}"
+                ));
+            }
+            if !bound(new) {
+                return refuse(format!(
+                    "can only create pods with spec.nodeName set to itself, not {:?}",
+                    new["spec"]["nodeName"].as_str().unwrap_or_default()
+                ));
+            }
+            if speaks_or_reads(&new["spec"]) {
+                return refuse(
+                    "can not create pods that reference a service account, secrets, configmaps or persistentvolumeclaims"
+                        .to_owned(),
+                );
+            }
+            Ok(())
+        }
+        Operation::Update | Operation::Delete => {
+            if old.is_some_and(bound) {
+                Ok(())
+            } else {
+                refuse("can only change pods with spec.nodeName set to itself".to_owned())
+            }
+        }
+    }
+}
+
+/// Whether a pod would give its node what the node has no right to.
+fn speaks_or_reads(spec: &Value) -> bool {
+    let named = |field: &str| spec[field].as_str().is_some_and(|s| !s.is_empty());
+    let in_volumes = spec["volumes"].as_array().into_iter().flatten().any(|v| {
+        ["secret", "configMap", "persistentVolumeClaim", "projected"]
+            .iter()
+            .any(|kind| !v[*kind].is_null())
+    });
+    let in_containers = ["containers", "initContainers"].iter().any(|field| {
+        let all = spec[*field].as_array().into_iter().flatten();
+        all.clone().any(|c| {
+            let from = c["envFrom"].as_array().is_some_and(|f| !f.is_empty());
+            let mut env = c["env"].as_array().into_iter().flatten();
+            from || env.any(|e| {
+                !e["valueFrom"]["secretKeyRef"].is_null()
+                    || !e["valueFrom"]["configMapKeyRef"].is_null()
+            })
+        })
+    });
+    named("serviceAccountName") || named("serviceAccount") || in_volumes || in_containers
+}
+
+/// A node asks for tokens of ServiceAccounts for its own pods only; that the pod is the
+/// account's is checked for everybody.
+pub(crate) fn token(call: &Call<'_>, reference: &Value) -> Result<(), Status> {
+    let Some(node) = node_of(call.user) else {
+        return Ok(());
+    };
+    let refuse = |what: &str| Err(call.forbidden(format!("node {node:?} {what}")));
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    if text("kind") != "Pod" || text("name").is_empty() {
+        return refuse("requested token not bound to a pod");
+    }
+    if text("uid").is_empty() {
+        return refuse("requested token with a pod binding without a uid");
+    }
+    let pod = call
+        .core
+        .peek("", "pods", call.namespace, text("name"))
+        .ok_or_else(|| Status::not_found("", "pods", text("name")))?
+        .value();
+    if pod["spec"]["nodeName"] != node {
+        return refuse("requested token bound to a pod scheduled on a different node");
+    }
+    Ok(())
+}
+
+fn is_reserved(label: &str) -> bool {
+    label.split_once('/').is_some_and(|(domain, _)| {
+        domain == RESERVED_LABEL || domain.ends_with(&format!(".{RESERVED_LABEL}"))
+    })
+}
