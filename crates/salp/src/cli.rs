@@ -1,7 +1,7 @@
 //! The command line: what can be asked, and which module answers.
 
 use crate::{
-    client_commands, config, dataplane, gitops_commands, image_commands, output, run,
+    client_commands, config, dataplane, gitops_commands, image_commands, node_join, output, run,
     sites_commands, stop, top, up,
 };
 use anyhow::Result;
@@ -117,9 +117,12 @@ pub enum Command {
     /// Print the path of the site's kubeconfig file.
     #[command(after_help = "Examples:\n  export KUBECONFIG=$(salp kubeconfig)")]
     Kubeconfig(DataDir),
+    /// Join this machine to a site as a node, or leave it.
+    #[command(after_help = "Examples:\n  salp node leave")]
+    Node(node_join::NodeArgs),
     /// Print a token of a ServiceAccount.
     #[command(
-        after_help = "Examples:\n  salp token default\n  salp token -n ci deployer --duration 10m"
+        after_help = "Examples:\n  salp token default\n  salp token -n ci deployer --duration 10m\n  salp token create"
     )]
     Token(client_commands::TokenArgs),
     /// Print a shell completion script.
@@ -270,6 +273,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Image(args) => image_commands::image(args),
         Command::Gitops(args) => gitops_commands::gitops(args),
         Command::Kubeconfig(dir) => client_commands::kubeconfig(&dir),
+        Command::Node(args) => node_join::node(args),
         Command::Token(args) => client_commands::token(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "salp", &mut std::io::stdout());

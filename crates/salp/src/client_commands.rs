@@ -272,7 +272,10 @@ pub async fn print_logs(
 
 /// Flags of `salp token`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct TokenArgs {
+    #[command(subcommand)]
+    pub command: Option<crate::join_token::TokenCommand>,
     #[command(flatten)]
     pub target: Target,
     /// The ServiceAccount.
@@ -286,7 +289,7 @@ pub struct TokenArgs {
     pub duration: Duration,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: want a number and s, m, h or d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let per = match unit {
@@ -305,6 +308,9 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// `salp token`.
 pub fn token(args: TokenArgs) -> Result<ExitCode> {
+    if let Some(crate::join_token::TokenCommand::Create(create)) = &args.command {
+        return crate::join_token::create(create);
+    }
     block_on(async {
         let access = connect(&args.target).await?;
         let namespace = args

@@ -11,6 +11,7 @@
 )]
 
 mod api_access;
+mod authority;
 mod cli;
 mod client_commands;
 mod config;
@@ -19,7 +20,11 @@ mod fleet;
 mod gitops_commands;
 mod image_collection;
 mod image_commands;
+mod join_token;
 mod manifests;
+mod node_credentials;
+mod node_join;
+mod node_routes;
 mod output;
 mod pki;
 mod process;

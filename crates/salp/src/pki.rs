@@ -182,7 +182,7 @@ fn issue(dir: &Path, issuer: &Issuer<'_, &KeyPair>, ca_pem: &str, leaf: &Leaf<'_
 }
 
 /// The date so many days from `now`: year, month, day.
-fn date(now: jiff::Timestamp, days: i64) -> (i32, u8, u8) {
+pub fn date(now: jiff::Timestamp, days: i64) -> (i32, u8, u8) {
     let date = (now + jiff::SignedDuration::from_hours(24 * days))
         .to_zoned(jiff::tz::TimeZone::UTC)
         .date();

@@ -87,6 +87,40 @@ pub struct Claim {
     _socket: UdpSocket,
 }
 
+/// The facts of a node that joins a site: the site's block for services, and for pods the
+/// first that no node has.
+pub async fn settle_as_node(
+    layout: &Layout,
+    service_network: Ipv4Addr,
+    taken: &[Ipv4Addr],
+) -> Result<(Site, Claim)> {
+    if service_network.is_loopback() {
+        bail!(
+            "join: the site's services are at {service_network}, which no other machine reaches: its `salp up` must run as root"
+        );
+    }
+    for pair in 0..PAIRS_MAX {
+        let pod_network = Ipv4Addr::new(10, 42 + 2 * pair, 0, 0);
+        if taken.contains(&pod_network) || pod_network == service_network {
+            continue;
+        }
+        let site = Site {
+            pod_network,
+            service_network,
+        };
+        prepare(&site).await?;
+        let claim = claim(&site).with_context(|| {
+            format!(
+                "claim addresses {service_network}/{PREFIX}: another site on this machine uses them"
+            )
+        })?;
+        let bytes = serde_json::to_vec_pretty(&site).context("write site facts")?;
+        write_atomic(&layout.site_file(), &bytes, 0o600)?;
+        return Ok((site, claim));
+    }
+    bail!("find a free address block: {} nodes have one", taken.len())
+}
+
 /// Reads the site's facts, or settles them at its first start; claims its blocks.
 pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
     let path = layout.site_file();

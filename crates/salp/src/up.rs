@@ -1,12 +1,13 @@
 //! `salp up`: brings a site to life, part by part, and stops it in reverse.
 
 use crate::api_access::Access;
+use crate::authority::Authority;
 use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::site::Site;
-use crate::{dataplane, image_collection, manifests, pki, process, site, sites, stop};
+use crate::{dataplane, image_collection, manifests, node_routes, pki, process, site, sites, stop};
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
 use lifecycle::{Scope, Stack};
@@ -238,7 +239,11 @@ async fn start(
     let system = client::connect::from_service(server.service("system:salp", &["system:masters"]));
 
     phases.begin("controllers");
-    let informers = start_control(config, layout, &server, &pki, stack);
+    let signer = Arc::new(Authority::load(layout)?);
+    let informers = start_control(config, layout, &server, &pki, signer, stack);
+    if site.needs_route() {
+        keep_routes(&informers, &config.node_name, stack);
+    }
 
     phases.begin("data plane");
     let remote = dataplane::connect(layout, stack).await?;
@@ -254,14 +259,16 @@ async fn start(
         config,
         layout,
         site: &site,
-        pki: &pki,
+        serving: &pki.kubelet,
+        ca_pem: &pki.ca_pem,
         node_ip,
         kubelet_listener,
         images: images.clone(),
-        sleeper: client::connect::from_service_as(
+        sleeper: Some(client::connect::from_service_as(
             server.service("system:salp-sleep", &[]),
             Agent("salp-sleep"),
-        ),
+        )),
+        shares_pods: true,
     };
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
     if let Some(settings) = &config.lattice {
@@ -292,7 +299,7 @@ fn listen_api(config: &SiteConfig) -> Result<TcpListener> {
 }
 
 /// Listens for the kubelet API: the port asked for, else 10250, else any.
-fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
+pub fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
     let bind = |port| TcpListener::bind(SocketAddr::new(config.bind_address, port));
     match config.kubelet_port {
         Some(port) => bind(port)
@@ -304,7 +311,7 @@ fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
 }
 
 /// The address by which this machine is reached: the one bound, else that of the default route.
-fn node_ip(bind: IpAddr) -> Result<IpAddr> {
+pub fn node_ip(bind: IpAddr) -> Result<IpAddr> {
     if !bind.is_unspecified() {
         return Ok(bind);
     }
@@ -387,6 +394,7 @@ fn start_control(
     layout: &Layout,
     server: &apiserver::ApiServer,
     pki: &pki::Pki,
+    signer: Arc<Authority>,
     stack: &mut Stack,
 ) -> client::Informers {
     let scope = Scope::new();
@@ -408,7 +416,7 @@ fn start_control(
         controllers::Config {
             informers: informers.clone(),
             root_ca_pem: pki.ca_pem.clone(),
-            signer: None,
+            signer: Some(signer),
             clock: clock.clone(),
             seed: rand::random(),
         },
@@ -436,20 +444,33 @@ fn start_control(
     informers
 }
 
-/// What the node agent is made of.
-struct NodeParts<'a> {
-    config: &'a SiteConfig,
-    layout: &'a Layout,
-    site: &'a Site,
-    pki: &'a pki::Pki,
-    node_ip: IpAddr,
-    kubelet_listener: TcpListener,
-    images: images::ImageStore,
-    /// Scales Deployments to zero and back.
-    sleeper: kube::Client,
+/// Routes to the pods of nodes that join.
+fn keep_routes(informers: &client::Informers, node: &str, stack: &mut Stack) {
+    let scope = Scope::new();
+    scope.spawn_cancellable(node_routes::run(informers.get(), node.to_owned()));
+    stack.push("routes", STOP_DEADLINE, move || async move {
+        scope.close().await
+    });
 }
 
-async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
+/// What the node agent is made of.
+pub struct NodeParts<'a> {
+    pub config: &'a SiteConfig,
+    pub layout: &'a Layout,
+    pub site: &'a Site,
+    /// What the kubelet API is served with.
+    pub serving: &'a pki::Pair,
+    pub ca_pem: &'a str,
+    pub node_ip: IpAddr,
+    pub kubelet_listener: TcpListener,
+    pub images: images::ImageStore,
+    /// Scales Deployments to zero and back, where that is this node's to do.
+    pub sleeper: Option<kube::Client>,
+    /// The process watches all pods anyway.
+    pub shares_pods: bool,
+}
+
+pub async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
     let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
     let dir = layout.images();
     tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry))
@@ -458,7 +479,7 @@ async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::Ima
         .context("open images")
 }
 
-async fn start_node(
+pub async fn start_node(
     parts: NodeParts<'_>,
     client: kube::Client,
     informers: client::Informers,
@@ -469,20 +490,22 @@ async fn start_node(
         config,
         layout,
         site,
-        pki,
+        serving,
+        ca_pem,
         node_ip,
         kubelet_listener,
         images,
         sleeper,
+        shares_pods,
     } = parts;
     kubelet_listener
         .set_nonblocking(true)
         .context("listen for the kubelet API")?;
     let [pod_cidr, _] = site.networks()?;
-    let sleep = node::Sleep {
-        client: sleeper,
+    let sleep = sleeper.map(|client| node::Sleep {
+        client,
         traffic: Arc::new(remote.clone()),
-    };
+    });
     let scope = Scope::new();
     scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
     let node = node::Node::start(
@@ -499,15 +522,15 @@ async fn start_node(
             cluster_domain: "cluster.local".to_owned(),
             kubelet: node::Kubelet {
                 listener: kubelet_listener,
-                cert_pem: pki.kubelet.cert_pem.clone(),
-                key_pem: pki.kubelet.key_pem.clone(),
-                client_ca_pem: pki.ca_pem.clone(),
+                cert_pem: serving.cert_pem.clone(),
+                key_pem: serving.key_pem.clone(),
+                client_ca_pem: ca_pem.to_owned(),
             },
             labels: std::collections::BTreeMap::new(),
             taints: Vec::new(),
             max_pods: config.max_pods,
-            share_pod_informer: true,
-            sleep: Some(sleep),
+            share_pod_informer: shares_pods,
+            sleep,
             version: format!(
                 "{}+salp.{}",
                 api::constants::KUBERNETES_VERSION,

@@ -10,6 +10,7 @@ mod faults;
 mod gitops;
 mod guests;
 mod harness;
+mod join;
 mod kubectl;
 mod network;
 mod packages;

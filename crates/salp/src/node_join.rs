@@ -1,0 +1,395 @@
+//! `salp node join|leave`: this machine as a node of a site that runs elsewhere: the agent
+//! and a data plane of its own, and no control plane.
+
+use crate::api_access::{Access, block_on};
+use crate::cli::DataDir;
+use crate::config::{self, Layout, Site as SiteConfig};
+use crate::node_credentials::{self, Invitation};
+use crate::output::{self, Phases};
+use crate::site::{self, Site};
+use crate::up::{self, NodeParts};
+use crate::{dataplane, node_routes, process, stop};
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use client::connect::Agent;
+use k8s_openapi::api::core::v1::Node;
+use lifecycle::{Scope, Stack};
+use rustix::process::Signal;
+use serde_json::json;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a part may take to stop before it is named and left.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long pods have to move when a node leaves.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What `salp node` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Run this machine as a node of a site that was started elsewhere with `salp up`.
+    #[command(
+        after_help = "Examples:\n  salp node join --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --ca-hash sha256:1a2b\n  salp node join"
+    )]
+    Join(JoinArgs),
+    /// Move this node's pods to others, delete its Node and stop.
+    #[command(after_help = "Examples:\n  salp node leave\n  salp node leave --data-dir ./node-2")]
+    Leave(DataDir),
+}
+
+/// Flags of `salp node`.
+#[derive(Clone, Debug, Args)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    pub command: NodeCommand,
+}
+
+/// Flags of `salp node join`; `salp token create` prints the first three.
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    /// The site's API server.
+    #[arg(long, env = "SALP_SERVER", value_name = "URL", requires_all = ["token", "ca_hash"])]
+    pub server: Option<String>,
+    /// A bootstrap token; needed the first time only.
+    #[arg(long, env = "SALP_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Hash of the site's CA: `sha256:` and 64 digits.
+    #[arg(long, env = "SALP_CA_HASH", value_name = "HASH")]
+    pub ca_hash: Option<String>,
+    /// Name of this node [default: the host name].
+    #[arg(long, env = "SALP_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address by which other machines of the site reach this one [default: that of the default route].
+    #[arg(long, env = "SALP_NODE_IP", value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Port of the kubelet API [default: 10250, or any free one].
+    #[arg(long, env = "SALP_KUBELET_PORT", value_name = "N")]
+    pub kubelet_port: Option<u16>,
+    /// Most pods on this node [default: 10000].
+    #[arg(long, env = "SALP_MAX_PODS", value_name = "N")]
+    pub max_pods: Option<u32>,
+    /// Registries that are asked over plain HTTP (host:port); loopback always is.
+    #[arg(
+        long,
+        env = "SALP_INSECURE_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
+    pub insecure_registry: Vec<String>,
+}
+
+/// `salp node`.
+pub fn node(args: NodeArgs) -> Result<ExitCode> {
+    match args.command {
+        NodeCommand::Join(args) => join(args),
+        NodeCommand::Leave(dir) => leave(&config::data_dir(&dir)?),
+    }
+}
+
+fn join(args: JoinArgs) -> Result<ExitCode> {
+    let invitation = match (&args.server, &args.token, &args.ca_hash) {
+        (Some(server), Some(token), Some(hash)) => Some(Invitation {
+            server: server.trim_end_matches('/').to_owned(),
+            token: token.clone(),
+            ca_hash: hash.clone(),
+        }),
+        _ => None,
+    };
+    let config = config::site(&crate::cli::UpArgs {
+        data_dir: args.data_dir,
+        config: None,
+        api_port: None,
+        bind_address: args.node_ip,
+        kubelet_port: args.kubelet_port,
+        node_name: args.node_name,
+        max_pods: args.max_pods,
+        filename: Vec::new(),
+        insecure_registry: args.insecure_registry,
+        lattice: crate::cli::LatticeArgs::default(),
+    })?;
+    let config = SiteConfig {
+        bind_address: args.node_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        ..config
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start runtime")?;
+    let result = runtime.block_on(serve(config, invitation));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: SiteConfig, invitation: Option<Invitation>) -> Result<()> {
+    let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
+    let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
+    let layout = Layout::new(&config.data_dir);
+    let mut stack = Stack::new();
+    let mut phases = Phases::new();
+    let started = tokio::select! {
+        started = start(&config, &layout, invitation, &mut phases, &mut stack) => started,
+        _ = interrupted.recv() => Err(anyhow::anyhow!("join: interrupted")),
+        _ = terminated.recv() => Err(anyhow::anyhow!("join: terminated")),
+    };
+    let running = match started {
+        Ok(running) => running,
+        Err(error) => {
+            phases.clear();
+            stack.stop().await;
+            return Err(error);
+        }
+    };
+    let took = phases.finish();
+    output::line(format!(
+        "Node {} runs; ready in {} ms. Ctrl-C stops it and its pods; `salp node leave` moves them first.",
+        config.node_name,
+        took.as_millis()
+    ));
+    let everything = tokio::select! {
+        _ = interrupted.recv() => true,
+        _ = terminated.recv() => false,
+    };
+    if everything {
+        output::note("stopping; pods get their grace period");
+        running.node.drain_all().await;
+    }
+    for laggard in stack.stop().await {
+        tracing::error!("{laggard}");
+    }
+    if everything {
+        let ended = layout.clone();
+        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended))
+            .await
+            .context("stop data plane")??;
+        site::clear(&layout).await?;
+    }
+    Ok(())
+}
+
+struct Running {
+    node: Arc<node::Node>,
+    /// Held until the end.
+    _lock: process::Lock,
+    _claim: site::Claim,
+}
+
+async fn start(
+    config: &SiteConfig,
+    layout: &Layout,
+    invitation: Option<Invitation>,
+    phases: &mut Phases,
+    stack: &mut Stack,
+) -> Result<Running> {
+    phases.begin("certificates");
+    layout.create()?;
+    let lock = process::lock(layout)?;
+    let node_ip = up::node_ip(config.bind_address)?;
+    if node_ip.is_loopback() {
+        bail!("join: other machines can't reach {node_ip}: give this one's address with --node-ip");
+    }
+    let kubelet_listener = up::listen_kubelet(config)?;
+    let name = &config.node_name;
+    let credentials = node_credentials::obtain(layout, name, invitation.as_ref()).await?;
+    let kubeconfig = node_credentials::kubeconfig(layout);
+    let client = client::connect::from_kubeconfig_as(&kubeconfig, Agent("kubelet")).await?;
+    let serving = node_credentials::serving(layout, name, node_ip).await?;
+
+    phases.begin("addresses");
+    let (site, claim) = place(layout, &client, name).await?;
+    let dataplane_config = dataplane::Config {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        socket: layout.dataplane_socket(),
+        pid_file: layout.dataplane_pid(),
+        images: layout.images(),
+        state: layout.dataplane_state(),
+        kubeconfig,
+        node_name: name.clone(),
+        node_port_addresses: vec![node_ip],
+        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
+    };
+    dataplane::ensure(layout, &dataplane_config)?;
+
+    phases.begin("data plane");
+    let remote = dataplane::connect(layout, stack).await?;
+
+    phases.begin("node");
+    let images = up::open_images(config, layout).await?;
+    let scope = Scope::new();
+    let informers = client::Informers::new(client.clone(), &scope);
+    scope.spawn_cancellable(node_routes::run(informers.get(), name.clone()));
+    stack.push("informers", STOP_DEADLINE, move || async move {
+        scope.close().await;
+    });
+    let parts = NodeParts {
+        config,
+        layout,
+        site: &site,
+        serving: &serving,
+        ca_pem: &credentials.ca_pem,
+        node_ip,
+        kubelet_listener,
+        images,
+        // Deployments are scaled by the node beside the control plane.
+        sleeper: None,
+        shares_pods: false,
+    };
+    let node = up::start_node(parts, client, informers, remote, stack).await?;
+    Ok(Running {
+        node,
+        _lock: lock,
+        _claim: claim,
+    })
+}
+
+/// Address blocks: the site's for services, one that no other node has for pods.
+async fn place(layout: &Layout, client: &kube::Client, name: &str) -> Result<(Site, site::Claim)> {
+    if layout.site_file().exists() {
+        return site::load_or_create(layout).await;
+    }
+    let access = Access {
+        client: client.clone(),
+        namespace: "default".to_owned(),
+    };
+    let service = access
+        .get("/api/v1/namespaces/default/services/kubernetes")
+        .await
+        .context("read the site's addresses")?;
+    let address: Ipv4Addr = service["spec"]["clusterIP"]
+        .as_str()
+        .unwrap_or_default()
+        .parse()
+        .context("read the site's addresses")?;
+    let [a, b, ..] = address.octets();
+    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
+    let nodes = nodes
+        .list(&kube::api::ListParams::default())
+        .await
+        .context("read the site's nodes")?;
+    let taken: Vec<Ipv4Addr> = nodes
+        .iter()
+        .filter(|n| n.metadata.name.as_deref() != Some(name))
+        .filter_map(|n| {
+            n.spec
+                .as_ref()?
+                .pod_cidr
+                .as_ref()?
+                .split('/')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    site::settle_as_node(layout, Ipv4Addr::new(a, b, 0, 0), &taken).await
+}
+
+/// `salp node leave`.
+fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
+    let layout = Layout::new(data_dir);
+    let kubeconfig = node_credentials::kubeconfig(&layout);
+    if !kubeconfig.exists() {
+        bail!(
+            "leave: {} is no node's directory: give its --data-dir",
+            data_dir.display()
+        );
+    }
+    block_on(async {
+        let user = kube::config::Kubeconfig::read_from(&kubeconfig)
+            .context("read node's kubeconfig")?
+            .auth_infos
+            .into_iter()
+            .next()
+            .map(|u| u.name)
+            .unwrap_or_default();
+        let name = user.trim_start_matches("system:node:").to_owned();
+        let access = Access {
+            client: client::connect::from_kubeconfig_as(&kubeconfig, Agent("kubelet")).await?,
+            namespace: "default".to_owned(),
+        };
+        drain(&access, &name).await?;
+        // First, or it would register again.
+        if let Some(pid) = process::lock_holder(&layout) {
+            process::end(pid, Signal::TERM, STOP_DEADLINE)?;
+        }
+        access
+            .delete(&format!("/api/v1/nodes/{name}"))
+            .await
+            .with_context(|| format!("delete node {name}"))?;
+        output::note(format!("deleted node {name}"));
+        Ok(())
+    })?;
+    stop::end_dataplane(&layout)?;
+    block_on(site::clear(&layout))?;
+    for file in [
+        "node.kubeconfig",
+        "node.crt",
+        "node.key",
+        "serving.crt",
+        "serving.key",
+    ] {
+        let path = layout.pki().join(file);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    let _ = std::fs::remove_file(layout.site_file());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets nothing new come and everything that is there go.
+async fn drain(access: &Access, node: &str) -> Result<()> {
+    let cordon = json!({"spec": {"unschedulable": true}});
+    let body = serde_json::to_vec(&cordon).context("encode patch")?;
+    access
+        .send(
+            "PATCH",
+            &format!("/api/v1/nodes/{node}"),
+            "application/merge-patch+json",
+            body,
+        )
+        .await
+        .with_context(|| format!("cordon node {node}"))?;
+    let list = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}");
+    let deadline = tokio::time::Instant::now() + DRAIN_DEADLINE;
+    loop {
+        let pods = access.get(&list).await.context("list pods")?;
+        let pods: Vec<_> = pods["items"].as_array().cloned().unwrap_or_default();
+        if pods.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bail!(
+                "drain node {node}: {} pods do not end; see `kubectl get pods -A --field-selector spec.nodeName={node}`",
+                pods.len()
+            );
+        }
+        for pod in pods {
+            let meta = &pod["metadata"];
+            if !meta["deletionTimestamp"].is_null() {
+                continue;
+            }
+            let (name, namespace) = (&meta["name"], &meta["namespace"]);
+            let eviction = json!({
+                "apiVersion": "policy/v1", "kind": "Eviction",
+                "metadata": {"name": name, "namespace": namespace},
+            });
+            let path = format!(
+                "/api/v1/namespaces/{}/pods/{}/eviction",
+                namespace.as_str().unwrap_or_default(),
+                name.as_str().unwrap_or_default()
+            );
+            // A budget may refuse for now, and the pod may have gone by itself.
+            if let Err(error) = access.post(&path, &eviction).await {
+                tracing::debug!("evict: {error:#}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

@@ -1,0 +1,99 @@
+//! Keeps a route to the pods of every other node of the site, for as long as its Node is there.
+
+use client::Informer;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Node;
+use pod_network::{Prefix, via};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Pause before routes that could not be set are tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Follows the Nodes until its scope is cancelled.
+pub async fn run(nodes: Informer<Node>, own: String) {
+    nodes.synced().await;
+    let mut changes = nodes.subscribe();
+    let mut set: BTreeMap<Prefix, IpAddr> = BTreeMap::new();
+    loop {
+        let wanted = wanted(nodes.list().iter().map(|n| &**n), &own);
+        let failed = apply(&mut set, &wanted).await;
+        tokio::select! {
+            change = changes.next() => if change.is_none() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
+}
+
+/// Prefix and address of every node but the own one.
+fn wanted<'n>(nodes: impl Iterator<Item = &'n Node>, own: &str) -> BTreeMap<Prefix, IpAddr> {
+    nodes
+        .filter(|n| n.metadata.name.as_deref() != Some(own))
+        .filter_map(|n| {
+            let prefix = n.spec.as_ref()?.pod_cidr.as_ref()?.parse::<Prefix>().ok()?;
+            let addresses = n.status.as_ref()?.addresses.as_ref()?;
+            let internal = addresses.iter().find(|a| a.type_ == "InternalIP")?;
+            let address = internal.address.parse::<IpAddr>().ok()?;
+            // A loopback address leads nowhere else.
+            let elsewhere = !address.is_loopback() && !prefix.address().is_loopback();
+            elsewhere.then_some((prefix, address))
+        })
+        .collect()
+}
+
+/// Brings routes in line; whether any could not be set.
+async fn apply(set: &mut BTreeMap<Prefix, IpAddr>, wanted: &BTreeMap<Prefix, IpAddr>) -> bool {
+    let gone: Vec<(Prefix, IpAddr)> = set
+        .iter()
+        .filter(|(p, _)| !wanted.contains_key(p))
+        .map(|(p, a)| (*p, *a))
+        .collect();
+    for (prefix, address) in gone {
+        set.remove(&prefix);
+        if let Err(error) = via::remove(prefix, address).await {
+            tracing::debug!(%error, "route to a node that is gone");
+        }
+    }
+    let mut failed = false;
+    for (prefix, address) in wanted {
+        if set.get(prefix) == Some(address) {
+            continue;
+        }
+        match via::add(*prefix, *address).await {
+            Ok(()) => {
+                set.insert(*prefix, *address);
+            }
+            Err(error) => {
+                tracing::warn!(%error, %prefix, %address, "no route to a node's pods");
+                failed = true;
+            }
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn other_nodes_have_routes() {
+        let node = |name: &str, cidr: &str, address: &str| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {"name": name}, "spec": {"podCIDR": cidr},
+                "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+            }))
+            .expect("a node")
+        };
+        let nodes = [
+            node("own", "10.42.0.0/16", "192.0.2.1"),
+            node("far", "10.44.0.0/16", "192.0.2.2"),
+            node("local", "127.42.0.0/16", "127.0.0.1"),
+        ];
+        let routes = wanted(nodes.iter(), "own");
+        let shown: Vec<String> = routes.iter().map(|(p, a)| format!("{p} {a}")).collect();
+        assert_eq!(shown, ["10.44.0.0/16 192.0.2.2"]);
+    }
+}

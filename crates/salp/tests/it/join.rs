@@ -1,0 +1,403 @@
+//! A second machine joins a site: two network namespaces, a link between them, and the real
+//! binary on both sides. Needs root; says so when it is not there.
+
+use crate::harness::{Following, eventually, repo_file, text, tool};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const IMAGE: &str = "localhost:5000/hello:1";
+
+/// Two network namespaces with a link.
+struct Machines {
+    names: [String; 2],
+    home: tempfile::TempDir,
+}
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().expect("run ip");
+    assert!(
+        output.status.success(),
+        "ip {}: {}",
+        args.join(" "),
+        text(&output)
+    );
+}
+
+impl Machines {
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return None;
+        }
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let made = MADE.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}-{made}", std::process::id());
+        let names = [format!("salp-a-{id}"), format!("salp-b-{id}")];
+        let home = tempfile::tempdir().expect("directory");
+        let machines = Self { names, home };
+        let [a, b] = &machines.names;
+        ip(&["netns", "add", a]);
+        ip(&["netns", "add", b]);
+        ip(&[
+            "link", "add", "eth0", "netns", a, "type", "veth", "peer", "name", "eth0", "netns", b,
+        ]);
+        for (i, name) in machines.names.iter().enumerate() {
+            let address = format!("192.0.2.{}/24", i + 1);
+            ip(&["-n", name, "addr", "add", &address, "dev", "eth0"]);
+            ip(&["-n", name, "link", "set", "lo", "up"]);
+            ip(&["-n", name, "link", "set", "eth0", "up"]);
+        }
+        Some(machines)
+    }
+
+    fn dir(&self, machine: usize) -> PathBuf {
+        self.home.path().join(["a", "b"][machine])
+    }
+
+    /// A program on one of the machines.
+    fn on(&self, machine: usize, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.names[machine], program])
+            .env("SALP_DATA_DIR", self.dir(machine))
+            .env("HOME", self.home.path())
+            .env_remove("KUBECONFIG");
+        command
+    }
+
+    fn salp(&self, machine: usize) -> Command {
+        self.on(machine, env!("CARGO_BIN_EXE_salp"))
+    }
+
+    fn kubectl(&self, args: &[&str]) -> Output {
+        self.on(0, &tool("kubectl").display().to_string())
+            .arg("--kubeconfig")
+            .arg(self.dir(0).join("kubeconfig.yaml"))
+            .args(args)
+            .output()
+            .expect("run kubectl")
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.kubectl(args);
+        assert!(
+            output.status.success(),
+            "kubectl {}: {}",
+            args.join(" "),
+            text(&output)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let out = self.ok(&[args, &["-o", "json"]].concat());
+        serde_json::from_str(&out).expect("JSON")
+    }
+
+    fn link(&self, state: &str) {
+        ip(&["-n", &self.names[0], "link", "set", "eth0", state]);
+    }
+
+    /// Whether a URL answers on a machine.
+    fn answers(&self, machine: usize, url: &str) -> bool {
+        let output = self
+            .on(machine, "curl")
+            .args(["-sf", "-m", "3", url])
+            .output();
+        output.expect("run curl").status.success()
+    }
+
+    fn pod(&self, name: &str, annotations: &str) -> String {
+        let manifest = self.home.path().join(format!("{name}.yaml"));
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  annotations: {annotations}\nspec:\n  nodeName: b\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: c, image: '{IMAGE}', imagePullPolicy: Never, ports: [{{containerPort: 8080}}]}}\n"
+        );
+        std::fs::write(&manifest, text).expect("write");
+        self.ok(&["apply", "-f", &manifest.display().to_string()]);
+        eventually("the pod runs", || {
+            let pod = self.json(&["get", "pod", name]);
+            match pod["status"]["phase"].as_str() {
+                Some("Running") => Ok(pod["status"]["podIP"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()),
+                _ => Err(pod["status"].to_string()),
+            }
+        })
+    }
+
+    /// Loads the image on a machine.
+    fn load(&self, machine: usize) {
+        let hello = repo_file("examples/hello/hello.wasm").display().to_string();
+        let loaded = self
+            .salp(machine)
+            .args(["image", "load", &hello, IMAGE])
+            .output()
+            .expect("run salp");
+        assert!(loaded.status.success(), "{}", text(&loaded));
+    }
+
+    /// The first machine's site.
+    fn up(&self) -> Following {
+        let mut up = self.salp(0);
+        up.args(["up", "--bind-address", "192.0.2.1", "--node-name", "a"]);
+        let site = Following::start(up);
+        site.wait_for(|line| line.starts_with("Ready"));
+        site
+    }
+
+    /// What `salp token create` says to run.
+    fn invitation(&self) -> Vec<String> {
+        let created = self.salp(0).args(["token", "create"]).output();
+        let said = text(&created.expect("run salp"));
+        let words: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(words[..3], ["salp", "node", "join"], "{said}");
+        words[1..].to_owned()
+    }
+
+    /// The second machine as a node.
+    fn join(&self, words: &[String]) -> Following {
+        let mut join = self.salp(1);
+        join.args(words)
+            .args(["--node-ip", "192.0.2.2", "--node-name", "b"]);
+        Following::start(join)
+    }
+
+    fn joined(&self, words: &[String]) -> Following {
+        let node = self.join(words);
+        node.wait_for(|line| line.starts_with("Node b runs"));
+        self.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+        node
+    }
+
+    /// A Deployment of one replica, which lands on the second machine.
+    fn deploy(&self, name: &str, annotations: &str) -> Value {
+        self.ok(&["cordon", "a"]);
+        let manifest = self.home.path().join(format!("{name}.yaml"));
+        let text = format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata:\n      labels: {{app: {name}}}\n      annotations: {annotations}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers:\n      - {{name: c, image: '{IMAGE}', imagePullPolicy: Never, ports: [{{containerPort: 8080}}]}}\n"
+        );
+        std::fs::write(&manifest, text).expect("write");
+        self.ok(&["apply", "-f", &manifest.display().to_string()]);
+        let pod = eventually("the pod runs", || {
+            let pods = self.pods(name);
+            let running = pods.iter().find(|p| p["status"]["phase"] == "Running");
+            running.cloned().ok_or_else(|| format!("{pods:?}"))
+        });
+        self.ok(&["uncordon", "a"]);
+        assert_eq!(pod["spec"]["nodeName"], "b");
+        pod
+    }
+
+    /// The pods of a Deployment that are not being deleted.
+    fn pods(&self, app: &str) -> Vec<Value> {
+        let list = self.json(&["get", "pods", "-l", &format!("app={app}")]);
+        let all = list["items"].as_array().cloned().unwrap_or_default();
+        all.into_iter()
+            .filter(|p| p["metadata"]["deletionTimestamp"].is_null())
+            .collect()
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for machine in [1, 0] {
+            let _stopped = self.salp(machine).arg("down").output();
+        }
+        for name in &self.names {
+            let _gone = Command::new("ip").args(["netns", "del", name]).output();
+        }
+    }
+}
+
+#[test]
+fn a_machine_joins_is_cut_off_and_leaves() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let site = machines.up();
+    let words = machines.invitation();
+    // Another CA than the one that was meant is not trusted.
+    let mut wrong = words.clone();
+    let hash = wrong.last_mut().expect("a hash");
+    *hash = format!("sha256:{}", "0".repeat(64));
+    let refused = machines
+        .salp(1)
+        .args(&wrong)
+        .args(["--node-ip", "192.0.2.2"])
+        .output();
+    let refused = text(&refused.expect("run salp"));
+    assert!(refused.contains("another server"), "{refused}");
+
+    let node = machines.joined(&words);
+    machines.load(1);
+
+    let stop = "{salp.dev/when-disconnected: stop, salp.dev/after: 15s}";
+    let stops = machines.pod("stops", stop);
+    let keeps = machines.pod("keeps", "{salp.dev/when-disconnected: keep}");
+    for machine in [0, 1] {
+        for address in [&stops, &keeps] {
+            let url = format!("http://{address}:8080/");
+            eventually("the pod answers on both machines", || {
+                machines
+                    .answers(machine, &url)
+                    .then_some(())
+                    .ok_or_else(|| url.clone())
+            });
+        }
+    }
+    // The API server reaches the new node's kubelet by the certificate that it signed.
+    machines.ok(&["logs", "keeps"]);
+
+    machines.link("down");
+    let url = format!("http://{stops}:8080/");
+    eventually("the node ends it by its own clock", || {
+        (!machines.answers(1, &url))
+            .then_some(())
+            .ok_or_else(|| "still answers".to_owned())
+    });
+    assert!(
+        machines.answers(1, &format!("http://{keeps}:8080/")),
+        "what is kept runs on"
+    );
+    machines.link("up");
+    eventually("what became of it is told", || {
+        let pod = machines.json(&["get", "pod", "stops"]);
+        let reason = pod["status"]["reason"].as_str().unwrap_or_default();
+        (reason == "NodeDisconnected")
+            .then_some(())
+            .ok_or_else(|| pod["status"].to_string())
+    });
+    let kept = machines.json(&["get", "pod", "keeps"]);
+    assert_eq!(kept["status"]["containerStatuses"][0]["restartCount"], 0);
+
+    let left = machines
+        .salp(1)
+        .args(["node", "leave"])
+        .output()
+        .expect("run salp");
+    assert!(
+        left.status.success(),
+        "{}\n{}",
+        text(&left),
+        node.lines().join("\n")
+    );
+    let nodes = machines.ok(&["get", "nodes", "-o", "name"]);
+    assert_eq!(nodes.trim(), "node/a");
+    drop(site);
+}
+
+/// What a pod is known by, and that it was not started again.
+fn identity(pod: &Value) -> (String, String, i64) {
+    let container = &pod["status"]["containerStatuses"][0];
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    (
+        text(&pod["metadata"]["uid"]),
+        text(&container["state"]["running"]["startedAt"]),
+        container["restartCount"].as_i64().unwrap_or(-1),
+    )
+}
+
+fn url(pod: &Value) -> String {
+    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+    format!("http://{address}:8080/")
+}
+
+#[test]
+fn what_must_stop_moves_once_it_has_and_what_is_kept_stays() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    // Asked before there is anybody to join.
+    let site = machines.up();
+    let words = machines.invitation();
+    let _node = machines.joined(&words);
+    machines.load(0);
+    machines.load(1);
+    let stop = "{salp.dev/when-disconnected: stop, salp.dev/after: 15s}";
+    let mover = machines.deploy("mover", stop);
+    let keeper = machines.deploy("keeper", "{salp.dev/when-disconnected: keep}");
+    let refused = machines.kubectl(&[
+        "annotate",
+        "pod",
+        "-l",
+        "app=keeper",
+        "salp.dev/when-disconnected=stop",
+        "--overwrite",
+    ]);
+    assert!(
+        text(&refused).contains("may not change once the pod is bound"),
+        "{}",
+        text(&refused)
+    );
+
+    machines.link("down");
+    let uid = &mover["metadata"]["uid"];
+    let next = eventually("another runs on the first machine", || {
+        let pods = machines.pods("mover");
+        let other = pods.iter().find(|p| p["metadata"]["uid"] != *uid);
+        if other.is_some() {
+            assert!(
+                !machines.answers(1, &url(&mover)),
+                "it was replaced while it ran"
+            );
+        }
+        let running = other.filter(|p| p["status"]["phase"] == "Running");
+        running.cloned().ok_or_else(|| format!("{pods:?}"))
+    });
+    assert_eq!(next["spec"]["nodeName"], "a");
+    assert!(
+        machines.answers(1, &url(&keeper)),
+        "what is kept runs on where it is"
+    );
+    let kept = machines.pods("keeper");
+    assert_eq!(kept.len(), 1, "and has no replacement: {kept:?}");
+
+    machines.link("up");
+    machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+    let lease = machines.json(&["get", "lease", "-n", "kube-node-lease", "b"]);
+    assert_eq!(lease["metadata"]["annotations"]["salp.dev/epoch"], "1");
+    eventually("the one that was replaced is gone", || {
+        let all = machines.json(&["get", "pods", "-l", "app=mover"]);
+        let count = all["items"].as_array().map_or(0, Vec::len);
+        (count == 1).then_some(()).ok_or_else(|| all.to_string())
+    });
+    assert_eq!(
+        machines.pods("mover")[0]["metadata"]["uid"],
+        next["metadata"]["uid"]
+    );
+
+    // The server's process is killed: its nodes go on, and it finds all as it was.
+    drop(site);
+    assert!(machines.answers(1, &url(&keeper)));
+    let _site = machines.up();
+    machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+    for machine in [0, 1] {
+        assert!(machines.answers(machine, &url(&keeper)));
+    }
+    let kept = machines.pods("keeper");
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(
+        identity(&kept[0]),
+        identity(&keeper),
+        "nothing was recreated"
+    );
+}
+
+#[test]
+fn a_machine_waits_for_the_server_and_joins_at_once() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let _site = machines.up();
+    let words = machines.invitation();
+    machines.link("down");
+    let node = machines.join(&words);
+    node.wait_for(|line| line.contains("waiting for https://192.0.2.1:6443"));
+    machines.link("up");
+    node.wait_for(|line| line.starts_with("Node b runs"));
+    machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+}
