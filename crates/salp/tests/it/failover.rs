@@ -2,7 +2,8 @@
 //! request that was sent is accounted for.
 
 use crate::harness::{Registry, Site, eventually, repo_file};
-use crate::sites::{Nats, by, deploy, hub, import_address, pods, sees, shop};
+use crate::nats::Nats;
+use crate::sites::{by, deploy, hub, import_address, pods, sees, shop};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;

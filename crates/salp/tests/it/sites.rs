@@ -1,50 +1,10 @@
 //! Several sites that meet over a real nats-server.
 
 use crate::guests::misbehave;
-use crate::harness::{
-    Following, Registry, Running, Site, eventually, free_port, get, repo_file, text, tool,
-};
-
+use crate::harness::{Following, Registry, Site, eventually, get, repo_file, text};
+use crate::nats::Nats;
 use crate::serve::hello;
 use serde_json::Value;
-use std::process::{Command, Stdio};
-
-/// A nats-server at a port that stays the same when it is started again.
-pub(crate) struct Nats {
-    port: u16,
-    process: Option<Running>,
-}
-
-impl Nats {
-    pub(crate) fn start() -> Self {
-        let mut nats = Self {
-            port: free_port(),
-            process: None,
-        };
-        nats.up();
-        nats
-    }
-
-    pub(crate) fn up(&mut self) {
-        let child = Command::new(tool("nats-server"))
-            .args(["--addr", "127.0.0.1", "--port", &self.port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start nats-server");
-        self.process = Some(Running(child));
-    }
-
-    /// As a power cut would.
-    pub(crate) fn kill(&mut self) {
-        self.process = None;
-    }
-
-    fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
-    }
-}
 
 fn listed(site: &Site) -> Value {
     let out = site.salp(&["sites", "-o", "json"]);
