@@ -131,6 +131,9 @@ pub(crate) struct Peer {
     /// Since when, as time since this site's start.
     pub(crate) since: Duration,
     pub(crate) rtt: Option<Duration>,
+    rtt_shown: Option<Duration>,
+    /// How often it was measured in its present incarnation.
+    measured: u8,
     pub(crate) copy: Copy,
     heard: Duration,
     /// When its present incarnation was first heard.
@@ -167,6 +170,9 @@ pub(crate) struct Membership {
 
 /// Seconds by which a beat may be late and still count.
 const HELD_BACK_MAX_S: i64 = 10;
+/// How often the round trip to a site that has come is measured: the first takes longer, for
+/// both have much to do then.
+const MEASURED_MIN: u8 = 4;
 /// Pings of a site that may be on their way.
 const PINGS_MAX: usize = 16;
 /// How long a site that is gone is looked for, and how often.
@@ -346,6 +352,7 @@ impl Membership {
             peer.proven = false;
             peer.met = now;
             peer.pings.clear();
+            peer.measured = 0;
             peer.ahead_s = None;
             peer.ping_at = Some(now);
             if peer.state == SiteState::Alive {
@@ -360,12 +367,16 @@ impl Membership {
         if lives {
             peer.heard = now;
         }
+        let shifted = lives && peer.rtt_shifted();
         if lives && peer.proven && peer.state != SiteState::Alive {
             peer.turn(now, SiteState::Alive);
             self.changed();
         } else if !peer.proven && !matches!(peer.state, SiteState::Alive | SiteState::Suspect) {
             peer.turn(now, SiteState::Suspect);
             peer.ping_at = Some(now);
+        }
+        if shifted {
+            self.changed();
         }
         if anew {
             // It has started: it may not know of this one.
@@ -506,6 +517,8 @@ impl Peer {
             state: SiteState::Suspect,
             since: now,
             rtt: None,
+            rtt_shown: None,
+            measured: 0,
             copy: Copy::default(),
             heard: now,
             met: now,
@@ -536,8 +549,30 @@ impl Peer {
         self.proven = true;
         // What it counts from now on is compared to its next beat.
         self.ahead_s = None;
-        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        self.measured = self.measured.saturating_add(1);
+        // What takes longer says more of how busy both are than of the way: it counts less.
+        let down = |rtt: Duration| {
+            if sample < rtt {
+                sample
+            } else {
+                (rtt * 7 + sample) / 8
+            }
+        };
+        self.rtt = Some(self.rtt.map_or(sample, down));
         true
+    }
+
+    /// Whether the round trip has become another since it was last shown.
+    fn rtt_shifted(&mut self) -> bool {
+        let (shown, now) = (self.rtt_shown, self.rtt);
+        let shifted = match (shown, now) {
+            (Some(shown), Some(now)) => now.abs_diff(shown) > shown / 4,
+            (shown, now) => shown != now,
+        };
+        if shifted {
+            self.rtt_shown = now;
+        }
+        shifted
     }
 
     /// Whether a beat is of now. If it seems not to be, the site is asked: its count of
@@ -611,7 +646,7 @@ impl Peer {
             SiteState::Gone => (now < self.since + LOOKED_FOR).then(|| now + LOOK),
             _ if self.watched(now) => Some(now + timing.watch),
             SiteState::Suspect => Some(now + timing.probe),
-            SiteState::Alive => None,
+            SiteState::Alive => (self.measured < MEASURED_MIN).then(|| now + timing.probe),
         }
     }
 

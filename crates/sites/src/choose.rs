@@ -8,6 +8,10 @@ use std::time::Duration;
 /// Shares that a site can have at most, so that a weight costs no more listeners.
 const SHARES_MAX: u32 = 8;
 
+/// Sites of one metropolis are less far from each other, and a busy machine makes as much of a
+/// difference.
+const NEAR_MS: u128 = 8;
+
 /// A site that exports the Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -51,9 +55,9 @@ pub fn rank(own: &SiteName, c: &Candidate) -> Rank {
     } else {
         40
     };
-    // Doubling steps, so that a round trip that wavers changes nothing.
-    let ms = c.rtt.map_or(u128::MAX, |rtt| rtt.as_millis());
-    let far = (u128::BITS - ms.leading_zeros()).min(15) as u8;
+    // Doubling steps from what is near anyway, so that a round trip that wavers changes nothing.
+    let steps = c.rtt.map_or(u128::MAX, |rtt| rtt.as_millis()) / NEAR_MS;
+    let far = (u128::BITS - steps.leading_zeros()).min(15) as u8;
     let suspect = if c.state == SiteState::Alive { 0 } else { 100 };
     Rank(suspect + place + far)
 }

@@ -149,7 +149,24 @@ fn a_site_with_traffic_is_missed_within_a_second() {
     "#]]);
     // Without traffic it costs nothing.
     let mut case = met();
+    let measuring = case.pass(ms(10_000), Some(ms(30)));
+    assert!(measuring <= usize::from(MEASURED_MIN), "{measuring}");
     assert_eq!(case.pass(ms(40_000), Some(ms(30))), 0);
+}
+
+#[test]
+fn the_way_is_as_long_as_the_quickest_answers() {
+    let mut case = Case::new();
+    case.beat(1);
+    // Both are busy when they meet.
+    case.pass(ms(1100), Some(ms(80)));
+    assert_eq!(case.membership.peers()[&OTHER].rtt, Some(ms(80)));
+    case.pass(ms(8000), Some(ms(10)));
+    assert_eq!(case.membership.peers()[&OTHER].rtt, Some(ms(10)));
+    case.event(Event::Traffic(OTHER));
+    case.pass(ms(8300), Some(ms(90)));
+    let rtt = case.membership.peers()[&OTHER].rtt.unwrap();
+    assert!(ms(10) < rtt && rtt < ms(40), "{rtt:?}");
 }
 
 #[test]

@@ -240,6 +240,7 @@ async fn a_leaf_node_carries_the_lattice_and_may_lose_its_hub() {
     let second = site(dir.path(), "shop-2", member(&token), link(&edge)).await;
     sees(&hub, "shop-1", SiteState::Alive).await;
     sees(&second, "shop-1", SiteState::Alive).await;
+    sees(&second, "hub", SiteState::Alive).await;
     let body = vec![7; 500_000];
     assert!(ask(&hub, &first, body.clone()).await == body);
     // With the cloud gone the two shops go on with each other.
