@@ -105,6 +105,11 @@ impl<'a> Components<'a> {
         }
     }
 
+    /// Whether a definition defines the kind.
+    pub(super) fn is_custom(&self, gvk: &GroupVersionKind) -> bool {
+        self.custom.contains_key(gvk)
+    }
+
     /// A reference to the schema of PATCH bodies.
     pub(super) fn patch(&mut self) -> Value {
         self.named("io.k8s.apimachinery.pkg.apis.meta.v1.Patch")

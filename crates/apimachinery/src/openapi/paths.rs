@@ -11,6 +11,8 @@ const PATCH_TYPES: [&str; 4] = [
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
 ];
+/// Those of custom resources.
+const CUSTOM_PATCH_TYPES: [&str; 3] = [PATCH_TYPES[0], PATCH_TYPES[1], PATCH_TYPES[2]];
 
 /// Query parameters: name, type, description.
 type Parameter = (&'static str, &'static str, &'static str);
@@ -152,7 +154,12 @@ pub(super) fn add(
     let item = format!("{collection}/{{name}}");
     let gvk = gv.kind(resource.kind);
     let list = gv.kind(format!("{}List", resource.kind));
-    let path = Paths { gv, resource };
+    let custom = components.is_custom(&gvk);
+    let path = Paths {
+        gv,
+        resource,
+        custom,
+    };
     let has = |verb: &str| resource.verbs.contains(&verb);
     let object = components.kind(&gvk);
     let options = gv.kind("DeleteOptions");
@@ -281,6 +288,8 @@ impl Operation<'_> {
 struct Paths<'a> {
     gv: &'a GroupVersion,
     resource: &'a ResourcePaths<'a>,
+    /// Nobody knows how to merge its lists: kubectl reads here which patches it may send.
+    custom: bool,
 }
 
 impl Paths<'_> {
@@ -322,10 +331,10 @@ impl Paths<'_> {
             value["parameters"] = parameters.into();
         }
         if let Some(body) = &operation.body {
-            let types: &[&str] = if operation.patch {
-                &PATCH_TYPES
-            } else {
-                &["*/*"]
+            let types: &[&str] = match (operation.patch, self.custom) {
+                (true, false) => &PATCH_TYPES,
+                (true, true) => &CUSTOM_PATCH_TYPES,
+                (false, _) => &["*/*"],
             };
             let content: Map<String, Value> = types
                 .iter()

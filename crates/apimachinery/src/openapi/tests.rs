@@ -211,3 +211,44 @@ fn references_are_whole() {
         assert!(!doc.to_string().contains(":null"));
     }
 }
+
+#[test]
+fn custom_resources_take_no_strategic_patches() {
+    let resource = |plural, kind| ResourcePaths {
+        plural,
+        kind,
+        namespaced: true,
+        verbs: &["get", "patch"],
+        subresources: &[("status", ("fair.example", "v1", "Ticket"))],
+    };
+    let custom = super::CustomKind {
+        kind: "Ticket".to_owned(),
+        list_kind: "TicketList".to_owned(),
+        name: "example.fair.v1.Ticket".to_owned(),
+        schema: json!({"type": "object"}),
+    };
+    let doc = super::v3_document_custom(
+        Schema::builtin(),
+        &Schema::descriptions(),
+        "fair.example",
+        "v1",
+        &[resource("tickets", "Ticket")],
+        vec![custom],
+    );
+    let types = |path: &str| -> Vec<String> {
+        let content = &doc["paths"][path]["patch"]["requestBody"]["content"];
+        let content = content.as_object().expect("content");
+        content.keys().cloned().collect()
+    };
+    let item = "/apis/fair.example/v1/namespaces/{namespace}/tickets/{name}";
+    for path in [item.to_owned(), format!("{item}/status")] {
+        assert_eq!(
+            types(&path),
+            [
+                "application/apply-patch+yaml",
+                "application/json-patch+json",
+                "application/merge-patch+json"
+            ]
+        );
+    }
+}

@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod crds;
 mod disk;
 mod failover;
 mod faults;
