@@ -2,7 +2,7 @@
 
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
-use crate::authz::{Attributes, review};
+use crate::authz::{self, Attributes, review};
 use crate::discovery;
 use crate::health;
 use crate::http::negotiate::{self, Accepted, Shape};
@@ -165,7 +165,7 @@ async fn serve(
     } else {
         user
     };
-    authorize(core, info, &user)?;
+    authorize(core, info, &user, matches!(caller, Caller::Local(_)))?;
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let ctx = Ctx {
@@ -184,7 +184,7 @@ async fn serve(
     Box::pin(resource(&ctx, row, &parts.method, body, upgrade)).await
 }
 
-fn authorize(core: &Core, info: &RequestInfo, user: &User) -> Result<(), Status> {
+fn authorize(core: &Core, info: &RequestInfo, user: &User, own: bool) -> Result<(), Status> {
     // Health is for whoever asks, also before the first roles are there.
     if matches!(info.path.as_str(), "/healthz" | "/livez" | "/readyz") {
         return Ok(());
@@ -199,7 +199,7 @@ fn authorize(core: &Core, info: &RequestInfo, user: &User) -> Result<(), Status>
         name: &info.name,
         path: &info.path,
     };
-    if core.authz.allowed(user, &a) {
+    if core.authz.allowed(user, &a) || authz::node::allowed(core, user, &a, own) {
         Ok(())
     } else {
         Err(a.refusal(user))

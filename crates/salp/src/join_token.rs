@@ -36,6 +36,16 @@ pub fn create(args: &CreateArgs) -> Result<ExitCode> {
     block_on(async {
         let access = connect(&args.target).await?;
         let (server, ca) = cluster_info(&access).await?;
+        let host = server.parse::<http::Uri>().ok();
+        let host = host.as_ref().and_then(http::Uri::host).unwrap_or_default();
+        if host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+        {
+            bail!(
+                "make a join token: other machines can't reach {server}: start the site with `salp up --bind-address IP`"
+            );
+        }
         let id = random(6);
         let secret = random(16);
         let until = jiff::Timestamp::now() + jiff::SignedDuration::try_from(args.duration)?;

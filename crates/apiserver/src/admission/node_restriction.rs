@@ -1,8 +1,6 @@
 //! NodeRestriction: a node writes its own Node and Lease, and the pods that are bound to it,
 //! and gets tokens of ServiceAccounts for those pods alone.
-//!
-//! What a node may *read* is RBAC's (`system:node`): Secrets and ConfigMaps of all its
-//! namespaces, not only those that its pods name, as upstream's node authorizer has it.
+//! What a node may *read* is `authz::node`'s.
 
 use super::Operation;
 use crate::registry::Call;

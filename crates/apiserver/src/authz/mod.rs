@@ -1,5 +1,6 @@
 //! Whether a caller may: RBAC, compiled from the watch cache, and the review kinds.
 
+pub(crate) mod node;
 pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod review;

@@ -195,8 +195,8 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         "Group",
         &["system:monitoring"],
     ),
-    // There is no node authorizer: nodes are a group like another, and NodeRestriction keeps
-    // each to its own objects.
+    // Nodes are a group like another: what each may read of its pods' is `authz::node`'s, and
+    // NodeRestriction keeps each to its own objects.
     ("system:node", "system:node", "Group", &["system:nodes"]),
     // A node that has joined serves Services with its own certificate.
     (
@@ -353,7 +353,6 @@ const ROLES: &[(&str, &[&str])] = &[
             "get,list,watch,create,delete | core | pods",
             "patch,update | core | pods/status",
             "create | core | pods/eviction",
-            "read | core | secrets,configmaps",
             "get,list,watch | core | persistentvolumeclaims,persistentvolumes,endpoints",
             "get,patch,update | core | persistentvolumeclaims/status",
             "create,get,list,watch | certificates.k8s.io | certificatesigningrequests",

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// A pod on the second machine that names a Secret.
+const READER: &str = r#"{"spec":{"nodeName":"b","containers":[{"name":"c","image":"none",
+    "envFrom":[{"secretRef":{"name":"named"}}]}]}}"#;
 const IMAGE: &str = "localhost:5000/hello:1";
 
 /// Two network namespaces with a link.
@@ -249,6 +252,31 @@ fn a_machine_joins_is_cut_off_and_leaves() {
             });
         }
     }
+    // With its certificate a node reads what its pods name, and nothing more.
+    machines.ok(&["create", "secret", "generic", "named", "--from-literal=a=b"]);
+    machines.ok(&["create", "secret", "generic", "other", "--from-literal=a=b"]);
+    let as_node = |args: &[&str]| {
+        let kubectl = tool("kubectl").display().to_string();
+        let mut command = machines.on(1, &kubectl);
+        command
+            .arg("--kubeconfig")
+            .arg(machines.dir(1).join("pki/node.kubeconfig"))
+            .args(args);
+        text(&command.output().expect("run kubectl"))
+    };
+    assert!(as_node(&["get", "secret", "named"]).contains("Forbidden"));
+    machines.ok(&["run", "reader", "--image=none", "--overrides", READER]);
+    assert!(!as_node(&["get", "secret", "named"]).contains("Forbidden"));
+    for refused in [
+        &["get", "secret", "other"][..],
+        &["get", "secrets", "-A"],
+        &["create", "token", "default"],
+        &["delete", "node", "a"],
+    ] {
+        let said = as_node(refused).to_lowercase();
+        assert!(said.contains("forbidden"), "{refused:?}: {said}");
+    }
+    machines.ok(&["delete", "pod", "reader", "--now"]);
     // The API server reaches the new node's kubelet by the certificate that it signed.
     machines.ok(&["logs", "keeps"]);
 
