@@ -202,7 +202,8 @@ impl Controller {
         loop {
             let seen = {
                 let reached = reached.borrow_and_update();
-                with_routes(&view.borrow_and_update(), &reached)
+                let suspect = |site| self.routes.is_suspect(site);
+                with_routes(&view.borrow_and_update(), &reached, suspect)
             };
             let again = match self.look(&seen).await {
                 Ok(()) => AGAIN,
@@ -617,15 +618,24 @@ impl Controller {
     }
 }
 
-/// A site that there is a direct way to is there, whatever NATS says.
-fn with_routes(view: &Arc<View>, reached: &BTreeSet<SiteId>) -> Arc<View> {
-    let silent = |s: &lattice::SiteView| s.state != SiteState::Alive && reached.contains(&s.id);
-    if !view.sites.iter().any(silent) {
+/// A site that there is a direct way to is there, whatever NATS says; one whose connection has
+/// just broken may be gone, whatever was heard of it.
+fn with_routes(
+    view: &Arc<View>,
+    reached: &BTreeSet<SiteId>,
+    suspect: impl Fn(SiteId) -> bool,
+) -> Arc<View> {
+    let state = |s: &lattice::SiteView| match s.state {
+        _ if reached.contains(&s.id) => SiteState::Alive,
+        SiteState::Alive if suspect(s.id) => SiteState::Suspect,
+        state => state,
+    };
+    if view.sites.iter().all(|s| s.state == state(s)) {
         return view.clone();
     }
     let mut view = View::clone(view);
-    for site in view.sites.iter_mut().filter(|s| silent(s)) {
-        site.state = SiteState::Alive;
+    for site in &mut view.sites {
+        site.state = state(site);
     }
     Arc::new(view)
 }

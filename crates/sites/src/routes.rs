@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
@@ -44,9 +45,12 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// How long a connection may take to be made, TLS and all.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// While streams are open the other side is asked for a sign of life this often, and is given
-/// so long: a link that is cut is noticed within about a second.
-const PING: Duration = Duration::from_millis(300);
-const PING_MAX: Duration = Duration::from_millis(900);
+/// so long and two round trips: a link that is cut is noticed within a second.
+const PING: Duration = Duration::from_millis(250);
+const PING_MAX: Duration = Duration::from_millis(600);
+/// A site whose connection has just broken is suspected for so long; by then it is reached
+/// again, or the lattice knows better.
+const SUSPECTED_FOR: Duration = Duration::from_secs(2);
 /// The first and the longest pause before a site is tried again.
 const AGAIN_MIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
@@ -88,6 +92,8 @@ struct Inner {
     wanted: Mutex<BTreeMap<SiteId, CancellationToken>>,
     /// Connections that are open. Taken alone, for a moment.
     open: Mutex<BTreeMap<SiteId, http2::SendRequest<Empty<Bytes>>>>,
+    /// Sites whose connection has broken, and when. Taken alone, for a moment.
+    broken: Mutex<BTreeMap<SiteId, Instant>>,
     reached: watch::Sender<BTreeSet<SiteId>>,
 }
 
@@ -98,6 +104,7 @@ impl Routes {
             scope: scope.clone(),
             wanted: Mutex::default(),
             open: Mutex::default(),
+            broken: Mutex::default(),
             reached: watch::Sender::default(),
         }))
     }
@@ -105,6 +112,13 @@ impl Routes {
     /// Sites that there is a connection to, as it changes.
     pub(crate) fn reached(&self) -> watch::Receiver<BTreeSet<SiteId>> {
         self.0.reached.subscribe()
+    }
+
+    /// Whether the connection to a site has just broken, and there is none yet.
+    pub(crate) fn is_suspect(&self, site: SiteId) -> bool {
+        let broken = self.0.broken.lock();
+        let since = broken.get(&site);
+        since.is_some_and(|since| since.elapsed() < SUSPECTED_FOR)
     }
 
     /// Keeps connections to these sites, as far as they can be reached, and to no others.
@@ -161,10 +175,11 @@ impl Routes {
             if let Some((sender, connection)) = self.reach(site, &addresses).await {
                 pause = AGAIN_MIN;
                 self.0.open.lock().insert(site, sender);
+                self.0.broken.lock().remove(&site);
                 self.changed();
                 tokio::select! {
                     // How it ended says no more than that it did.
-                    _ = connection => {}
+                    _ = connection => self.suspect(site),
                     () = until_no_member(&self.0.lattice, site) => {}
                 }
                 self.lost(site);
@@ -220,11 +235,28 @@ impl Routes {
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
-            .keep_alive_timeout(PING_MAX)
+            .keep_alive_timeout(PING_MAX + self.round_trip(site) * 2)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let made = builder.handshake(TokioIo::new(stream)).await;
         made.map_err(io::Error::other)
+    }
+
+    fn round_trip(&self, site: SiteId) -> Duration {
+        let view = self.0.lattice.view();
+        let view = view.borrow();
+        let seen = view.sites.iter().find(|s| s.id == site);
+        seen.and_then(|s| s.rtt).unwrap_or_default()
+    }
+
+    fn suspect(&self, site: SiteId) {
+        self.0.broken.lock().insert(site, Instant::now());
+        let routes = self.clone();
+        self.0.scope.spawn_cancellable(async move {
+            tokio::time::sleep(SUSPECTED_FOR).await;
+            // It is no suspect any more: that is looked at again.
+            routes.0.reached.send_modify(|_| {});
+        });
     }
 
     fn lost(&self, site: SiteId) {

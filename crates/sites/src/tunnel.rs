@@ -147,6 +147,10 @@ impl Tunnels {
             let done = tokio::io::copy_bidirectional(&mut connection, &mut far);
             return done.await.map(drop);
         }
+        if self.routes.is_suspect(gate.site) {
+            // Over NATS it would wait for what may be dead; somebody else may answer.
+            return Err(io::ErrorKind::HostUnreachable.into());
+        }
         self.lattice.traffic(gate.site);
         let stream = self.lattice.open(gate.site, PROTOCOL, None).await;
         let mut stream = stream.map_err(io::Error::other)?;
