@@ -14,6 +14,10 @@
 
 #[path = "../../salp/tests/it/harness.rs"]
 mod harness;
+#[path = "../../salp/tests/it/nats.rs"]
+mod nats;
+#[path = "groups/sites.rs"]
+mod sites;
 
 use futures::AsyncBufReadExt as _;
 use harness::{Registry, Running, Site, eventually, free_port, get, get_ok, repo_file, tool};
@@ -40,12 +44,13 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 6] = [
+    let runs: [(&str, Run); 7] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
         ("api", api),
         ("wake", wake),
+        ("sites", sites::run),
         ("density", density),
     ];
     for (name, run) in runs {

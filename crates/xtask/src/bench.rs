@@ -5,7 +5,7 @@ use crate::{fetch, tools};
 use anyhow::{Result, ensure};
 
 /// What the benches drive and compare with.
-const NEEDED: [&str; 4] = ["kubectl", "registry", "wrk", "wasmtime"];
+const NEEDED: [&str; 5] = ["kubectl", "registry", "wrk", "wasmtime", "nats-server"];
 
 /// Runs the groups named, or all.
 pub(crate) fn run(groups: &[String]) -> Result<()> {
