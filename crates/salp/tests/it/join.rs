@@ -185,14 +185,19 @@ impl Machines {
         );
         std::fs::write(&manifest, text).expect("write");
         self.ok(&["apply", "-f", &manifest.display().to_string()]);
-        let pod = eventually("the pod runs", || {
-            let pods = self.pods(name);
-            let running = pods.iter().find(|p| p["status"]["phase"] == "Running");
-            running.cloned().ok_or_else(|| format!("{pods:?}"))
-        });
+        let pod = self.running(name);
         self.ok(&["uncordon", "a"]);
         assert_eq!(pod["spec"]["nodeName"], "b");
         pod
+    }
+
+    /// A pod of a Deployment that runs.
+    fn running(&self, app: &str) -> Value {
+        eventually("the pod runs", || {
+            let pods = self.pods(app);
+            let running = pods.iter().find(|p| p["status"]["phase"] == "Running");
+            running.cloned().ok_or_else(|| format!("{pods:?}"))
+        })
     }
 
     /// The pods of a Deployment that are not being deleted.
@@ -413,6 +418,14 @@ fn what_must_stop_moves_once_it_has_and_what_is_kept_stays() {
         identity(&keeper),
         "nothing was recreated"
     );
+
+    // Who leaves hands over first.
+    let left = machines.salp(1).args(["node", "leave"]).output();
+    let left = left.expect("run salp");
+    assert!(left.status.success(), "{}", text(&left));
+    let moved = machines.running("keeper");
+    assert_eq!(moved["spec"]["nodeName"], "a");
+    assert!(machines.answers(0, &url(&moved)));
 }
 
 #[test]
@@ -428,4 +441,50 @@ fn a_machine_waits_for_the_server_and_joins_at_once() {
     machines.link("up");
     node.wait_for(|line| line.starts_with("Node b runs"));
     machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+}
+
+#[test]
+fn a_dead_agent_is_no_way_around_a_contract() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let _site = machines.up();
+    let node = machines.joined(&machines.invitation());
+    machines.load(1);
+    let stop = "{salp.dev/when-disconnected: stop, salp.dev/after: 15s}";
+    let stops = format!("http://{}:8080/", machines.pod("stops", stop));
+    let keep = "{salp.dev/when-disconnected: keep}";
+    let keeps = format!("http://{}:8080/", machines.pod("keeps", keep));
+    let before = machines.json(&["get", "pod", "keeps"]);
+
+    machines.link("down");
+    // Killed: only the data plane is left to hold the contract.
+    drop(node);
+    eventually("the data plane ends it", || {
+        (!machines.answers(1, &stops))
+            .then_some(())
+            .ok_or_else(|| "still answers".to_owned())
+    });
+    assert!(machines.answers(1, &keeps));
+
+    // The next agent starts with no server in reach.
+    let again = ["node", "join"].map(str::to_owned);
+    let node = machines.join(&again);
+    node.wait_for(|line| line.starts_with("Node b runs"));
+    assert!(machines.answers(1, &keeps));
+    assert!(!machines.answers(1, &stops), "it waits for contact");
+    machines.link("up");
+    eventually("what became of it is told", || {
+        let output = machines.kubectl(&["get", "pod", "stops", "-o", "json"]);
+        if text(&output).contains("NotFound") {
+            return Ok(());
+        }
+        let pod: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (pod["status"]["reason"] == "NodeDisconnected")
+            .then_some(())
+            .ok_or_else(|| pod["status"].to_string())
+    });
+    machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+    let after = machines.json(&["get", "pod", "keeps"]);
+    assert_eq!(identity(&after), identity(&before), "nothing was recreated");
 }
