@@ -251,6 +251,8 @@ impl Routes {
 
     fn suspect(&self, site: SiteId) {
         self.0.broken.lock().insert(site, Instant::now());
+        // The lattice asks it at once, and knows in time.
+        self.0.lattice.traffic(site);
         let routes = self.clone();
         self.0.scope.spawn_cancellable(async move {
             tokio::time::sleep(SUSPECTED_FOR).await;
