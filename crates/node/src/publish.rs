@@ -40,6 +40,13 @@ pub(crate) struct Published {
     fields: BTreeMap<String, u64>,
     ip: Option<IpAddr>,
     deleted: bool,
+    /// Of the pod when it was last told.
+    revision: u64,
+}
+
+fn revision(pod: &core::Pod) -> u64 {
+    let revision = pod.metadata.resource_version.as_deref();
+    revision.and_then(|r| r.parse().ok()).unwrap_or_default()
 }
 
 impl Published {
@@ -59,6 +66,19 @@ impl Published {
         published
     }
 
+    /// Somebody else may have written what the agent said: the server marks the pods of a
+    /// node that it does not hear of as not ready. Then it is said again.
+    pub(crate) fn overruled(&mut self, pod: &core::Pod, said: &[core::PodCondition]) {
+        let ready = |all: &[core::PodCondition]| {
+            let found = all.iter().find(|c| c.type_ == "Ready");
+            found.map(|c| c.status.clone())
+        };
+        let told = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
+        if revision(pod) > self.revision && ready(told.unwrap_or_default()) != ready(said) {
+            self.fields.remove("conditions");
+        }
+    }
+
     /// The fields to send, and what is then known.
     fn difference(
         &self,
@@ -69,6 +89,7 @@ impl Published {
         let mut next = Self {
             ip,
             deleted: self.deleted,
+            revision: self.revision,
             ..Self::default()
         };
         for (name, value) in fields(status) {
@@ -194,7 +215,12 @@ impl Agent {
                 .patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch))
                 .await;
             match sent {
-                Ok(_) => slot.lock().published = next,
+                Ok(pod) => {
+                    slot.lock().published = Published {
+                        revision: revision(&pod),
+                        ..next
+                    };
+                }
                 // The pod is gone, or another one has its name; the watch tells.
                 Err(e) if client::is_not_found(&e) || client::is_conflict(&e) => {}
                 Err(e) => return Err(e),

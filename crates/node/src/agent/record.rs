@@ -235,6 +235,9 @@ impl Agent {
         }
         if newly_confirmed {
             Self::confirm(record, &desired);
+        } else if confirmed {
+            let said = &record.conditions;
+            record.published.overruled(&desired.pod, said);
         }
         // The number of containers of a pod can't change; be safe all the same.
         record

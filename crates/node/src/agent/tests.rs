@@ -649,3 +649,30 @@ async fn an_epoch_that_is_over_ends_what_must_stop() {
         .await;
     rig.scope.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_told_ready_again_when_the_server_marked_it() {
+    let rig = Rig::new().await;
+    rig.apply("web", one());
+    let ready = |r: &Rig| {
+        let conditions = r.api.status("web")["conditions"].clone();
+        let all = conditions.as_array().cloned().unwrap_or_default();
+        all.iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    rig.until("ready", ready).await;
+    // As the node controller does with the pods of a silent node.
+    let marked = json!({"conditions": [{"type": "Ready", "status": "False"}]});
+    let written = (
+        "SERVER /pods/web/status".to_owned(),
+        json!({"status": marked}),
+    );
+    rig.api.writes.lock().push(written);
+    assert!(!ready(&rig));
+    let mut told = pod("web", one());
+    told.metadata.resource_version = Some("1000000".to_owned());
+    told.status = serde_json::from_value(marked).unwrap();
+    rig.agent.update(std::sync::Arc::new(told), true);
+    rig.until("ready again", ready).await;
+    rig.scope.close().await;
+}

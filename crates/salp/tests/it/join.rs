@@ -391,6 +391,9 @@ fn what_must_stop_moves_once_it_has_and_what_is_kept_stays() {
 
     machines.link("up");
     machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
+    // It was marked when the node fell silent; nothing else of it changed.
+    let ready = "--for=condition=Ready";
+    machines.ok(&["wait", ready, "pod", "-l", "app=keeper", "--timeout=60s"]);
     let lease = machines.json(&["get", "lease", "-n", "kube-node-lease", "b"]);
     assert_eq!(lease["metadata"]["annotations"]["salp.dev/epoch"], "1");
     eventually("the one that was replaced is gone", || {
