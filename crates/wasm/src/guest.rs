@@ -11,6 +11,8 @@ use crate::state::{ComponentState, Live, ModuleState};
 use crate::stdio::{GuestOutput, LogSink, LogStream};
 use crate::surroundings::{Surroundings, is_machines};
 use crate::ticker::TICK;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,13 +153,6 @@ impl Bound {
         open_dirs(&mut builder, &spec.preopens)?;
         permit_sockets(&mut builder, spec.address);
         let mut template = builder.build();
-        let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
-        for (name, value) in spec.env {
-            match env.iter_mut().find(|(known, _)| *known == name) {
-                Some(known) => known.1 = value,
-                None => env.push((name, value)),
-            }
-        }
         Ok(Self {
             program,
             memory: spec.memory,
@@ -168,7 +163,7 @@ impl Bound {
                 names: spec.names,
                 egress: spec.egress,
                 log: spec.log,
-                settings: env,
+                settings: each_once(spec.env),
                 store: spec.store,
                 told: AtomicBool::new(false),
             }),
@@ -184,7 +179,6 @@ impl Bound {
         let mut builder = WasiCtxBuilder::new();
         builder
             .args(&self.args)
-            .envs(&self.around.settings)
             .stdout(self.output(LogStream::Stdout))
             .stderr(self.output(LogStream::Stderr));
         if let Some(cwd) = &self.cwd {
@@ -197,7 +191,8 @@ impl Bound {
         GuestOutput::new(self.around.log.clone(), stream)
     }
 
-    /// Directories are opened once and shared by all instances.
+    /// Directories are opened once and shared by all instances, and so is the environment
+    /// (`settings::link_environment`).
     fn wasi(&self) -> WasiCtx {
         let mut wasi = self.builder().build();
         *wasi.filesystem() = self.filesystem.clone();
@@ -250,6 +245,7 @@ impl Bound {
         engine: &wasmtime::Engine,
     ) -> Result<Store<ModuleState>, PrepareError> {
         let mut builder = self.builder();
+        builder.envs(&self.around.settings);
         open_dirs(&mut builder, &self.preopens)?;
         permit_sockets(&mut builder, self.around.address);
         let mut store = Store::new(
@@ -273,6 +269,22 @@ impl Bound {
     pub(crate) fn code(&self) -> &Code {
         &self.program.code
     }
+}
+
+/// Each name once, where it came first, with the value that came last.
+fn each_once(env: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut at: HashMap<String, usize> = HashMap::with_capacity(env.len());
+    let mut once: Vec<(String, String)> = Vec::with_capacity(env.len());
+    for (name, value) in env {
+        match at.entry(name) {
+            Entry::Occupied(known) => once[*known.get()].1 = value,
+            Entry::Vacant(new) => {
+                once.push((new.key().clone(), value));
+                new.insert(once.len() - 1);
+            }
+        }
+    }
+    once
 }
 
 fn open_dirs(builder: &mut WasiCtxBuilder, preopens: &[Preopen]) -> Result<(), PrepareError> {

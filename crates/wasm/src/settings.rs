@@ -1,6 +1,6 @@
-//! `wasi:config` and `wasi:logging`: the environment as settings, log lines with a level.
+//! The environment, also as the settings of `wasi:config`; `wasi:logging`: lines with a level.
 //!
-//! Both are drafts: the versions here are those that toolchains build against.
+//! The last two are drafts: the versions here are those that toolchains build against.
 
 use crate::state::ComponentState;
 use crate::stdio::LogStream;
@@ -62,6 +62,23 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
         })?;
     }
     linker.instance(LOGGING)?.func_wrap("log", log)
+}
+
+/// Puts the environment in place that all instances of a container share; after wasmtime's own,
+/// of which each instance has a copy, is linked. A pod's may be large: seven variables for each
+/// Service of its namespace.
+pub(crate) fn link_environment(
+    linker: &mut Linker<ComponentState>,
+    version: &str,
+) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    linker
+        .instance(&format!("wasi:cli/environment@{version}"))?
+        .func_wrap("get-environment", |store: Store<'_>, (): ()| {
+            Ok((store.data().egress.around.settings.clone(),))
+        })?;
+    linker.allow_shadowing(false);
+    Ok(())
 }
 
 fn log(

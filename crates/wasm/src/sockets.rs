@@ -30,10 +30,10 @@ use wasmtime_wasi::p3::bindings::sockets::types::HostTcpSocketWithStore;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView as _};
 
 /// The version that `wasmtime_wasi::p2` links; guests of other 0.2 versions are matched to it.
-const V02: &str = "0.2.12";
+pub(crate) const V02: &str = "0.2.12";
 
 /// The same for `wasmtime_wasi::p3`.
-const V03: &str = "0.3.0";
+pub(crate) const V03: &str = "0.3.0";
 
 type Store<'a> = StoreContextMut<'a, ComponentState>;
 type Done = wasmtime::Result<(Result<(), ErrorCode>,)>;

@@ -74,6 +74,7 @@ pub(crate) fn link_plain(engine: &Engine) -> wasmtime::Result<Linkers> {
     let mut component = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
     crate::sockets::link_02(&mut component)?;
+    crate::settings::link_environment(&mut component, crate::sockets::V02)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
     crate::settings::link(&mut component)?;
     crate::keyvalue::link(&mut component)?;
@@ -86,6 +87,7 @@ pub(crate) fn link_concurrent(engine: &Engine) -> wasmtime::Result<Linkers> {
     let mut linkers = link_plain(engine)?;
     wasmtime_wasi::p3::add_to_linker(&mut linkers.component)?;
     crate::sockets::link_03(&mut linkers.component)?;
+    crate::settings::link_environment(&mut linkers.component, crate::sockets::V03)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linkers.component)?;
     Ok(linkers)
 }
