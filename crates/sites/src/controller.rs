@@ -8,11 +8,13 @@ use crate::kinds::{ServiceExport, ServiceImport};
 use crate::plan::{self, IMPORT_LABEL, Import, OWNER, Offer};
 use crate::routes::{self, Routes};
 use crate::tunnel::{self, Targets, Tunnels};
+use api::constants::ANNOTATION_ASLEEP_ON;
 use bytes::Bytes;
 use client::{Informer, Informers};
 use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -24,12 +26,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// How long changes are gathered before everything is looked at again.
 const GATHER: Duration = Duration::from_millis(10);
 /// What was written is compared to what is there this often, and after a failed write.
 const AGAIN: Duration = Duration::from_secs(300);
 const AGAIN_AFTER_ERROR: Duration = Duration::from_secs(2);
+/// What was woken counts as asleep until it is ready, but no longer than this.
+const WAKES_WITHIN: Duration = Duration::from_secs(15);
 /// How often it is asked whether the kinds are served, and how long.
 const ESTABLISHED_EVERY: Duration = Duration::from_millis(50);
 const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
@@ -148,6 +153,7 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
         imports: informers.get(),
         services: informers.get(),
         slices: informers.get(),
+        deployments: informers.get(),
         namespaces: informers.get(),
         lattice,
         tunnels,
@@ -155,6 +161,7 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
         always_told: told,
         told: BTreeMap::new(),
         applied: HashMap::new(),
+        slept: HashMap::new(),
         unreachable: HashMap::new(),
     };
     scope.spawn_cancellable(controller.run());
@@ -167,6 +174,7 @@ struct Controller {
     imports: Informer<ServiceImport>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    deployments: Informer<Deployment>,
     namespaces: Informer<Namespace>,
     lattice: Lattice,
     tunnels: Tunnels,
@@ -177,6 +185,8 @@ struct Controller {
     told: BTreeMap<String, Bytes>,
     /// What was written last, by path.
     applied: HashMap<String, Value>,
+    /// Exported Services that sleep, or that were woken at a time and are not ready yet.
+    slept: HashMap<Key, Option<Instant>>,
     /// Since when each silent site is silent, as text that stays the same.
     unreachable: HashMap<(SiteId, Duration), String>,
 }
@@ -189,12 +199,14 @@ impl Controller {
         self.imports.synced().await;
         self.services.synced().await;
         self.slices.synced().await;
+        self.deployments.synced().await;
         self.namespaces.synced().await;
         let mut changes = futures::stream::select_all([
             self.exports.subscribe().map(drop).boxed(),
             self.imports.subscribe().map(drop).boxed(),
             self.services.subscribe().map(drop).boxed(),
             self.slices.subscribe().map(drop).boxed(),
+            self.deployments.subscribe().map(drop).boxed(),
             self.namespaces.subscribe().map(drop).boxed(),
         ]);
         let mut view = self.lattice.view();
@@ -214,8 +226,18 @@ impl Controller {
                     AGAIN_AFTER_ERROR
                 }
             };
+            // One that did not become ready in time is asleep no more.
+            let waking = self.slept.values().flatten().min();
+            let waking = waking.map(|at| *at + WAKES_WITHIN);
+            let over = async {
+                match waking {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = changes.next() => {}
+                () = over => {}
                 changed = view.changed() => if changed.is_err() { return },
                 changed = reached.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(again) => self.applied.clear(),
@@ -255,7 +277,9 @@ impl Controller {
     }
 
     /// This site's exports; an error says why one is none.
-    fn own(&self) -> BTreeMap<Key, Result<Exported, exported::NotExported>> {
+    fn own(&mut self) -> BTreeMap<Key, Result<Exported, exported::NotExported>> {
+        let in_time = |at: &Option<Instant>| at.is_none_or(|at| at.elapsed() < WAKES_WITHIN);
+        self.slept.retain(|_, at| in_time(at));
         let mut own = BTreeMap::new();
         for export in self.exports.list() {
             let Some((namespace, name)) = key_of(&export.metadata) else {
@@ -263,10 +287,36 @@ impl Controller {
             };
             let service = self.services.get(&namespace, &name);
             let slices = self.slices_of(&namespace, &name);
-            let told = exported::exported(&export, service.as_deref(), &slices);
+            let key = (namespace.clone(), name.clone());
+            if service.as_deref().is_some_and(|s| self.sleeps(s)) {
+                self.slept.insert(key, None);
+            } else if service.is_none() || exported::ready(&slices) > 0 {
+                self.slept.remove(&key);
+            } else if let Some(woken) = self.slept.get_mut(&key) {
+                woken.get_or_insert_with(Instant::now);
+            }
+            let asleep = self.slept.contains_key(&(namespace.clone(), name.clone()));
+            let told = exported::exported(&export, service.as_deref(), &slices, asleep);
             own.insert((namespace, name), told);
         }
         own
+    }
+
+    /// Whether a Deployment behind a Service sleeps: a request to the Service wakes it.
+    fn sleeps(&self, service: &Service) -> bool {
+        let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+        let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+        let Some(selector) = selector.filter(|s| !s.is_empty()) else {
+            return false;
+        };
+        let sleeping = self.deployments.select_namespace(namespace, |deployment| {
+            let annotations = deployment.metadata.annotations.as_ref();
+            let template = deployment.spec.template.metadata.as_ref();
+            let labels = template.and_then(|t| t.labels.as_ref());
+            annotations.is_some_and(|a| a.contains_key(ANNOTATION_ASLEEP_ON))
+                && labels.is_some_and(|l| selector.iter().all(|(k, v)| l.get(k) == Some(v)))
+        });
+        !sleeping.is_empty()
     }
 
     fn slices_of(&self, namespace: &str, service: &str) -> Vec<Arc<EndpointSlice>> {
@@ -402,11 +452,13 @@ impl Controller {
         let wanted = plan::service(import, &uid);
         self.apply::<Service>(namespace, &derived, wanted, service.is_some())
             .await?;
-        let own = if import.own.is_some() {
-            self.slices_of(namespace, name)
-        } else {
-            Vec::new()
-        };
+        let mut own = Vec::new();
+        if import.own.is_some() {
+            own = self.slices_of(namespace, name);
+            let exported = self.services.get(namespace, name);
+            let asleep = self.slept.contains_key(&(namespace.clone(), name.clone()));
+            own.extend(exported.filter(|_| asleep).and_then(|s| bell(&s)));
+        }
         let mut names = BTreeSet::new();
         for wanted in plan::slices(import, &uid, &own, listens) {
             let slice = wanted["metadata"]["name"]
@@ -656,6 +708,31 @@ where
         Err(error) if !client::is_not_found(&error) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The address of a Service whose pods sleep, as an endpoint: there a request wakes them.
+fn bell(service: &Service) -> Option<Arc<EndpointSlice>> {
+    let spec = service.spec.as_ref()?;
+    let ip: IpAddr = spec.cluster_ip.as_ref()?.parse().ok()?;
+    let ports = spec.ports.iter().flatten().map(|port| EndpointPort {
+        name: Some(port.name.clone().unwrap_or_default()),
+        port: Some(port.port),
+        protocol: port.protocol.clone(),
+        app_protocol: None,
+    });
+    Some(Arc::new(EndpointSlice {
+        address_type: if ip.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned(),
+        endpoints: Some(vec![Endpoint {
+            addresses: vec![ip.to_string()],
+            conditions: Some(EndpointConditions {
+                ready: Some(true),
+                ..EndpointConditions::default()
+            }),
+            ..Endpoint::default()
+        }]),
+        ports: Some(ports.collect()),
+        ..EndpointSlice::default()
+    }))
 }
 
 /// Ready endpoints of a port by name, for Services without an address.

@@ -3,7 +3,7 @@
 
 use crate::kinds::{ImportType, Port, ServiceExport, WEIGHT_ANNOTATION, tcp};
 use k8s_openapi::api::core::v1::{Service, SessionAffinityConfig};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,11 +102,12 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Exported> {
     exported.ports.iter().all(valid).then_some(exported)
 }
 
-/// What is told of a Service.
+/// What is told of a Service. One that is asleep answers as if it were ready.
 pub(crate) fn exported(
     export: &ServiceExport,
     service: Option<&Service>,
     slices: &[Arc<EndpointSlice>],
+    asleep: bool,
 ) -> Result<Exported, NotExported> {
     let service = service.ok_or(NotExported::NoService)?;
     let spec = service.spec.clone().unwrap_or_default();
@@ -120,16 +121,7 @@ pub(crate) fn exported(
         app_protocol: p.app_protocol.clone(),
         port: p.port,
     });
-    let ready = slices
-        .iter()
-        .flat_map(|slice| &slice.endpoints)
-        .flatten()
-        .filter(|e| {
-            e.conditions
-                .as_ref()
-                .is_none_or(|c| c.ready.unwrap_or(true))
-        })
-        .count();
+    let ready = ready(slices);
     let weight = service
         .metadata
         .annotations
@@ -151,9 +143,19 @@ pub(crate) fn exported(
         traffic_distribution: spec.traffic_distribution,
         labels: export.spec.exported_labels.clone(),
         annotations: export.spec.exported_annotations.clone(),
-        ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        ready: u32::try_from(ready.max(asleep.into())).unwrap_or(u32::MAX),
         weight: weight.unwrap_or(1),
     })
+}
+
+/// How many endpoints are ready.
+pub(crate) fn ready(slices: &[Arc<EndpointSlice>]) -> usize {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).flatten();
+    let is_ready = |e: &&Endpoint| {
+        let conditions = e.conditions.as_ref();
+        conditions.is_none_or(|c| c.ready.unwrap_or(true))
+    };
+    endpoints.filter(is_ready).count()
 }
 
 #[cfg(test)]
@@ -178,14 +180,17 @@ mod tests {
                 {"addresses": ["10.42.0.2"], "conditions": {"ready": false}},
                 {"addresses": ["10.42.0.3"]}]}))
         .unwrap();
-        let told = exported(&export, Some(&service), &[Arc::new(slice)]).unwrap();
+        let told = exported(&export, Some(&service), &[Arc::new(slice)], false).unwrap();
         expect_test::expect![[r#"{"created":1767225600,"type":"ClusterSetIP","ports":[{"name":"http","protocol":"TCP","port":80}],"labels":{"app":"web"},"ready":2,"weight":3}"#]]
             .assert_eq(&serde_json::to_string(&told).unwrap());
         assert_eq!(read(&serde_json::to_vec(&told).unwrap()), Some(told));
-        assert_eq!(exported(&export, None, &[]), Err(NotExported::NoService));
+        let asleep = exported(&export, Some(&service), &[], true).unwrap();
+        assert_eq!(asleep.ready, 1);
+        let none = exported(&export, None, &[], false);
+        assert_eq!(none, Err(NotExported::NoService));
         let mut external = service.clone();
         external.spec.as_mut().unwrap().type_ = Some("ExternalName".into());
-        let refused = exported(&export, Some(&external), &[]);
+        let refused = exported(&export, Some(&external), &[], false);
         assert_eq!(refused, Err(NotExported::InvalidType));
     }
 

@@ -36,6 +36,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// Between looks at who is idle. What a request wakes is heard of at once.
+/// Label of a Service that stands for one that several sites export: its name.
+const IMPORTED: &str = "multicluster.kubernetes.io/service-name";
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Steps that are over and not yet noted; those that end wait.
 const DONE_MAX: usize = 64;
@@ -286,11 +288,21 @@ impl Sleeping {
                 !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
             })
         });
+        // What several sites export has one more Service, by which its pods are asked too.
+        let is_one = |name: &String| {
+            services
+                .iter()
+                .any(|s| s.metadata.name.as_ref() == Some(name))
+        };
+        let imports = self.agent.services.select_namespace(namespace, |service| {
+            let labels = service.metadata.labels.as_ref();
+            labels.and_then(|l| l.get(IMPORTED)).is_some_and(is_one)
+        });
         let name = |service: &Arc<core::Service>| ServiceName {
             namespace: namespace.to_owned(),
             name: service.metadata.name.clone().unwrap_or_default(),
         };
-        services.iter().map(name).collect()
+        services.iter().chain(&imports).map(name).collect()
     }
 
     /// The ReplicaSet of the Deployment's newest template.

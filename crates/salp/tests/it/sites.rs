@@ -301,3 +301,47 @@ fn pods_and_logs_of_all_sites_are_one_list() {
     let none = text(&hub.salp(&["ps", "--site", "nobody"]));
     assert!(none.contains("no member has this name"), "{none}");
 }
+
+#[test]
+fn what_sleeps_is_woken_from_another_site() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let hub = hub(&nats, &[]);
+    let shop = shop(&nats, &hub, "shop-1", &[]);
+    let sleepy = "  name: hello\n  annotations:\n    salp.dev/scale-to-zero: 1s\n  labels:";
+    hub.apply(&hello(&image, 1).replacen("  name: hello\n  labels:", sleepy, 1));
+    export(&hub);
+    let asleep = || {
+        hub.wait_for(
+            &["get", "deployment", "hello"],
+            "/metadata/annotations",
+            |a| a["salp.dev/asleep-on"].is_string(),
+        );
+        let gone = |items: &Value| items.as_array().is_some_and(Vec::is_empty);
+        hub.wait_for(&["get", "pods", "-l", "app=hello"], "/items", gone);
+    };
+    let woken = |address: &str| {
+        let said = get(address, "/").expect("answer").expect_code(200);
+        assert!(
+            said.as_ref().is_ok_and(|s| s.contains("Hello from hello-")),
+            "{said:?}"
+        );
+    };
+    let (at_hub, at_shop) = (import_address(&hub), import_address(&shop));
+    for address in [&at_shop, &at_hub] {
+        asleep();
+        answers(address, "it is known to answer", |said| {
+            said.contains("Hello")
+        });
+        asleep();
+        woken(address);
+    }
+    // While it is asked by the address of all sites it does not sleep.
+    let awake = pods(&hub);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(4);
+    while std::time::Instant::now() < until {
+        woken(&at_hub);
+    }
+    assert_eq!(pods(&hub), awake);
+}
