@@ -448,7 +448,8 @@ async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Bod
 async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
     let view = view(ctx, row)?;
     let mut filter = Filter::parse(row, namespace, ctx.query)?;
-    if !ctx.info.name.is_empty() && ctx.query.get("fieldSelector").is_none() {
+    // Whatever else is selected: it is for this name that the request was authorized.
+    if !ctx.info.name.is_empty() {
         filter
             .fields
             .requirements

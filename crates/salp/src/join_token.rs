@@ -64,7 +64,7 @@ pub fn create(args: &CreateArgs) -> Result<ExitCode> {
             .await?;
         output::line(format!(
             "salp node join --server {server} --token {id}.{secret} --ca-hash {}",
-            ca_hash(&ca)?
+            Pinned::read(&ca)?.hash
         ));
         Ok(())
     })?;
@@ -95,17 +95,52 @@ fn decode(text: &str) -> Result<String> {
     Ok(String::from_utf8(bytes)?)
 }
 
-/// `sha256:` and the hash of the CA's public key, as kubeadm writes it. There must be this one
-/// certificate only.
-pub fn ca_hash(ca_pem: &str) -> Result<String> {
-    let (rest, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes()).context("read CA")?;
-    if !rest.trim_ascii().is_empty() {
-        bail!("read CA: there is more than one certificate");
+/// A CA and what it is known by.
+pub struct Pinned {
+    /// `sha256:` and the hash of the CA's public key, as kubeadm writes it.
+    pub hash: String,
+    /// The certificate with this hash, and nothing else: what stood around it in the text
+    /// that was read is not here, as another parser might find another certificate in it.
+    pub ca_pem: String,
+}
+
+impl Pinned {
+    /// Reads a text with this one certificate.
+    pub fn read(text: &str) -> Result<Self> {
+        let (rest, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).context("read CA")?;
+        if !rest.trim_ascii().is_empty() || pem.label != "CERTIFICATE" {
+            bail!("read CA: there is something else than one certificate");
+        }
+        let (rest, cert) = x509_parser::parse_x509_certificate(&pem.contents).context("read CA")?;
+        if !rest.is_empty() {
+            bail!("read CA: there is something behind the certificate");
+        }
+        let hash = ring::digest::digest(&ring::digest::SHA256, cert.public_key().raw);
+        Ok(Self {
+            hash: format!("sha256:{}", hex(hash.as_ref())),
+            ca_pem: encode(&pem.contents),
+        })
     }
-    let cert = pem.parse_x509().context("read CA")?;
-    let hash = ring::digest::digest(&ring::digest::SHA256, cert.public_key().raw);
-    let hex: String = hash.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    Ok(format!("sha256:{hex}"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A certificate as PEM (RFC 7468): 64 characters a line.
+fn encode(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = after;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }
 
 fn random(length: usize) -> String {
@@ -131,13 +166,23 @@ mod tests {
         let ca = crate::pki::load_or_create(&layout, &reached)
             .expect("made")
             .ca_pem;
-        let hash = ca_hash(&ca).expect("a hash");
+        let pinned = Pinned::read(&ca).expect("a CA");
+        let hash = &pinned.hash;
         assert!(
             hash.starts_with("sha256:") && hash.len() == 7 + 64,
             "{hash}"
         );
         // Whoever stands between could put a CA of their own behind the right one.
-        assert!(ca_hash(&format!("{ca}{ca}")).is_err());
-        assert!(ca_hash("").is_err());
+        assert!(Pinned::read(&format!("{ca}{ca}")).is_err());
+        assert!(Pinned::read("").is_err());
+        // Or before it, where this parser does not look and others do.
+        assert_eq!(
+            pinned.ca_pem.replace("\r\n", "\n"),
+            ca.replace("\r\n", "\n")
+        );
+        for before in [format!(" {ca}"), format!("x\r{}\r", ca.replace('\n', "\r"))] {
+            let read = Pinned::read(&format!("{before}\n{ca}"));
+            assert!(read.is_err() || read.is_ok_and(|r| r.ca_pem == pinned.ca_pem));
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::api_access::{Access, explain};
 use crate::config::{Layout, write_atomic};
-use crate::join_token::{ca_hash, cluster_info};
+use crate::join_token::{Pinned, cluster_info};
 use crate::output;
 use crate::pki::{self, Pair};
 use anyhow::{Context as _, Result, bail};
@@ -167,15 +167,16 @@ async fn trusted_ca(invitation: &Invitation) -> Result<String> {
         .await
         .with_context(|| format!("join {}", invitation.server))?;
     // One certificate and no more: whatever else came with it was not vouched for.
-    let found = ca_hash(&ca)?;
-    if found != invitation.ca_hash {
+    let found = Pinned::read(&ca)?;
+    if found.hash != invitation.ca_hash {
         bail!(
-            "join {}: its CA is {found}, not {}: this is another server than the one that made the token",
+            "join {}: its CA is {}, not {}: this is another server than the one that made the token",
             invitation.server,
+            found.hash,
             invitation.ca_hash
         );
     }
-    Ok(ca)
+    Ok(found.ca_pem)
 }
 
 /// Waits until something listens there.

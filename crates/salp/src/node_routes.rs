@@ -4,7 +4,7 @@ use client::Informer;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use pod_network::{Prefix, via};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -26,20 +26,47 @@ pub async fn run(nodes: Informer<Node>, own: String) {
     }
 }
 
-/// Prefix and address of every node but the own one.
+/// Bits of a node's block of pod addresses.
+const BLOCK_BITS: u8 = 16;
+
+/// Prefix and address of every node but the own one. A node says itself which block is its own,
+/// so only what can be one is believed, and of two that overlap the older Node: else one machine
+/// could have the others send it what is for somebody else.
 fn wanted<'n>(nodes: impl Iterator<Item = &'n Node>, own: &str) -> BTreeMap<Prefix, IpAddr> {
-    nodes
-        .filter(|n| n.metadata.name.as_deref() != Some(own))
-        .filter_map(|n| {
-            let prefix = n.spec.as_ref()?.pod_cidr.as_ref()?.parse::<Prefix>().ok()?;
-            let addresses = n.status.as_ref()?.addresses.as_ref()?;
-            let internal = addresses.iter().find(|a| a.type_ == "InternalIP")?;
-            let address = internal.address.parse::<IpAddr>().ok()?;
-            // A loopback address leads nowhere else.
-            let elsewhere = !address.is_loopback() && !prefix.address().is_loopback();
-            elsewhere.then_some((prefix, address))
-        })
-        .collect()
+    let mut all: Vec<&Node> = nodes.collect();
+    // The own block is nobody else's.
+    all.sort_by_key(|n| {
+        let meta = &n.metadata;
+        (
+            meta.name.as_deref() != Some(own),
+            &meta.creation_timestamp,
+            &meta.name,
+        )
+    });
+    let internal = |n: &Node| -> Option<IpAddr> {
+        let addresses = n.status.as_ref()?.addresses.as_ref()?;
+        let internal = addresses.iter().find(|a| a.type_ == "InternalIP")?;
+        internal.address.parse().ok()
+    };
+    let machines: Vec<IpAddr> = all.iter().filter_map(|n| internal(n)).collect();
+    let mut blocks = HashSet::new();
+    let mut routes = BTreeMap::new();
+    for node in all {
+        let text = node.spec.as_ref().and_then(|s| s.pod_cidr.as_ref());
+        let Some(block) = text.and_then(|text| text.parse::<Prefix>().ok()) else {
+            continue;
+        };
+        let private = matches!(block.address(), IpAddr::V4(a) if a.is_private());
+        let is_block = private && block.length() == BLOCK_BITS;
+        if !is_block || machines.iter().any(|m| block.contains(*m)) || !blocks.insert(block) {
+            continue;
+        }
+        let others = node.metadata.name.as_deref() != Some(own);
+        // A loopback address leads nowhere else.
+        let address = internal(node).filter(|a| others && !a.is_loopback());
+        routes.extend(address.map(|address| (block, address)));
+    }
+    routes
 }
 
 /// Brings routes in line; whether any could not be set.
@@ -91,6 +118,10 @@ mod tests {
             node("own", "10.42.0.0/16", "192.0.2.1"),
             node("far", "10.44.0.0/16", "192.0.2.2"),
             node("local", "127.42.0.0/16", "127.0.0.1"),
+            node("same-as-far", "10.44.0.0/16", "192.0.2.3"),
+            node("all", "0.0.0.0/0", "192.0.2.4"),
+            node("ours", "10.42.0.0/16", "192.0.2.5"),
+            node("public", "198.51.0.0/16", "192.0.2.6"),
         ];
         let routes = wanted(nodes.iter(), "own");
         let shown: Vec<String> = routes.iter().map(|(p, a)| format!("{p} {a}")).collect();

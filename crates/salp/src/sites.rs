@@ -26,6 +26,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 const ABOUT_KEY: &str = "site";
 /// Between two tellings of the counts of nodes and pods, which are told when they change.
 const ABOUT_EVERY: Duration = Duration::from_secs(5);
+/// Pause after a failed accept.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 /// Bytes passed on at once.
 const CHUNK: usize = 64 * 1024;
 /// Bytes of a question.
@@ -151,7 +153,16 @@ pub async fn start(
     let accepting = scope.clone();
     let began = jiff::Timestamp::now();
     scope.spawn_cancellable(async move {
-        while let Ok((connection, _)) = listener.accept().await {
+        loop {
+            let (connection, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, for example: what is open now will be closed.
+                    tracing::warn!(%error, "accept at the site's socket");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    continue;
+                }
+            };
             let (lattice, informers) = (lattice.clone(), informers.clone());
             accepting.spawn_cancellable(async move {
                 if let Err(error) = serve(connection, &lattice, &informers, began).await {

@@ -44,13 +44,15 @@ pub(super) fn validate(
             if operation != Operation::Delete
                 && reserved(new) != old.map(reserved).unwrap_or_default()
             {
-                return refuse(format!(
-                    "is not allowed to modify labels of {RESERVED_LABEL}"
-                ));
+                return refuse("is not allowed to modify labels that are not its own".to_owned());
             }
             let taints = |v: &Value| v["spec"]["taints"].clone();
             if operation == Operation::Update && old.is_some_and(|o| taints(o) != taints(new)) {
                 return refuse("is not allowed to modify taints".to_owned());
+            }
+            let blocks = |v: &Value| ["podCIDR", "podCIDRs"].map(|field| v["spec"][field].clone());
+            if operation == Operation::Update && old.is_some_and(|o| blocks(o) != blocks(new)) {
+                return refuse("is not allowed to modify its block of pod addresses".to_owned());
             }
             Ok(())
         }
@@ -79,7 +81,7 @@ fn pods(
     let bound = |v: &Value| v["spec"]["nodeName"] == node;
     match operation {
         Operation::Create => {
-            if new["metadata"]["annotations"][MIRROR].is_null() {
+            if !is_mirror(new) {
                 return refuse(format!(
                     "can only create pods with the annotation {MIRROR:?}"
                 ));
@@ -99,35 +101,40 @@ fn pods(
             Ok(())
         }
         Operation::Update | Operation::Delete => {
-            if old.is_some_and(bound) {
-                Ok(())
-            } else {
-                refuse("can only change pods with spec.nodeName set to itself".to_owned())
+            let Some(old) = old.filter(|old| bound(old)) else {
+                return refuse("can only change pods with spec.nodeName set to itself".to_owned());
+            };
+            let theirs = |v: &Value| {
+                let meta = &v["metadata"];
+                let kept = ["labels", "ownerReferences"].map(|field| meta[field].clone());
+                (kept, meta["annotations"][MIRROR].clone())
+            };
+            if operation == Operation::Update && theirs(old) != theirs(new) {
+                // By labels and owners a pod is let in behind Services and counted by controllers.
+                return refuse("cannot update labels or owners through pod status".to_owned());
             }
+            Ok(())
         }
     }
+}
+
+/// Whether a node made the pod of its own accord.
+pub(crate) fn is_mirror(pod: &Value) -> bool {
+    !pod["metadata"]["annotations"][MIRROR].is_null()
 }
 
 /// Whether a pod would give its node what the node has no right to.
 fn speaks_or_reads(spec: &Value) -> bool {
     let named = |field: &str| spec[field].as_str().is_some_and(|s| !s.is_empty());
     let in_volumes = spec["volumes"].as_array().into_iter().flatten().any(|v| {
-        ["secret", "configMap", "persistentVolumeClaim", "projected"]
+        ["persistentVolumeClaim", "projected"]
             .iter()
             .any(|kind| !v[*kind].is_null())
     });
-    let in_containers = ["containers", "initContainers"].iter().any(|field| {
-        let all = spec[*field].as_array().into_iter().flatten();
-        all.clone().any(|c| {
-            let from = c["envFrom"].as_array().is_some_and(|f| !f.is_empty());
-            let mut env = c["env"].as_array().into_iter().flatten();
-            from || env.any(|e| {
-                !e["valueFrom"]["secretKeyRef"].is_null()
-                    || !e["valueFrom"]["configMapKeyRef"].is_null()
-            })
-        })
-    });
-    named("serviceAccountName") || named("serviceAccount") || in_volumes || in_containers
+    named("serviceAccountName")
+        || named("serviceAccount")
+        || in_volumes
+        || crate::authz::names_any(spec)
 }
 
 /// A node asks for tokens of ServiceAccounts for its own pods only; that the pod is the
@@ -155,8 +162,55 @@ pub(crate) fn token(call: &Call<'_>, reference: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// Kubernetes' own labels that a node may give itself, as upstream has them.
+const OWN_LABELS: &[&str] = &[
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/instance-type",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+/// Domains of such labels.
+const OWN_DOMAINS: &[&str] = &["kubelet.kubernetes.io", "node.kubernetes.io"];
+
+/// A label of Kubernetes that is not for a node to give itself.
 fn is_reserved(label: &str) -> bool {
-    label.split_once('/').is_some_and(|(domain, _)| {
-        domain == RESERVED_LABEL || domain.ends_with(&format!(".{RESERVED_LABEL}"))
-    })
+    let Some((domain, _)) = label.split_once('/') else {
+        return false;
+    };
+    let within = |of: &str| domain == of || domain.ends_with(&format!(".{of}"));
+    let kubernetes = within("kubernetes.io") || within("k8s.io");
+    let own = OWN_LABELS.contains(&label) || OWN_DOMAINS.iter().any(|of| within(of));
+    kubernetes && (!own || within(RESERVED_LABEL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_labels_are_not_a_node_s_to_give() {
+        for label in [
+            "node-restriction.kubernetes.io/fips",
+            "x.node-restriction.kubernetes.io/fips",
+            "node-role.kubernetes.io/control-plane",
+            "storage.k8s.io/fast",
+        ] {
+            assert!(is_reserved(label), "{label}");
+        }
+        for label in [
+            "kubernetes.io/hostname",
+            "topology.kubernetes.io/zone",
+            "node.kubernetes.io/instance-type",
+            "salp.dev/site",
+            "disk",
+        ] {
+            assert!(!is_reserved(label), "{label}");
+        }
+    }
 }

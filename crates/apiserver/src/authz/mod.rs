@@ -1,6 +1,7 @@
 //! Whether a caller may: RBAC, compiled from the watch cache, and the review kinds.
 
 pub(crate) mod node;
+pub(crate) use node::names_any;
 pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod review;

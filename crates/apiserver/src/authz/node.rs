@@ -6,7 +6,7 @@
 //! have yet.
 
 use super::Attributes;
-use crate::admission::node_restriction::node_of;
+use crate::admission::node_restriction::{is_mirror, node_of};
 use crate::authn::User;
 use crate::row::Row;
 use crate::server_state::Core;
@@ -50,8 +50,46 @@ pub(crate) fn allowed(core: &Core, user: &User, asked: &Attributes<'_>, own: boo
                 && pod.field(&row, "spec.nodeName") == node
                 // Far cheaper than to parse every pod.
                 && std::str::from_utf8(&pod.json()).is_ok_and(|text| text.contains(asked.name))
-                && names(&pod.value()["spec"], keys, asked.name)
+                && {
+                    let pod = pod.value();
+                    // A node's own word is no reason to let it read.
+                    !is_mirror(&pod) && pod_names(&pod["spec"], keys, asked.name)
+                }
         })
+}
+
+/// Where a pod names other objects.
+const NAMING: &[&str] = &[
+    "volumes",
+    "containers",
+    "initContainers",
+    "ephemeralContainers",
+];
+
+fn pod_names(spec: &Value, keys: &[&str], name: &str) -> bool {
+    let pull = |field: &str| {
+        let secrets = spec[field].as_array().into_iter().flatten();
+        keys.contains(&field) && secrets.clone().any(|s| s["name"] == name)
+    };
+    NAMING.iter().any(|field| names(&spec[*field], keys, name)) || pull("imagePullSecrets")
+}
+
+/// Whether a pod names any Secret or ConfigMap.
+pub(crate) fn names_any(spec: &Value) -> bool {
+    let pull = &spec["imagePullSecrets"];
+    let pulls = pull.as_array().is_some_and(|all| !all.is_empty());
+    pulls || NAMING.iter().any(|field| any(&spec[*field]))
+}
+
+fn any(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.iter().any(|(key, value)| {
+            let named = SECRETS.contains(&&**key) || CONFIG_MAPS.contains(&&**key);
+            (named && !value.is_null()) || key == "secretName" || any(value)
+        }),
+        Value::Array(all) => all.iter().any(any),
+        _ => false,
+    }
 }
 
 /// Whether something below names the object.
@@ -89,13 +127,23 @@ mod tests {
             "imagePullSecrets": [{"name": "pull"}],
         });
         for name in ["volume", "part", "key", "pull"] {
-            assert!(names(&spec, SECRETS, name), "{name}");
-            assert!(!names(&spec, CONFIG_MAPS, name), "{name}");
+            assert!(pod_names(&spec, SECRETS, name), "{name}");
+            assert!(!pod_names(&spec, CONFIG_MAPS, name), "{name}");
         }
         for name in ["map", "root", "env"] {
-            assert!(names(&spec, CONFIG_MAPS, name), "{name}");
-            assert!(!names(&spec, SECRETS, name), "{name}");
+            assert!(pod_names(&spec, CONFIG_MAPS, name), "{name}");
+            assert!(!pod_names(&spec, SECRETS, name), "{name}");
         }
-        assert!(!names(&spec, SECRETS, "label"));
+        assert!(!pod_names(&spec, SECRETS, "label"));
+        let spec = json!({"nodeSelector": {"secretName": "x"}, "containers": [{"name": "c"}]});
+        assert!(!pod_names(&spec, SECRETS, "x") && !names_any(&spec));
+        for spec in [
+            json!({"imagePullSecrets": [{"name": "x"}]}),
+            json!({"volumes": [{"csi": {"nodePublishSecretRef": {"name": "x"}}}]}),
+            json!({"ephemeralContainers": [{"envFrom": [{"secretRef": {"name": "x"}}]}]}),
+            json!({"volumes": [{"azureFile": {"secretName": "x"}}]}),
+        ] {
+            assert!(pod_names(&spec, SECRETS, "x") && names_any(&spec), "{spec}");
+        }
     }
 }

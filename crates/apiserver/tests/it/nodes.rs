@@ -94,6 +94,14 @@ async fn a_node_writes_what_is_its_own() -> Result<()> {
     let labelled = as_node(&api, "PATCH", "/api/v1/nodes/n1", &label).await?;
     assert_eq!(labelled.code, 403, "{}", labelled.text);
 
+    for patch in [
+        json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}),
+        json!({"spec": {"podCIDR": "0.0.0.0/0"}}),
+    ] {
+        let refused = as_node(&api, "PATCH", "/api/v1/nodes/n1", &patch).await?;
+        assert_eq!(refused.code, 403, "{patch}: {}", refused.text);
+    }
+
     for (name, on) in [("mine", "n1"), ("theirs", "n2")] {
         api.call("POST", super::PODS, Some(&super::pod(name, Some(on))))
             .await?;
@@ -107,6 +115,26 @@ async fn a_node_writes_what_is_its_own() -> Result<()> {
     let deleted = as_node(&api, "DELETE", &path("theirs", ""), &json!({})).await?;
     assert_eq!(deleted.code, 403, "{}", deleted.text);
     let made = as_node(&api, "POST", super::PODS, &super::pod("new", Some("n1"))).await?;
+    assert_eq!(made.code, 403, "{}", made.text);
+    // Through the status no pod gets behind a Service, or to another owner (as upstream, which
+    // refuses the one and leaves out the other).
+    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"});
+    for meta in [
+        json!({"labels": {"app": "db"}}),
+        json!({"annotations": {"kubernetes.io/config.mirror": "x"}}),
+    ] {
+        let patch = json!({"metadata": meta, "status": {"phase": "Running"}});
+        let refused = as_node(&api, "PATCH", &path("mine", "/status"), &patch).await?;
+        assert_eq!(refused.code, 403, "{patch}: {}", refused.text);
+    }
+    let patch = json!({"metadata": {"ownerReferences": [owner]}, "status": {"phase": "Running"}});
+    let kept = as_node(&api, "PATCH", &path("mine", "/status"), &patch).await?;
+    assert_eq!(kept.json["metadata"]["ownerReferences"], Value::Null);
+    // A pod of its own making gives it nothing to read.
+    let mut mirror = super::pod("mirror", Some("n1"));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    mirror["spec"]["imagePullSecrets"] = json!([{"name": "key"}]);
+    let made = as_node(&api, "POST", super::PODS, &mirror).await?;
     assert_eq!(made.code, 403, "{}", made.text);
     let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
     let lease = as_node(&api, "POST", leases, &node("n2")).await?;

@@ -235,3 +235,20 @@ async fn a_slow_watcher_reads_on_from_the_store() -> Result<()> {
     assert_eq!(watch.brief().await?, "ADDED last");
     api.close().await
 }
+
+/// Who may watch one object by its name sees that one, whatever else is selected.
+#[tokio::test]
+async fn a_named_watch_is_of_that_name() -> Result<()> {
+    let api = TestApi::start().await?;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    for name in ["mine", "theirs"] {
+        let map = json!({"metadata": {"name": name}});
+        api.call("POST", maps, Some(&map)).await?;
+    }
+    let path = "/api/v1/watch/namespaces/default/configmaps/mine";
+    let query = "fieldSelector=metadata.namespace%3Ddefault&timeoutSeconds=1";
+    let seen = api.call("GET", &format!("{path}?{query}"), None).await?;
+    assert!(seen.text.contains("\"mine\""), "{}", seen.text);
+    assert!(!seen.text.contains("\"theirs\""), "{}", seen.text);
+    api.close().await
+}

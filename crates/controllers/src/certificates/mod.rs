@@ -148,6 +148,7 @@ impl Controller {
         let own = username.strip_prefix(plan::NODE_PREFIX).unwrap_or_default();
         let mut taken = plan::Taken::default();
         for node in self.nodes.list() {
+            taken.nodes.extend(node.metadata.name.clone());
             if node.metadata.name.as_deref() == Some(own) {
                 continue;
             }
@@ -159,12 +160,10 @@ impl Controller {
                     .extend(address.address.parse::<IpAddr>().ok());
             }
         }
-        if let Some(spec) = self
-            .services
-            .get("default", "kubernetes")
-            .and_then(|s| s.spec.clone())
-        {
-            let ips = spec.cluster_ips.into_iter().flatten();
+        for service in self.services.list() {
+            let spec = service.spec.as_ref();
+            let ips = spec.and_then(|s| s.cluster_ips.as_ref());
+            let ips = ips.into_iter().flatten();
             taken
                 .addresses
                 .extend(ips.filter_map(|a| a.parse::<IpAddr>().ok()));

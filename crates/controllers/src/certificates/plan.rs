@@ -24,9 +24,20 @@ pub(super) enum Verdict {
     Leave(&'static str),
 }
 
+/// Names that the API server answers for.
+const API_NAMES: &[&str] = &[
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "localhost",
+];
+
 /// What others answer for.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
+    /// All Nodes, that of who asked too.
+    pub(super) nodes: HashSet<String>,
     pub(super) names: HashSet<String>,
     pub(super) addresses: HashSet<IpAddr>,
 }
@@ -88,14 +99,20 @@ pub(super) fn judge(request: &CertificateSigningRequest, asked: &Asked, taken: &
         Ok(node) => node,
         Err(reason) => return Verdict::Leave(reason),
     };
+    if API_NAMES.contains(&node) {
+        return Verdict::Leave("the name is the API server's");
+    }
     if request.spec.signer_name == SERVING {
         return serving(request, asked, user, node, taken);
     }
-    Verdict::Ask(if user == asked.common_name {
-        "selfnodeclient"
-    } else {
-        "nodeclient"
-    })
+    if user == asked.common_name {
+        return Verdict::Ask("selfnodeclient");
+    }
+    if taken.nodes.contains(node) {
+        // Or a token for new machines would be one for the machines that are there.
+        return Verdict::Leave("there is a Node of that name: delete it first");
+    }
+    Verdict::Ask("nodeclient")
 }
 
 /// Exactly a signature and this; the key may be enciphered with as well.
@@ -127,7 +144,14 @@ fn serving(
     {
         return Verdict::Leave("a name is not the node's own");
     }
-    let foreign = |a: &IpAddr| a.is_loopback() || a.is_unspecified() || taken.addresses.contains(a);
+    let foreign = |a: &IpAddr| {
+        let link_local = match a {
+            IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
+            IpAddr::V6(a) => a.is_unicast_link_local(),
+        };
+        let nobody_s = a.is_loopback() || a.is_unspecified() || a.is_multicast() || link_local;
+        nobody_s || taken.addresses.contains(a)
+    };
     if asked.addresses.iter().any(foreign) {
         return Verdict::Leave("an address is not the node's own");
     }

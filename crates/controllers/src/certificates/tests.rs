@@ -26,7 +26,11 @@ fn client_certificates_go_to_whoever_may() {
     let usages = json!(["client auth", "digital signature"]);
     let judged = |user: &str, asked: &Asked| {
         let request = request("kube-apiserver-client-kubelet", user, usages.clone());
-        judge(&request, asked, &Taken::default())
+        let taken = Taken {
+            nodes: ["known".to_owned()].into(),
+            ..Taken::default()
+        };
+        judge(&request, asked, &taken)
     };
     assert_eq!(
         judged("system:bootstrap:abcdef", &asked("a")),
@@ -36,6 +40,15 @@ fn client_certificates_go_to_whoever_may() {
         judged("system:node:a", &asked("a")),
         Verdict::Ask("selfnodeclient")
     );
+    // A machine that is there renews; a token for new ones does not replace it.
+    assert_eq!(
+        judged("system:node:known", &asked("known")),
+        Verdict::Ask("selfnodeclient")
+    );
+    for taken in ["known", "kubernetes.default.svc", "localhost"] {
+        let verdict = judged("system:bootstrap:abcdef", &asked(taken));
+        assert!(matches!(verdict, Verdict::Leave(_)), "{taken}: {verdict:?}");
+    }
     let mut master = asked("a");
     master.organizations.push("system:masters".to_owned());
     assert!(matches!(
@@ -60,6 +73,7 @@ fn client_certificates_go_to_whoever_may() {
 fn nodes_serve_under_what_is_theirs() {
     let usages = json!(["server auth", "digital signature"]);
     let taken = Taken {
+        nodes: ["a".to_owned(), "b".to_owned()].into(),
         names: ["b".to_owned()].into(),
         addresses: ["192.0.2.1".parse().unwrap()].into(),
     };
@@ -87,5 +101,8 @@ fn nodes_serve_under_what_is_theirs() {
         !judged("system:node:a", &["a"], &["127.0.0.1"]),
         "everybody's"
     );
+    for nobody_s in ["169.254.1.1", "224.0.0.1", "fe80::1"] {
+        assert!(!judged("system:node:a", &["a"], &[nobody_s]), "{nobody_s}");
+    }
     assert!(!judged("system:node:a", &[], &[]), "nothing");
 }
