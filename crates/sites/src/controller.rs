@@ -1,6 +1,8 @@
 //! Reads exports and what other sites tell, and keeps the objects that follow. One task, which
 //! looks at everything again after any change, and writes what differs.
 
+mod status;
+
 use crate::choose::Candidate;
 use crate::exported::{self, Exported};
 use crate::fleet::{self, Fleet};
@@ -15,12 +17,10 @@ use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use lattice::{Incoming, Lattice, SiteId, SiteState, Standing, View};
 use lifecycle::Scope;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,10 +35,6 @@ const AGAIN: Duration = Duration::from_secs(300);
 const AGAIN_AFTER_ERROR: Duration = Duration::from_secs(2);
 /// What was woken counts as asleep until it is ready, but no longer than this.
 const WAKES_WITHIN: Duration = Duration::from_secs(15);
-/// How often it is asked whether the kinds are served, and how long.
-const ESTABLISHED_EVERY: Duration = Duration::from_millis(50);
-const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
-
 /// What the sites' services work with.
 pub struct Config {
     /// The process's informers; their client also writes.
@@ -70,50 +66,8 @@ pub enum StartError {
     Listen(#[source] std::io::Error),
 }
 
-/// Why the kinds are not served.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum SetUpError {
-    #[error("read the built-in definition of an import or export")]
-    Definition(#[source] serde_saphyr::Error),
-    #[error("apply the definitions of imports and exports")]
-    Apply(#[source] kube::Error),
-    #[error("serve imports and exports: the API server does not after {ESTABLISHED_WITHIN:?}")]
-    NotServed,
-}
-
-/// Has the API server serve the kinds.
-///
-/// # Errors
-/// When it refuses, or does not serve them in time.
-pub async fn set_up(client: &kube::Client) -> Result<(), SetUpError> {
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for text in crate::crds() {
-        let definition: Result<Value, _> = serde_saphyr::from_str(text);
-        let definition = definition.map_err(SetUpError::Definition)?;
-        let name = definition["metadata"]["name"].as_str().unwrap_or_default();
-        let params = PatchParams::apply(OWNER).force();
-        let patch = Patch::Apply(&definition);
-        let applied = definitions.patch(name, &params, &patch);
-        applied.await.map_err(SetUpError::Apply)?;
-    }
-    let served = async {
-        loop {
-            let exports: Api<ServiceExport> = Api::all(client.clone());
-            let imports: Api<ServiceImport> = Api::all(client.clone());
-            let one = kube::api::ListParams::default().limit(1);
-            if exports.list(&one).await.is_ok() && imports.list(&one).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(ESTABLISHED_EVERY).await;
-        }
-    };
-    tokio::time::timeout(ESTABLISHED_WITHIN, served)
-        .await
-        .map_err(|_| SetUpError::NotServed)
-}
-
-/// Starts; runs until the scope is cancelled. The kinds must be served ([`set_up`]).
+/// Starts; runs until the scope is cancelled. The kinds must be served
+/// ([`set_up`](crate::set_up())).
 ///
 /// # Errors
 /// When other sites can't be listened for.
@@ -508,128 +462,6 @@ impl Controller {
         Ok(())
     }
 
-    /// Status of an import: who exports it, and who of them can't be reached since when.
-    async fn tell_import(
-        &mut self,
-        import: &ServiceImport,
-        clusters: &[String],
-        view: &View,
-    ) -> Result<(), kube::Error> {
-        let mut silent = Vec::new();
-        for site in &view.sites {
-            let reached = matches!(site.state, SiteState::Alive | SiteState::Suspect);
-            if !reached && clusters.contains(&site.name.name) {
-                let since = self.since(site.id, site.since);
-                silent.push(format!(
-                    "site {} can't be reached since {since}",
-                    site.name.name
-                ));
-            }
-        }
-        let reachable = if silent.is_empty() {
-            condition(
-                "Reachable",
-                true,
-                "Reachable",
-                "all sites that export it can be reached",
-            )
-        } else {
-            condition("Reachable", false, "SiteUnreachable", &silent.join("; "))
-        };
-        let ready = condition("Ready", true, "Ready", "its address answers");
-        let old = &import.status.conditions;
-        let conditions = [settle(ready, old), settle(reachable, old)];
-        let status = json!({
-            "endpointSliceObjects": "Present",
-            "clusters": clusters.iter().map(|c| json!({"cluster": c})).collect::<Vec<_>>(),
-            "conditions": conditions,
-        });
-        self.write_status(import, status, json!(import.status))
-            .await
-    }
-
-    /// Since when a site is silent, in wall-clock time.
-    fn since(&mut self, site: SiteId, since: Duration) -> String {
-        let started = self.lattice.started();
-        let text = self.unreachable.entry((site, since)).or_insert_with(|| {
-            let ago = started.elapsed().saturating_sub(since);
-            let now = jiff::Timestamp::now();
-            let at = now.checked_sub(jiff::SignedDuration::try_from(ago).unwrap_or_default());
-            format!("{:.0}", at.unwrap_or(now))
-        });
-        let text = text.clone();
-        // One a site: the last.
-        self.unreachable
-            .retain(|(id, at), _| *id != site || *at == since);
-        text
-    }
-
-    /// Status of an export.
-    async fn judge(
-        &self,
-        export: &ServiceExport,
-        own: &BTreeMap<Key, Result<Exported, exported::NotExported>>,
-        imports: &BTreeMap<Key, Import>,
-    ) -> Result<(), kube::Error> {
-        let Some(key) = key_of(&export.metadata) else {
-            return Ok(());
-        };
-        let (valid, ready) = match own.get(&key) {
-            Some(Err(why)) => (
-                condition("Valid", false, why.reason(), why.message()),
-                condition("Ready", false, "Failed", why.message()),
-            ),
-            _ => (
-                condition("Valid", true, "Valid", "the Service can be exported"),
-                condition(
-                    "Ready",
-                    true,
-                    "Exported",
-                    "other sites are told of the Service",
-                ),
-            ),
-        };
-        let conflict = imports.get(&key).and_then(|i| i.merged.conflict());
-        let conflict = match conflict {
-            Some((reason, message)) => condition("Conflict", true, &reason, &message),
-            None => condition("Conflict", false, "NoConflicts", "all exports agree"),
-        };
-        let old = &export.status.conditions;
-        let conditions = [valid, ready, conflict].map(|c| settle(c, old));
-        let status = json!({"conditions": conditions});
-        self.write_status(export, status, json!(export.status))
-            .await
-    }
-
-    async fn write_status<K>(
-        &self,
-        object: &K,
-        status: Value,
-        old: Value,
-    ) -> Result<(), kube::Error>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + Clone
-            + serde::de::DeserializeOwned
-            + std::fmt::Debug,
-    {
-        if status == old {
-            return Ok(());
-        }
-        let Some((namespace, name)) = key_of(object.meta()) else {
-            return Ok(());
-        };
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
-        let patch = Patch::Merge(json!({"status": status}));
-        match api
-            .patch_status(&name, &PatchParams::default(), &patch)
-            .await
-        {
-            Err(error) if !client::is_not_found(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Removes imports that nobody exports any more. A site that was not heard of since this
     /// one has started may export still.
     async fn remove(
@@ -756,55 +588,10 @@ fn ready_endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<SocketAddr>
     found
 }
 
-fn condition(type_: &str, status: bool, reason: &str, message: &str) -> Condition {
-    Condition {
-        type_: type_.to_owned(),
-        status: if status { "True" } else { "False" }.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: None,
-        last_transition_time: Time(jiff::Timestamp::now()),
-    }
-}
-
-/// A condition whose status has not changed keeps its time.
-fn settle(mut new: Condition, old: &[Condition]) -> Condition {
-    let before = old.iter().find(|c| c.type_ == new.type_);
-    if let Some(before) = before.filter(|c| c.status == new.status) {
-        new.last_transition_time = before.last_transition_time.clone();
-    }
-    new
-}
-
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
             .field("lattice", &self.lattice)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_condition_keeps_its_time_until_it_turns() {
-        let mut old = condition("Ready", true, "Ready", "a");
-        old.last_transition_time = Time(jiff::Timestamp::UNIX_EPOCH);
-        let same = settle(condition("Ready", true, "Ready", "b"), &[old.clone()]);
-        assert_eq!(same.last_transition_time, old.last_transition_time);
-        assert_eq!(same.message, "b");
-        let turned = settle(condition("Ready", false, "Failed", "b"), &[old.clone()]);
-        assert_ne!(turned.last_transition_time, old.last_transition_time);
-    }
-
-    #[test]
-    fn the_definitions_can_be_read() {
-        for text in crate::crds() {
-            let definition: CustomResourceDefinition = serde_saphyr::from_str(text).unwrap();
-            assert_eq!(definition.spec.group, crate::GROUP);
-            assert_eq!(definition.spec.versions[0].name, crate::VERSION);
-        }
     }
 }

@@ -15,10 +15,11 @@ mod kinds;
 mod merge;
 mod plan;
 mod routes;
+mod set_up;
 mod tunnel;
 
 pub use choose::{Candidate, Choice, Rank, choose, order, rank};
-pub use controller::{Config, Direct, SetUpError, StartError, set_up, start};
+pub use controller::{Config, Direct, StartError, start};
 pub use exported::Exported;
 pub use kinds::{
     CLUSTER_LABEL, ClusterStatus, GROUP, ImportType, Port, SERVICE_LABEL, ServiceExport,
@@ -26,6 +27,7 @@ pub use kinds::{
     VERSION, WEIGHT_ANNOTATION,
 };
 pub use merge::{Conflict, Merged, Source, merge};
+pub use set_up::{SetUpError, set_up};
 
 /// How many Services a site exports, by what it tells.
 pub fn exports(told: &std::collections::BTreeMap<String, bytes::Bytes>) -> u64 {
