@@ -157,6 +157,7 @@ pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
 fn register(config: &Config, capacity: Capacity, port: u16, agent: &Arc<Agent>) -> Registration {
     Registration {
         agent: agent.clone(),
+        regained: tokio::sync::Notify::new(),
         name: config.name.clone(),
         client: config.client.clone(),
         clock: config.clock.clone(),

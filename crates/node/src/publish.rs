@@ -105,6 +105,15 @@ impl Published {
                 changed.insert(name.into(), Value::Null);
             }
         }
+        // Conditions are merged by type: what one said before has to be named to go.
+        let conditions = changed.get_mut("conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten() {
+            for field in ["reason", "message"] {
+                if condition[field].is_null() {
+                    condition[field] = Value::Null;
+                }
+            }
+        }
         // `podIPs` is merged by address: the old one has to be named to go.
         if let (Some(old), Some(Value::Array(ips))) = (self.ip, changed.get_mut("podIPs"))
             && Some(old) != ip

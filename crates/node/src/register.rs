@@ -23,6 +23,9 @@ use std::time::Duration;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 const LEASE_RENEW: Duration = Duration::from_secs(10);
+/// After such a silence the server may have called the node unreachable, and is told at once
+/// that it is not.
+const SUSPECT: Duration = Duration::from_secs(20);
 /// How long the server has to answer; a connection that a cut has killed says nothing.
 const LEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often the status is looked at, and sent if it changed.
@@ -40,6 +43,8 @@ const IMAGES_MAX: usize = 50;
 pub(crate) struct Registration {
     /// Is told of each renewal.
     pub(crate) agent: Arc<crate::agent::Agent>,
+    /// The server is reached again.
+    pub(crate) regained: tokio::sync::Notify,
     pub(crate) name: String,
     pub(crate) client: kube::Client,
     pub(crate) clock: Clock,
@@ -110,23 +115,30 @@ impl Registration {
         tracing::info!(node = self.name, "node registered");
         let mut sent = self.clock.now();
         let mut known = self.comparable(&conditions).await;
+        let mut overdue = false;
         loop {
-            tokio::time::sleep(STATUS_LOOK).await;
+            tokio::select! {
+                () = tokio::time::sleep(STATUS_LOOK) => {}
+                () = self.regained.notified() => overdue = true,
+            }
             let now = self.clock.now();
             let next = self.conditions(&conditions, now);
             let comparable = self.comparable(&next).await;
-            if comparable == known && now.as_second() - sent.as_second() < STATUS_SEND_SECONDS {
+            let fresh = now.as_second() - sent.as_second() < STATUS_SEND_SECONDS;
+            if comparable == known && fresh && !overdue {
                 continue;
             }
             let status = self.status(next.clone()).await;
             let patch = Patch::Strategic(json!({"status": status}));
-            let done = self
-                .nodes()
-                .patch_status(&self.name, &PatchParams::default(), &patch)
-                .await;
+            let (nodes, params) = (self.nodes(), PatchParams::default());
+            let asked = nodes.patch_status(&self.name, &params, &patch);
+            let Ok(done) = tokio::time::timeout(LEASE_DEADLINE, asked).await else {
+                continue;
+            };
             match done {
                 Ok(_) => {
                     (sent, known, conditions) = (now, comparable, next);
+                    overdue = false;
                 }
                 // Somebody deleted the Node: it comes back, as upstream's does.
                 Err(e) if client::is_not_found(&e) => {
@@ -356,6 +368,9 @@ impl Registration {
                     continue;
                 }
                 Ok(Ok(renewed)) => {
+                    if self.agent.contact.silence().is_none_or(|s| s >= SUSPECT) {
+                        self.regained.notify_one();
+                    }
                     self.agent.contacted(sent, &renewed.epoch);
                     held = Some(renewed);
                     LEASE_RENEW
