@@ -139,7 +139,11 @@ fn may_ask(path_and_query: &str) -> bool {
         return false;
     }
     // A watch has no end; who wants changes asks again.
-    let watches = query.split('&').any(|q| q.starts_with("watch"));
+    let watches = query.split('&').any(|part| {
+        let key = part.split('=').next().unwrap_or_default();
+        // An encoded letter would be another key for the API server.
+        key.contains('%') || key.starts_with("watch")
+    });
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match parts.as_slice() {
         ["api", "v1", "pods" | "nodes"] | ["api", "v1", "nodes", _] => !watches,
@@ -178,6 +182,7 @@ mod tests {
             "/api/v1/namespaces/shop/secrets",
             "/api/v1/namespaces/shop/pods/till-0/exec",
             "/api/v1/pods?watch=true",
+            "/api/v1/pods?%77atch=true",
             "/api/v1/nodes/till/proxy/exec/shop/till-0/main",
             "/apis/apps/v1/namespaces/shop/deployments/till/scale",
             "/api/v1/namespaces/shop/pods/../secrets",
