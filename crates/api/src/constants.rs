@@ -2,6 +2,14 @@
 
 /// Version of Kubernetes whose API this is.
 pub const KUBERNETES_VERSION: &str = "v1.37.1";
+/// Names that the API server answers to inside a cluster, and on its machine.
+pub const API_SERVER_NAMES: [&str; 5] = [
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "localhost",
+];
 /// Kind of the runtime class for Wasm pods in a process of their own.
 pub const RUNTIME_CLASS_WASM_PROCESS: &str = "wasm-process";
 /// Pod annotation: `fresh`, or how many requests one instance may serve.

@@ -9,6 +9,7 @@
 //! milliseconds of a clock of one's own that no one sets. `simulation` runs both sides
 //! through cuts, delays and restarts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -30,6 +31,12 @@ pub const MARGIN: Duration = Duration::from_secs(10);
 /// By how much two clocks may part, in thousandths: each is off by 100 ppm, and may be
 /// slewed by another 500.
 const DRIFT_PER_MILLE: u32 = 2;
+
+/// The epoch that a Lease's annotations tell; the first, where they tell none.
+pub fn epoch_of(annotations: Option<&BTreeMap<String, String>>) -> u64 {
+    let told = annotations.and_then(|all| all.get(ANNOTATION_EPOCH)?.parse().ok());
+    told.unwrap_or_default()
+}
 
 /// The contract of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

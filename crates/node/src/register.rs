@@ -5,7 +5,7 @@
 
 use crate::image::ImageSource;
 use crate::machine::{self, Capacity, Pressure};
-use api::partition::{ANNOTATION_EPOCH, Epoch};
+use api::partition::{Epoch, epoch_of};
 use client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -72,15 +72,11 @@ struct Held {
 impl Held {
     fn of(lease: &Lease) -> Self {
         let meta = &lease.metadata;
-        let count = meta
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(ANNOTATION_EPOCH)?.parse().ok());
         Self {
             version: meta.resource_version.clone().unwrap_or_default(),
             epoch: Epoch {
                 lease: meta.uid.clone().unwrap_or_default(),
-                count: count.unwrap_or_default(),
+                count: epoch_of(meta.annotations.as_ref()),
             },
         }
     }

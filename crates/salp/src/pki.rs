@@ -69,15 +69,7 @@ pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
     let (ca_pem, ca_key) = authority(&dir)?;
     let issuer =
         Issuer::from_ca_cert_pem(&ca_pem, &ca_key).context("read certificate authority")?;
-    let mut server_names: Vec<String> = [
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-        "localhost",
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    let mut server_names = api::constants::API_SERVER_NAMES.map(str::to_owned).to_vec();
     server_names.push(reached.node_name.clone());
     let leaf = |leaf: Leaf<'_>| issue(&dir, &issuer, &ca_pem, &leaf);
     Ok(Pki {

@@ -131,7 +131,7 @@ const INTERPRETED: &[(&str, Build)] = &[
 pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
     for name in names {
         if let Some((_, build)) = INTERPRETED.iter().find(|(known, _)| known == name) {
-            let out = root.join("target/guests").join(format!("{name}.wasm"));
+            let out = built(root, name);
             build(root, &out).with_context(|| format!("build guest {name}"))?;
             println!("{}", out.display());
         } else {
@@ -164,7 +164,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
 /// had, the test that runs them is skipped and says so.
 pub(crate) fn interpreted(root: &Path) {
     for (name, build) in INTERPRETED {
-        let out = root.join("target/guests").join(format!("{name}.wasm"));
+        let out = built(root, name);
         if out.is_file() {
             continue;
         }
@@ -172,6 +172,11 @@ pub(crate) fn interpreted(root: &Path) {
             println!("skipped, not built: {name}: {error:#}");
         }
     }
+}
+
+/// Where a guest lies that is not committed.
+fn built(root: &Path, name: &str) -> PathBuf {
+    root.join("target/guests").join(format!("{name}.wasm"))
 }
 
 /// What compiles Rust to WebAssembly here.

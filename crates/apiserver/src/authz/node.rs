@@ -67,42 +67,31 @@ const NAMING: &[&str] = &[
 ];
 
 fn pod_names(spec: &Value, keys: &[&str], name: &str) -> bool {
-    let pull = |field: &str| {
-        let secrets = spec[field].as_array().into_iter().flatten();
-        keys.contains(&field) && secrets.clone().any(|s| s["name"] == name)
-    };
-    NAMING.iter().any(|field| names(&spec[*field], keys, name)) || pull("imagePullSecrets")
+    finds(spec, keys, &|found| found == name)
 }
 
 /// Whether a pod names any Secret or ConfigMap.
 pub(crate) fn names_any(spec: &Value) -> bool {
-    let pull = &spec["imagePullSecrets"];
-    let pulls = pull.as_array().is_some_and(|all| !all.is_empty());
-    pulls || NAMING.iter().any(|field| any(&spec[*field]))
+    finds(spec, SECRETS, &|_| true) || finds(spec, CONFIG_MAPS, &|_| true)
 }
 
-fn any(value: &Value) -> bool {
-    match value {
-        Value::Object(fields) => fields.iter().any(|(key, value)| {
-            let named = SECRETS.contains(&&**key) || CONFIG_MAPS.contains(&&**key);
-            (named && !value.is_null()) || key == "secretName" || any(value)
-        }),
-        Value::Array(all) => all.iter().any(any),
-        _ => false,
-    }
+/// Whether a pod names, by one of these keys, an object that is meant.
+fn finds(spec: &Value, keys: &[&str], meant: &dyn Fn(&Value) -> bool) -> bool {
+    let mut pull = spec["imagePullSecrets"].as_array().into_iter().flatten();
+    NAMING
+        .iter()
+        .any(|field| finds_below(&spec[*field], keys, meant))
+        || (keys.contains(&"imagePullSecrets") && pull.any(|secret| meant(&secret["name"])))
 }
 
-/// Whether something below names the object.
-fn names(value: &Value, keys: &[&str], name: &str) -> bool {
-    let is = |v: &Value| v["name"] == name;
+fn finds_below(value: &Value, keys: &[&str], meant: &dyn Fn(&Value) -> bool) -> bool {
     match value {
         Value::Object(fields) => fields.iter().any(|(key, value)| {
-            let named = keys.contains(&&**key)
-                && (is(value) || value.as_array().is_some_and(|all| all.iter().any(is)));
-            let by_name = key == "secretName" && keys.contains(&"secret") && value == name;
-            named || by_name || names(value, keys, name)
+            let named = keys.contains(&&**key) && value.is_object() && meant(&value["name"]);
+            let by_name = key == "secretName" && keys.contains(&"secret") && meant(value);
+            named || by_name || finds_below(value, keys, meant)
         }),
-        Value::Array(all) => all.iter().any(|value| names(value, keys, name)),
+        Value::Array(all) => all.iter().any(|value| finds_below(value, keys, meant)),
         _ => false,
     }
 }

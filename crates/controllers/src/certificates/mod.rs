@@ -211,20 +211,27 @@ impl Controller {
     }
 
     async fn approve(&self, name: &str, request: &CertificateSigningRequest) -> Result<(), Error> {
-        let now = self
-            .context
-            .clock
-            .now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string();
-        let patch = json!({
+        let why = "A node may have this certificate";
+        let patch = self.judged(request, "Approved", "AutoApproved", why);
+        self.patch(name, "approval", &patch).await
+    }
+
+    /// A patch that says by a condition what became of a request.
+    fn judged(
+        &self,
+        request: &CertificateSigningRequest,
+        type_: &str,
+        reason: &str,
+        message: &str,
+    ) -> serde_json::Value {
+        let now = self.context.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        json!({
             "metadata": {"uid": request.metadata.uid},
             "status": {"conditions": [{
-                "type": "Approved", "status": "True", "reason": "AutoApproved",
-                "message": "A node may have this certificate", "lastUpdateTime": now,
+                "type": type_, "status": "True", "reason": reason, "message": message,
+                "lastUpdateTime": now.to_string(),
             }]},
-        });
-        self.patch(name, "approval", &patch).await
+        })
     }
 
     async fn sign(
@@ -251,18 +258,7 @@ impl Controller {
                 "metadata": {"uid": request.metadata.uid},
                 "status": {"certificate": ByteString(certificate.into_bytes())},
             }),
-            Err(reason) => {
-                let now = self
-                    .context
-                    .clock
-                    .now()
-                    .strftime("%Y-%m-%dT%H:%M:%SZ")
-                    .to_string();
-                json!({"metadata": {"uid": request.metadata.uid}, "status": {"conditions": [{
-                    "type": "Failed", "status": "True", "reason": "SignerValidationFailure",
-                    "message": reason, "lastUpdateTime": now,
-                }]}})
-            }
+            Err(reason) => self.judged(request, "Failed", "SignerValidationFailure", &reason),
         };
         self.patch(name, "status", &patch).await
     }

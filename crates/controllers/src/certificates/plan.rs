@@ -1,6 +1,7 @@
 //! Which certificates a node gets without anybody's word.
 
 use super::Asked;
+use api::constants::API_SERVER_NAMES;
 use client::k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -23,15 +24,6 @@ pub(super) enum Verdict {
     /// It is not for this controller to say.
     Leave(&'static str),
 }
-
-/// Names that the API server answers for.
-const API_NAMES: &[&str] = &[
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "kubernetes.default.svc.cluster.local",
-    "localhost",
-];
 
 /// What others answer for.
 #[derive(Debug, Default)]
@@ -99,7 +91,7 @@ pub(super) fn judge(request: &CertificateSigningRequest, asked: &Asked, taken: &
         Ok(node) => node,
         Err(reason) => return Verdict::Leave(reason),
     };
-    if API_NAMES.contains(&node) {
+    if API_SERVER_NAMES.contains(&node) {
         return Verdict::Leave("the name is the API server's");
     }
     if request.spec.signer_name == SERVING {

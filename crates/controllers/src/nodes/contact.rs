@@ -4,7 +4,7 @@
 use super::LEASES;
 use crate::context::Context;
 use crate::error::Error;
-use api::partition::{ANNOTATION_EPOCH, Heard, Renewal};
+use api::partition::{ANNOTATION_EPOCH, Heard, Renewal, epoch_of};
 use client::Informer;
 use client::k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams};
@@ -100,10 +100,6 @@ impl Contacts {
 
 fn renewal(lease: &Lease) -> Renewal {
     let meta = &lease.metadata;
-    let epoch = meta
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(ANNOTATION_EPOCH)?.parse().ok());
     Renewal {
         version: meta.resource_version.clone().unwrap_or_default(),
         renewed: lease
@@ -111,6 +107,6 @@ fn renewal(lease: &Lease) -> Renewal {
             .as_ref()
             .and_then(|s| s.renew_time.as_ref())
             .map(|t| t.0),
-        epoch: epoch.unwrap_or_default(),
+        epoch: epoch_of(meta.annotations.as_ref()),
     }
 }
