@@ -1,10 +1,13 @@
 //! What every cluster has: namespaces, default roles, priority classes, the `kubernetes` Service.
-//! Written when missing; what users changed stays as it is.
+//! Written when missing; what users changed stays as it is. Default roles and bindings of an
+//! earlier version get what they lack.
 
 use crate::authz::policy;
+use crate::authz::reconcile::{Reconciled, concerns, reconcile};
 use crate::config::ServiceCidr;
 use crate::registry::Call;
 use crate::registry::create::{Tracking, create};
+use crate::registry::delete::{DeleteOptions, delete};
 use crate::registry::update::{Part, modify};
 use crate::row::Row;
 use crate::server_state::Core;
@@ -81,16 +84,43 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
             .to_owned()
     };
     let (namespace, name) = (text("namespace"), text("name"));
-    if core.kind(&row)?.get(&namespace, &name).is_some() {
-        return Ok(());
-    }
     let user = Core::own_user();
     let call = call(core, &row, &namespace, &name, &user);
+    if let Some(existing) = core.kind(&row)?.get(&namespace, &name) {
+        if !concerns(&object) {
+            return Ok(());
+        }
+        match reconcile(&existing.value(), &object) {
+            Reconciled::Keep => return Ok(()),
+            Reconciled::Update(_) => return update(&call, &object).await,
+            Reconciled::Replace => {
+                tracing::warn!(name, "default binding names another role: made anew");
+                delete(&call, &DeleteOptions::default()).await?;
+            }
+        }
+    }
     match create(&call, object, Tracking::Update).await {
         Ok(_) => Ok(()),
         Err(s) if s.reason == "AlreadyExists" => Ok(()),
         Err(s) => Err(s),
     }
+}
+
+/// Adds what a default role or binding lacks.
+async fn update(call: &Call<'_>, wanted: &Value) -> Result<(), Status> {
+    tracing::info!(
+        name = call.name,
+        "default role or binding brought up to date"
+    );
+    let added = |old: &Value| {
+        Ok(match reconcile(old, wanted) {
+            Reconciled::Update(new) => new,
+            Reconciled::Keep | Reconciled::Replace => old.clone(),
+        })
+    };
+    modify(call, Part::Main, Tracking::Update, &added)
+        .await
+        .map(drop)
 }
 
 fn call<'a>(

@@ -4,6 +4,7 @@ pub(crate) mod node;
 pub(crate) use node::names_any;
 pub(crate) mod policy;
 pub(crate) mod rbac;
+pub(crate) mod reconcile;
 pub(crate) mod review;
 
 pub(crate) use rbac::{Authorizer, Rule};

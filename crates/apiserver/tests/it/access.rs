@@ -342,3 +342,59 @@ async fn certificates_name_users_over_https() -> Result<()> {
     );
     api.close().await
 }
+
+/// A site made by an earlier version has its roles without what came later.
+#[tokio::test]
+async fn default_roles_are_brought_up_to_date_at_a_start() -> Result<()> {
+    const KIND: &[(&str, &str)] = &[("content-type", "application/merge-patch+json")];
+    const OWN: &str = "rbac.authorization.kubernetes.io/autoupdate";
+    let api = TestApi::start().await?;
+    let role = |name: &str| format!("{RBAC}/clusterroles/{name}");
+    let bound = |name: &str| format!("{RBAC}/clusterrolebindings/{name}");
+    let extra = json!({"verbs": ["get"], "apiGroups": ["example.com"], "resources": ["own"]});
+    let subject = |name: &str| {
+        json!({"kind": "Group", "name": name,
+        "apiGroup": "rbac.authorization.k8s.io"})
+    };
+    for (path, patch) in [
+        (role("system:node"), json!({"rules": [extra]})),
+        (
+            role("system:monitoring"),
+            json!({"rules": [], "metadata": {"annotations": {OWN: "false"}}}),
+        ),
+        (bound("system:node"), json!({"subjects": [subject("own")]})),
+    ] {
+        let done = api
+            .send("PATCH", &path, KIND, patch.to_string().into())
+            .await?;
+        assert_eq!(done.code, 200, "{}", done.text);
+    }
+    // Another role by the name of a default binding.
+    let path = bound("system:discovery");
+    api.call("DELETE", &path, None).await?;
+    let other = json!({"metadata": {"name": "system:discovery"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
+    let made = post(&api, &format!("{RBAC}/clusterrolebindings"), &other).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+
+    let api = api.restart().await?;
+    let node = api.call("GET", &role("system:node"), None).await?.json;
+    let rules = node["rules"].as_array().context("rules")?;
+    assert!(rules.contains(&extra) && rules.len() > 10, "{rules:?}");
+    let monitoring = api.call("GET", &role("system:monitoring"), None).await?;
+    assert_eq!(monitoring.json["rules"], json!([]), "{}", monitoring.text);
+    let nodes = api.call("GET", &bound("system:node"), None).await?;
+    assert_eq!(
+        nodes.json["subjects"],
+        json!([subject("own"), subject("system:nodes")])
+    );
+    let made = api.call("GET", &path, None).await?;
+    assert_eq!(made.json["roleRef"]["name"], "system:discovery");
+    // What is up to date is not written again.
+    let version = |a: &Answer| a.json["metadata"]["resourceVersion"].clone();
+    let before = version(&nodes);
+    let api = api.restart().await?;
+    let after = version(&api.call("GET", &bound("system:node"), None).await?);
+    assert_eq!(after, before);
+    api.close().await
+}
