@@ -251,6 +251,15 @@ pub struct LatticeArgs {
         value_name = "ADDRESS"
     )]
     pub lattice_advertise: Vec<String>,
+    /// What other sites may ask of pods, their logs and nodes here: `all`, `off`, or only
+    /// about these namespaces [default: all].
+    #[arg(
+        long,
+        env = "SALP_LATTICE_ANSWERS",
+        value_delimiter = ',',
+        value_name = "NAMESPACE"
+    )]
+    pub lattice_answers: Vec<String>,
     /// Region of this site.
     #[arg(long, env = "SALP_REGION", value_name = "NAME")]
     pub region: Option<String>,

@@ -1,6 +1,7 @@
 //! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
 
 use crate::cli::{DataDir, LatticeArgs, UpArgs};
+use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -35,6 +36,8 @@ struct File {
     lattice_listen: Option<String>,
     #[serde(default)]
     lattice_advertise: Vec<String>,
+    #[serde(default)]
+    lattice_answers: Vec<String>,
     region: Option<String>,
     zone: Option<String>,
 }
@@ -47,6 +50,8 @@ pub struct LatticeSettings {
     pub link: lattice::LinkConfig,
     /// `None`: others reach this site over NATS only.
     pub direct: Option<DirectSettings>,
+    /// What other sites are told of pods and nodes here.
+    pub answered: Answered,
 }
 
 /// How other sites reach this one without NATS.
@@ -181,6 +186,11 @@ fn lattice_settings(
         name,
         role,
         direct: direct_settings(args, file, bind)?,
+        answered: answered(if args.lattice_answers.is_empty() {
+            &file.lattice_answers
+        } else {
+            &args.lattice_answers
+        })?,
         link: lattice::LinkConfig {
             servers,
             credentials: path(&args.lattice_creds, &file.lattice_creds),
@@ -189,6 +199,26 @@ fn lattice_settings(
             tls_client: None,
         },
     }))
+}
+
+/// Reads `--lattice-answers`.
+fn answered(words: &[String]) -> Result<Answered> {
+    match words {
+        [] => Ok(Answered::All),
+        [one] if one == "all" => Ok(Answered::All),
+        [one] if one == "off" => Ok(Answered::Nothing),
+        namespaces => {
+            for name in namespaces {
+                if let Err(why) = apimachinery::names::dns1123_label(name) {
+                    bail!("use --lattice-answers {name:?}: want all, off or namespaces: {why}");
+                }
+                if name == "all" || name == "off" {
+                    bail!("use --lattice-answers: {name:?} stands alone");
+                }
+            }
+            Ok(Answered::Namespaces(namespaces.iter().cloned().collect()))
+        }
+    }
 }
 
 fn direct_settings(
@@ -319,6 +349,9 @@ impl Layout {
     pub fn sites_socket(&self) -> PathBuf {
         self.run().join("sites.sock")
     }
+    pub fn fleet_socket(&self) -> PathBuf {
+        self.run().join("fleet.sock")
+    }
     pub fn dataplane_config(&self) -> PathBuf {
         self.run().join("dataplane.json")
     }
@@ -390,6 +423,20 @@ mod tests {
         assert_eq!(ok.api_port, Some(7443));
         let wrong = serde_saphyr::from_str::<File>("api-prot: 7443\n").unwrap_err();
         assert!(wrong.to_string().contains("api-prot"), "{wrong}");
+    }
+
+    #[test]
+    fn what_other_sites_are_told_is_said_in_a_word_or_by_namespaces() {
+        let read =
+            |words: &[&str]| answered(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&[]).unwrap(), Answered::All);
+        assert_eq!(read(&["all"]).unwrap(), Answered::All);
+        assert_eq!(read(&["off"]).unwrap(), Answered::Nothing);
+        let some = ["shop".to_owned(), "till".to_owned()].into();
+        assert_eq!(read(&["shop", "till"]).unwrap(), Answered::Namespaces(some));
+        for wrong in [&["off", "shop"][..], &["Shop"], &[""]] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

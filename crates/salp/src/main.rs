@@ -10,6 +10,7 @@
     reason = "a binary has no outside to document for"
 )]
 
+mod answers;
 mod api_access;
 mod authority;
 mod cli;

@@ -135,7 +135,7 @@ pub async fn start(
         .context("serve imports and exports")?;
     ::sites::start(
         ::sites::Config {
-            fleet: informers.client().clone(),
+            fleet: layout.fleet_socket(),
             informers: informers.clone(),
             lattice: lattice.clone(),
             incoming,

@@ -7,7 +7,9 @@ use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::site::Site;
-use crate::{dataplane, image_collection, manifests, node_routes, pki, process, site, sites, stop};
+use crate::{
+    answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites, stop,
+};
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
 use lifecycle::{Scope, Stack};
@@ -273,6 +275,11 @@ async fn start(
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
     if let Some(settings) = &config.lattice {
         phases.begin("lattice");
+        let as_fleet = client::connect::from_service_as(
+            server.service("system:salp-fleet", &[]),
+            Agent("salp-fleet"),
+        );
+        answers::start(settings, layout, as_fleet, stack)?;
         let as_sites = client::connect::from_service_as(
             server.service("system:salp:sites", &["system:masters"]),
             Agent("salp-sites"),

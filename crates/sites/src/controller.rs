@@ -23,6 +23,7 @@ use lifecycle::Scope;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -43,8 +44,8 @@ pub struct Config {
     pub lattice: Lattice,
     /// Who takes them.
     pub incoming: mpsc::Receiver<Incoming>,
-    /// Reads pods, nodes and logs in the name of other sites.
-    pub fleet: kube::Client,
+    /// The socket where questions of other sites are answered ([`crate::fleet::answers`]).
+    pub fleet: PathBuf,
     /// How other sites reach this one without NATS, if they do.
     pub direct: Option<Direct>,
 }

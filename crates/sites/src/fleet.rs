@@ -1,37 +1,46 @@
-//! Questions of other sites, answered by this site's own API server: which pods and nodes
-//! there are, and what they log. Reading only, and only these.
+//! Questions of other sites: which pods and nodes there are, and what they log. Reading only,
+//! and only these.
 //!
-//! A question is a stream whose first line is an API path with its query; the answer's first
-//! line is the HTTP status and the content type, and the body follows as it comes.
+//! A question is a stream whose first line is a path with its query, of the API ([`allowed`])
+//! or one of the fleet's own ([`processes`]); the answer's first line is the HTTP status and
+//! the content type, and the body follows as it comes.
+//!
+//! Who answers ([`answers`]) does so at a unix socket: that is the process that has an API
+//! server. Where streams of other sites come in they are passed on to it ([`Fleet`]).
+
+pub mod allowed;
+pub mod answers;
 
 use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::BodyExt as _;
-use kube::client::Body;
-use lattice::{Incoming, SiteStream};
+use lattice::{Incoming, SiteId, SiteStream};
 use lifecycle::Scope;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt as _;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 /// The protocol of such streams.
 pub const PROTOCOL: &str = "fleet";
 /// Questions under way at once; further ones are refused.
 const QUESTIONS_MAX: usize = 256;
+/// How long who asked may take to see that the answer has ended.
+const END_WITHIN: Duration = Duration::from_secs(30);
 
-/// Answers questions.
+/// Takes questions of other sites to who answers them.
 #[derive(Clone)]
 pub(crate) struct Fleet {
-    client: kube::Client,
+    socket: PathBuf,
     scope: Scope,
     questions: Arc<Semaphore>,
 }
 
 impl Fleet {
-    pub(crate) fn new(client: kube::Client, scope: &Scope) -> Self {
+    pub(crate) fn new(socket: PathBuf, scope: &Scope) -> Self {
         Self {
-            client,
+            socket,
             scope: scope.clone(),
             questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
         }
@@ -44,77 +53,51 @@ impl Fleet {
         };
         let fleet = self.clone();
         self.scope.spawn_cancellable(async move {
-            if let Err(error) = fleet.answer(incoming.stream).await {
-                tracing::debug!(%error, from = %incoming.from, "question of another site");
+            let Incoming { from, stream, .. } = incoming;
+            if let Err(error) = fleet.pass(from, stream).await {
+                tracing::debug!(%error, %from, "question of another site");
             }
             drop(permit);
         });
     }
 
-    async fn answer(&self, mut stream: SiteStream) -> io::Result<()> {
-        let line = crate::tunnel::line(&stream).await?;
-        let (path, accept) = line.split_once(' ').unwrap_or((&line, "application/json"));
-        if !may_ask(path) {
-            return say(
-                &mut stream,
-                "403 text/plain",
-                "other sites may not ask this\n",
-            )
-            .await;
-        }
-        let request = Request::get(path)
-            .header(header::ACCEPT, accept)
-            .body(Body::empty());
-        let Ok(request) = request else {
-            return say(&mut stream, "400 text/plain", "this is no path\n").await;
+    async fn pass(&self, from: SiteId, stream: SiteStream) -> io::Result<()> {
+        let (mut asked, mut answer) = tokio::io::split(stream);
+        let answers = async {
+            let mut answers = UnixStream::connect(&self.socket).await?;
+            answers
+                .write_all(format!("site {from}\n").as_bytes())
+                .await?;
+            Ok::<_, io::Error>(answers)
         };
-        let answer = match self.client.send(request).await {
-            Ok(answer) => answer,
+        match answers.await {
+            Ok(answers) => {
+                let (mut from_answers, mut to_answers) = answers.into_split();
+                let question = async {
+                    tokio::io::copy(&mut asked, &mut to_answers).await?;
+                    // Who has said all waits for the answer.
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    copied = tokio::io::copy(&mut from_answers, &mut answer) => copied.map(drop),
+                    // Who asked has left: dropping the connection tells it.
+                    left = question => left,
+                }?;
+            }
             Err(error) => {
-                return say(&mut stream, "502 text/plain", &error.to_string()).await;
-            }
-        };
-        let kind = answer.headers().get(header::CONTENT_TYPE);
-        let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or("text/plain");
-        let head = format!("{} {kind}\n", answer.status().as_u16());
-        stream.write_all(head.as_bytes()).await?;
-        let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(io::Error::other)?;
-            if let Ok(bytes) = frame.into_data() {
-                stream.write_all(&bytes).await?;
+                tracing::debug!(%error, "reach who answers questions");
+                answer
+                    .write_all(b"503 text/plain\nits control plane is down\n")
+                    .await?;
             }
         }
-        stream.shutdown().await?;
-        drain(&stream).await;
+        answer.shutdown().await?;
+        // Dropping the stream before the other end has seen its end would cancel the answer.
+        let mut rest = [0; 64];
+        let end = async { while asked.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        let _gone_either_way = tokio::time::timeout(END_WITHIN, end).await;
         Ok(())
     }
-}
-
-async fn say(stream: &mut SiteStream, head: &str, body: &str) -> io::Result<()> {
-    stream
-        .write_all(format!("{head}\n{body}").as_bytes())
-        .await?;
-    stream.shutdown().await?;
-    drain(stream).await;
-    Ok(())
-}
-
-/// Waits for the other side's end, so that dropping the stream does not cancel the answer.
-async fn drain(stream: &SiteStream) {
-    while stream.next(4096).await.is_ok_and(|bytes| !bytes.is_empty()) {}
-}
-
-/// The status, content type and body of an answer that came whole.
-pub fn read_answer(answer: &Bytes) -> Option<(u16, String, Bytes)> {
-    let end = answer.iter().position(|b| *b == b'\n')?;
-    let head = std::str::from_utf8(&answer[..end]).ok()?;
-    let (status, kind) = head.split_once(' ')?;
-    Some((
-        status.parse().ok()?,
-        kind.to_owned(),
-        answer.slice(end + 1..),
-    ))
 }
 
 /// The status and content type of an answer; what follows in the stream is its body.
@@ -123,77 +106,25 @@ pub fn read_answer(answer: &Bytes) -> Option<(u16, String, Bytes)> {
 /// When the stream ends or has no such form.
 pub async fn read_head(stream: &SiteStream) -> io::Result<(u16, String)> {
     let line = crate::tunnel::line(stream).await?;
-    let head = line.split_once(' ');
-    let head = head.and_then(|(status, kind)| Some((status.parse().ok()?, kind.to_owned())));
-    head.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    parse_head(&line).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Whether other members may ask this: pods and what they use, their logs, nodes, and
-/// Deployments, some of which sleep.
-fn may_ask(path_and_query: &str) -> bool {
-    let (path, query) = path_and_query
-        .split_once('?')
-        .unwrap_or((path_and_query, ""));
-    // An encoded slash or dot would be another path for the API server.
-    if path.contains('%') || path.contains("..") || path.contains("//") {
-        return false;
-    }
-    // A watch has no end; who wants changes asks again.
-    let watches = query.split('&').any(|part| {
-        let key = part.split('=').next().unwrap_or_default();
-        // An encoded letter would be another key for the API server.
-        key.contains('%') || key.starts_with("watch")
-    });
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    match parts.as_slice() {
-        ["api", "v1", "pods" | "nodes"] | ["api", "v1", "nodes", _] => !watches,
-        ["api", "v1", "namespaces", _, "pods"] | ["api", "v1", "namespaces", _, "pods", _] => {
-            !watches
-        }
-        ["api", "v1", "namespaces", _, "pods", _, "log"] => true,
-        ["api", "v1", "nodes", _, "proxy", "stats", "salp"] => true,
-        ["apis", "apps", "v1", "deployments"]
-        | ["apis", "apps", "v1", "namespaces", _, "deployments"] => !watches,
-        ["apis", "metrics.k8s.io", "v1beta1", "pods" | "nodes"] => !watches,
-        _ => false,
-    }
+/// The status, content type and body of an answer that came whole.
+pub fn read_answer(answer: &Bytes) -> Option<(u16, String, Bytes)> {
+    let end = answer.iter().position(|b| *b == b'\n')?;
+    let (status, kind) = parse_head(std::str::from_utf8(&answer[..end]).ok()?)?;
+    Some((status, kind, answer.slice(end + 1..)))
+}
+
+/// The status and content type in an answer's first line.
+pub fn parse_head(line: &str) -> Option<(u16, String)> {
+    let (status, kind) = line.split_once(' ')?;
+    Some((status.parse().ok()?, kind.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pods_nodes_and_logs_may_be_asked_for_and_nothing_else() {
-        for path in [
-            "/api/v1/pods",
-            "/api/v1/pods?labelSelector=app%3Dtill",
-            "/api/v1/nodes",
-            "/api/v1/namespaces/shop/pods",
-            "/api/v1/namespaces/shop/pods/till-0/log?follow=true",
-            "/apis/metrics.k8s.io/v1beta1/pods",
-            "/api/v1/nodes/till/proxy/stats/salp",
-            "/apis/apps/v1/namespaces/shop/deployments",
-        ] {
-            assert!(may_ask(path), "{path}");
-        }
-        for path in [
-            "/api/v1/secrets",
-            "/api/v1/namespaces/shop/secrets",
-            "/api/v1/namespaces/shop/pods/till-0/exec",
-            "/api/v1/pods?watch=true",
-            "/api/v1/pods?%77atch=true",
-            "/api/v1/nodes/till/proxy/exec/shop/till-0/main",
-            "/apis/apps/v1/namespaces/shop/deployments/till/scale",
-            "/api/v1/namespaces/shop/pods/../secrets",
-            "/api/v1/namespaces/shop%2fsecrets/pods",
-            "/api/v1//pods",
-            "/",
-            "",
-        ] {
-            assert!(!may_ask(path), "{path}");
-        }
-    }
 
     #[test]
     fn an_answer_has_a_head() {

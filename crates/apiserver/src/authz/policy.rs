@@ -248,6 +248,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         &["system:salp-sleep"],
     ),
     (
+        "system:salp-fleet",
+        "system:salp-fleet",
+        "User",
+        &["system:salp-fleet"],
+    ),
+    (
         "system:service-account-issuer-discovery",
         "system:service-account-issuer-discovery",
         "Group",
@@ -376,6 +382,17 @@ const ROLES: &[(&str, &[&str])] = &[
             "create | core | pods",
             // For pods that stand by, which the server does not know yet.
             "create | core | serviceaccounts/token",
+        ],
+    ),
+    (
+        // Who answers other sites; `sites::fleet::allowed` says what may be asked at all.
+        "system:salp-fleet",
+        &[
+            "get,list | core | pods,nodes",
+            // Of a node's proxy only what its pods use is asked.
+            "get | core | pods/log,nodes/proxy",
+            "list | apps | deployments",
+            "list | metrics.k8s.io | pods,nodes",
         ],
     ),
     (

@@ -62,12 +62,21 @@ impl Site {
         };
         let (lattice, incoming) = Lattice::start(config, &scope).await?;
         sites::set_up(&client).await?;
+        let fleet = dir.path().join("fleet.sock");
+        sites::fleet::answers::serve(
+            tokio::net::UnixListener::bind(&fleet)?,
+            sites::fleet::answers::Config {
+                client: client.clone(),
+                answered: sites::fleet::allowed::Answered::All,
+            },
+            &scope,
+        );
         sites::start(
             sites::Config {
                 informers: informers.clone(),
                 lattice: lattice.clone(),
                 incoming,
-                fleet: client.clone(),
+                fleet,
                 direct: direct.then(listen).transpose()?,
             },
             &scope,
