@@ -3,7 +3,7 @@
 use crate::cli::{DataDir, LatticeArgs, UpArgs};
 use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -43,23 +43,83 @@ struct File {
 }
 
 /// How a site meets others.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LatticeSettings {
-    pub name: lattice::SiteName,
-    pub role: lattice::Role,
-    pub link: lattice::LinkConfig,
+    pub name: String,
+    pub region: String,
+    pub zone: String,
+    /// Whether it admits the others.
+    pub hub: bool,
+    pub token: Option<String>,
+    pub servers: Vec<String>,
+    pub credentials: Option<PathBuf>,
+    pub nkey: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
     /// `None`: others reach this site over NATS only.
     pub direct: Option<DirectSettings>,
-    /// What other sites are told of pods and nodes here.
+    /// What other sites are told of pods and nodes here: an affair of the control plane.
+    #[serde(skip)]
     pub answered: Answered,
 }
 
 /// How other sites reach this one without NATS.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct DirectSettings {
     pub listen: SocketAddr,
     /// What they are told; empty for what is listened on.
     pub advertise: Vec<String>,
+}
+
+impl LatticeSettings {
+    /// As the lattice takes it; it keeps its files in `dir`.
+    ///
+    /// # Errors
+    /// When a name or the token can't be one.
+    pub fn config(&self, dir: PathBuf) -> Result<lattice::LatticeConfig> {
+        let name = lattice::SiteName {
+            name: self.name.clone(),
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+        };
+        if !name.is_valid() {
+            bail!(
+                "use site name {:?}: names, regions and zones are up to 63 lower-case letters, digits and hyphens",
+                name.name
+            );
+        }
+        let role = if self.hub {
+            lattice::Role::Hub
+        } else {
+            let token = self.token.as_deref().map(lattice::JoinToken::from_text);
+            let token = token.transpose().context("use --lattice-token")?;
+            lattice::Role::Member { token }
+        };
+        Ok(lattice::LatticeConfig {
+            dir,
+            name,
+            role,
+            link: lattice::LinkConfig {
+                servers: self.servers.clone(),
+                credentials: self.credentials.clone(),
+                nkey: self.nkey.clone(),
+                tls_ca: self.tls_ca.clone(),
+                tls_client: None,
+            },
+            timing: lattice::Timing::default(),
+        })
+    }
+}
+
+impl std::fmt::Debug for LatticeSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Addresses and the token are secrets.
+        f.debug_struct("LatticeSettings")
+            .field("name", &self.name)
+            .field("direct", &self.direct)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What `salp up` starts.
@@ -158,7 +218,13 @@ fn lattice_settings(
     let place = |arg: &Option<String>, file: &Option<String>| {
         arg.clone().or(file.clone()).unwrap_or_default()
     };
-    let name = lattice::SiteName {
+    let path = |arg: &Option<PathBuf>, file: &Option<PathBuf>| {
+        let path = arg.clone().or(file.clone());
+        // The data plane has another working directory.
+        let path = path.map(|p| std::path::absolute(&p));
+        path.transpose().context("find a file of the lattice")
+    };
+    let settings = LatticeSettings {
         name: args
             .site
             .clone()
@@ -166,39 +232,21 @@ fn lattice_settings(
             .unwrap_or_else(|| own.to_owned()),
         region: place(&args.region, &file.region),
         zone: place(&args.zone, &file.zone),
-    };
-    if !name.is_valid() {
-        bail!(
-            "use site name {:?}: names, regions and zones are up to 63 lower-case letters, digits and hyphens",
-            name.name
-        );
-    }
-    let role = if hub {
-        lattice::Role::Hub
-    } else {
-        let token = token
-            .map(|t| lattice::JoinToken::from_text(&t).context("use --lattice-token"))
-            .transpose()?;
-        lattice::Role::Member { token }
-    };
-    let path = |arg: &Option<PathBuf>, file: &Option<PathBuf>| arg.clone().or(file.clone());
-    Ok(Some(LatticeSettings {
-        name,
-        role,
+        hub,
+        token: token.filter(|_| !hub),
+        servers,
+        credentials: path(&args.lattice_creds, &file.lattice_creds)?,
+        nkey: path(&args.lattice_nkey, &file.lattice_nkey)?,
+        tls_ca: path(&args.lattice_ca, &file.lattice_ca)?,
         direct: direct_settings(args, file, bind)?,
         answered: answered(if args.lattice_answers.is_empty() {
             &file.lattice_answers
         } else {
             &args.lattice_answers
         })?,
-        link: lattice::LinkConfig {
-            servers,
-            credentials: path(&args.lattice_creds, &file.lattice_creds),
-            nkey: path(&args.lattice_nkey, &file.lattice_nkey),
-            tls_ca: path(&args.lattice_ca, &file.lattice_ca),
-            tls_client: None,
-        },
-    }))
+    };
+    settings.config(PathBuf::new())?;
+    Ok(Some(settings))
 }
 
 /// Reads `--lattice-answers`.
@@ -351,6 +399,10 @@ impl Layout {
     }
     pub fn fleet_socket(&self) -> PathBuf {
         self.run().join("fleet.sock")
+    }
+    /// The kubeconfig of a part that runs in the data plane.
+    pub fn kubeconfig_of(&self, part: &str) -> PathBuf {
+        self.run().join(format!("{part}.kubeconfig"))
     }
     pub fn dataplane_config(&self) -> PathBuf {
         self.run().join("dataplane.json")

@@ -1,11 +1,12 @@
-//! The data plane process: Wasm host, service proxy and cluster DNS.
+//! The data plane process: Wasm host, service proxy, cluster DNS and the site's place in the
+//! lattice.
 //!
 //! [`ensure`] starts it or keeps the one that runs; [`main`] is what runs in it. It outlives
 //! the control plane; SIGTERM makes it drain and end. What it serves it keeps on disk, so that
 //! one that was killed serves again by itself.
 
 use crate::config::{Layout, write_atomic};
-use crate::{process, stop};
+use crate::{process, sites_server, stop};
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
 use futures::FutureExt as _;
@@ -56,6 +57,8 @@ pub struct Config {
     pub node_name: String,
     pub node_port_addresses: Vec<IpAddr>,
     pub dns: SocketAddr,
+    /// Nothing on a node that has joined: the site's first node speaks for it.
+    pub sites: Option<sites_server::Config>,
 }
 
 /// Starts the data plane, or keeps the one that runs with this configuration.
@@ -204,6 +207,11 @@ async fn serve(config: Config) -> Result<()> {
     );
     host.set_traffic(Arc::new(Carried(proxy.clone())));
     proxy_scope.spawn_cancellable(tell_bind_failures(proxy.failures(), services, recorder));
+    let sites_scope = Scope::new();
+    let body = config
+        .sites
+        .map(|sites| sites_server::start(sites, &sites_scope));
+    let body = body.transpose()?;
     tracing::info!(socket = %config.socket.display(), "data plane is ready");
     loop {
         tokio::select! {
@@ -211,6 +219,11 @@ async fn serve(config: Config) -> Result<()> {
             _ = interrupted.recv() => {}
         }
     }
+    // First the other sites hear of it, and ask here no more.
+    if let Some(body) = body {
+        body.leave().await;
+    }
+    sites_scope.close().await;
     drop(proxy);
     if let Err(left) = proxy_scope.close_within(DRAIN).await {
         tracing::error!(left, "stop service proxy: tasks still run");

@@ -34,6 +34,7 @@ mod run;
 mod site;
 mod sites;
 mod sites_commands;
+mod sites_server;
 mod stop;
 mod top;
 mod up;

@@ -211,6 +211,7 @@ async fn start(
         node_name: name.clone(),
         node_port_addresses: vec![node_ip],
         dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
+        sites: None,
     };
     dataplane::ensure(layout, &dataplane_config)?;
 

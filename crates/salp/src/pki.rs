@@ -40,8 +40,10 @@ pub struct Pki {
     pub kubelet: Pair,
     /// The administrator's.
     pub admin: Pair,
-    /// The data plane's.
+    /// The service proxy's, in the data plane.
     pub proxy: Pair,
+    /// Of what makes imports and exports, in the data plane.
+    pub sites: Pair,
     /// Key that signs ServiceAccount tokens.
     pub service_account_key_pem: String,
 }
@@ -92,20 +94,25 @@ pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
         kubelet_client: leaf(client(
             "kubelet-client",
             "kube-apiserver-kubelet-client",
-            "system:masters",
+            Some("system:masters"),
         ))?,
-        admin: leaf(client("admin", "salp-admin", "system:masters"))?,
-        proxy: leaf(client("proxy", "system:kube-proxy", "system:node-proxier"))?,
+        admin: leaf(client("admin", "salp-admin", Some("system:masters")))?,
+        proxy: leaf(client(
+            "proxy",
+            "system:kube-proxy",
+            Some("system:node-proxier"),
+        ))?,
+        sites: leaf(client("sites", "system:salp-sites", None))?,
         service_account_key_pem: key(&dir.join("service-account.key"))?,
         ca_pem,
     })
 }
 
-fn client<'a>(file: &'a str, common_name: &str, organization: &'a str) -> Leaf<'a> {
+fn client<'a>(file: &'a str, common_name: &str, organization: Option<&'a str>) -> Leaf<'a> {
     Leaf {
         file,
         common_name: common_name.to_owned(),
-        organization: Some(organization),
+        organization,
         server: false,
         names: Vec::new(),
         addresses: Vec::new(),

@@ -55,6 +55,12 @@ impl Site {
         offset(self.service_network, 10)
     }
 
+    /// Where connections for other sites are taken: an address that no pod gets, and that all
+    /// nodes reach as they do pods.
+    pub fn gates(&self) -> Ipv4Addr {
+        offset(self.pod_network, 1)
+    }
+
     /// The ports that the site's own services have: the usual ones where this process may
     /// listen there (root, a capability, a lowered `net.ipv4.ip_unprivileged_port_start`).
     pub fn ports(&self) -> Ports {

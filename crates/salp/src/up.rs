@@ -8,7 +8,8 @@ use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::site::Site;
 use crate::{
-    answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites, stop,
+    answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites,
+    sites_server, stop,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -190,14 +191,10 @@ async fn start(
         "salp-admin",
         &pki.admin,
     )?;
-    let proxy_kubeconfig = layout.run().join("proxy.kubeconfig");
-    pki::write_kubeconfig(
-        &proxy_kubeconfig,
-        &server,
-        &pki.ca_pem,
-        "salp-proxy",
-        &pki.proxy,
-    )?;
+    for (part, pair) in [("proxy", &pki.proxy), ("sites", &pki.sites)] {
+        let path = layout.kubeconfig_of(part);
+        pki::write_kubeconfig(&path, &server, &pki.ca_pem, &format!("salp-{part}"), pair)?;
+    }
     // Begins early: it needs nothing of what follows but the files above.
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -205,10 +202,19 @@ async fn start(
         pid_file: layout.dataplane_pid(),
         images: layout.images(),
         state: layout.dataplane_state(),
-        kubeconfig: proxy_kubeconfig,
+        kubeconfig: layout.kubeconfig_of("proxy"),
         node_name: config.node_name.clone(),
         node_port_addresses: vec![config.bind_address],
         dns: SocketAddr::new(IpAddr::V4(site.dns()), ports.dns),
+        sites: Some(sites_server::Config {
+            socket: layout.sites_socket(),
+            lattice: layout.lattice(),
+            kubeconfig: layout.kubeconfig_of("sites"),
+            fleet: layout.fleet_socket(),
+            node_ip,
+            gates: IpAddr::V4(site.gates()),
+            kept: layout.dataplane_state().join("imports.json"),
+        }),
     };
     begun.data_plane = process::running(&layout.dataplane_pid()).is_none();
     dataplane::ensure(layout, &dataplane_config)?;
@@ -280,13 +286,8 @@ async fn start(
             Agent("salp-fleet"),
         );
         answers::start(settings, layout, as_fleet, stack)?;
-        let as_sites = client::connect::from_service_as(
-            server.service("system:salp:sites", &["system:masters"]),
-            Agent("salp-sites"),
-        );
-        let informers = informers.with_client(as_sites);
-        sites::start(settings, layout, informers, node_ip, stack).await?;
     }
+    sites::follow(config.lattice.as_ref(), layout, &informers, stack).await?;
     node_ready(&informers, &config.node_name, began).await;
     Ok(Running {
         client: system,

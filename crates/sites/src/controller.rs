@@ -1,14 +1,18 @@
 //! Reads exports and what other sites tell, and keeps the objects that follow. One task, which
 //! looks at everything again after any change, and writes what differs.
+//!
+//! It may have no API server for a while, or for long: then it goes on with what it knows.
 
 mod status;
 
 use crate::choose::Candidate;
 use crate::exported::{self, Exported};
 use crate::fleet::{self, Fleet};
+use crate::gates::{Gates, Kept};
 use crate::kinds::{ServiceExport, ServiceImport};
 use crate::plan::{self, IMPORT_LABEL, Import, OWNER, Offer};
 use crate::routes::{self, Routes};
+use crate::set_up::set_up;
 use crate::tunnel::{self, Targets, Tunnels};
 use api::constants::ANNOTATION_ASLEEP_ON;
 use bytes::Bytes;
@@ -34,8 +38,13 @@ const GATHER: Duration = Duration::from_millis(10);
 /// What was written is compared to what is there this often, and after a failed write.
 const AGAIN: Duration = Duration::from_secs(300);
 const AGAIN_AFTER_ERROR: Duration = Duration::from_secs(2);
+/// Between attempts to have the API server serve the kinds.
+const SET_UP_AGAIN: Duration = Duration::from_millis(200);
 /// What was woken counts as asleep until it is ready, but no longer than this.
 const WAKES_WITHIN: Duration = Duration::from_secs(15);
+/// After a restart the endpoints of other sites stay until these were heard of, but no longer.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the sites' services work with.
 pub struct Config {
     /// The process's informers; their client also writes.
@@ -48,6 +57,11 @@ pub struct Config {
     pub fleet: PathBuf,
     /// How other sites reach this one without NATS, if they do.
     pub direct: Option<Direct>,
+    /// Where connections for other sites are taken: an address that all nodes of the site
+    /// reach.
+    pub gates: IpAddr,
+    /// The file of what the next process is to know, so that it listens where this one did.
+    pub kept: Option<PathBuf>,
 }
 
 /// How other sites reach this one without NATS.
@@ -67,8 +81,8 @@ pub enum StartError {
     Listen(#[source] std::io::Error),
 }
 
-/// Starts; runs until the scope is cancelled. The kinds must be served
-/// ([`set_up`](crate::set_up())).
+/// Starts; runs until the scope is cancelled. Connections are carried from now on; objects
+/// follow once the API server can be reached.
 ///
 /// # Errors
 /// When other sites can't be listened for.
@@ -79,14 +93,20 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
         mut incoming,
         fleet,
         direct,
+        gates,
+        kept: file,
     } = config;
-    let routes = Routes::new(lattice.clone(), scope);
+    let on_loopback = direct.as_ref().is_none_or(Direct::on_loopback);
+    let routes = Routes::new(lattice.clone(), on_loopback, scope);
     let tunnels = Tunnels::new(lattice.clone(), routes.clone(), scope);
-    let mut told = BTreeMap::new();
+    let gates = Gates::new(tunnels.clone(), gates, scope);
+    let kept = file.as_deref().map(Kept::read).unwrap_or_default();
+    gates.restore(&kept);
+    let mut always_told = BTreeMap::new();
     if let Some(direct) = direct {
         routes::serve(direct.listener, &lattice, &tunnels, scope).map_err(StartError::Listen)?;
         let addresses = direct.addresses;
-        told.insert(
+        always_told.insert(
             routes::KEY.to_owned(),
             routes::Told { addresses }.to_bytes(),
         );
@@ -102,25 +122,63 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
             }
         }
     });
-    let controller = Controller {
-        client: informers.client().clone(),
-        exports: informers.get(),
-        imports: informers.get(),
-        services: informers.get(),
-        slices: informers.get(),
-        deployments: informers.get(),
-        namespaces: informers.get(),
-        lattice,
-        tunnels,
-        routes,
-        always_told: told,
-        told: BTreeMap::new(),
-        applied: HashMap::new(),
-        slept: HashMap::new(),
-        unreachable: HashMap::new(),
-    };
-    scope.spawn_cancellable(controller.run());
+    scope.spawn_cancellable(async move {
+        let mut told = kept.told();
+        told.extend(always_told.clone());
+        publish(
+            &lattice,
+            told.iter().map(|(k, v)| (k.clone(), Some(v.clone()))),
+        )
+        .await;
+        serve_kinds(informers.client()).await;
+        let controller = Controller {
+            client: informers.client().clone(),
+            exports: informers.get(),
+            imports: informers.get(),
+            services: informers.get(),
+            slices: informers.get(),
+            deployments: informers.get(),
+            namespaces: informers.get(),
+            lattice,
+            tunnels,
+            gates,
+            always_told,
+            told,
+            file,
+            kept,
+            applied: HashMap::new(),
+            slept: HashMap::new(),
+            unreachable: HashMap::new(),
+        };
+        controller.run().await;
+    });
     Ok(())
+}
+
+/// Returns when the API server serves imports and exports.
+async fn serve_kinds(client: &kube::Client) {
+    while let Err(error) = set_up(client).await {
+        tracing::debug!(%error, "serve imports and exports");
+        tokio::time::sleep(SET_UP_AGAIN).await;
+    }
+}
+
+async fn publish(lattice: &Lattice, values: impl Iterator<Item = (String, Option<Bytes>)>) {
+    let values: Vec<_> = values.collect();
+    if values.is_empty() {
+        return;
+    }
+    if let Err(error) = lattice.publish(values).await {
+        tracing::warn!(%error, "tell other sites of a Service");
+    }
+}
+
+impl Direct {
+    /// Whether only sites of this machine reach it.
+    fn on_loopback(&self) -> bool {
+        let bound = self.listener.local_addr();
+        bound.is_ok_and(|address| address.ip().is_loopback())
+    }
 }
 
 struct Controller {
@@ -133,11 +191,14 @@ struct Controller {
     namespaces: Informer<Namespace>,
     lattice: Lattice,
     tunnels: Tunnels,
-    routes: Routes,
+    gates: Gates,
     /// What this site tells the others from its start on.
     always_told: BTreeMap<String, Bytes>,
     /// What this site tells the others.
     told: BTreeMap<String, Bytes>,
+    /// Where what the next process is to know is kept, and what it says.
+    file: Option<PathBuf>,
+    kept: Kept,
     /// What was written last, by path.
     applied: HashMap<String, Value>,
     /// Exported Services that sleep, or that were woken at a time and are not ready yet.
@@ -165,18 +226,26 @@ impl Controller {
             self.namespaces.subscribe().map(drop).boxed(),
         ]);
         let mut view = self.lattice.view();
-        let mut reached = self.routes.reached();
+        if self.kept.has_gates() {
+            let heard = view.wait_for(|v| v.sites.iter().all(was_heard));
+            // Who is silent for longer is gone.
+            let _ = tokio::time::timeout(HEARD_WITHIN, heard).await;
+        }
+        let mut reached = self.tunnels.routes().reached();
         loop {
             let seen = {
                 let reached = reached.borrow_and_update();
-                let suspect = |site| self.routes.is_suspect(site);
+                let suspect = |site| self.tunnels.routes().is_suspect(site);
                 with_routes(&view.borrow_and_update(), &reached, suspect)
             };
             let again = match self.look(&seen).await {
                 Ok(()) => AGAIN,
                 Err(error) => {
-                    if client::code(&error) != Some(409) {
-                        tracing::warn!(%error, "keep imports");
+                    match client::code(&error) {
+                        // Somebody was quicker, or there is no API server now: that is told
+                        // by who watches it.
+                        Some(409) | None => tracing::debug!(%error, "keep imports"),
+                        Some(_) => tracing::warn!(%error, "keep imports"),
                     }
                     AGAIN_AFTER_ERROR
                 }
@@ -209,7 +278,7 @@ impl Controller {
         self.tunnels.set_targets(self.targets(&own));
         let offers = self.offers(&own, view);
         let others = offers.values().flatten().filter_map(|offer| offer.site);
-        self.routes.want(&others.collect());
+        self.tunnels.routes().want(&others.collect());
         let mut imports: BTreeMap<Key, Import> = BTreeMap::new();
         for ((namespace, name), offers) in &offers {
             if self.namespaces.get("", namespace).is_none() {
@@ -221,14 +290,35 @@ impl Controller {
         }
         let gates = imports.values().flat_map(|i| &i.tunnels);
         let gates: BTreeSet<_> = gates.flat_map(|t| t.gates.iter().cloned()).collect();
-        let listens = self.tunnels.listen(&gates);
+        let listens = self.gates.open(&gates);
+        let order = imports
+            .iter()
+            .map(|(key, i)| (key.clone(), i.order.clone()));
+        self.gates.set_order(order.collect());
+        self.keep_for_next(&listens);
         for import in imports.values() {
             self.keep(import, &listens, view).await?;
         }
         for export in self.exports.list() {
             self.judge(&export, &own, &imports).await?;
         }
-        self.remove(&imports, view).await
+        self.remove(&imports, view).await?;
+        // No endpoint says the others' ports any more.
+        self.gates.close_others(&gates);
+        Ok(())
+    }
+
+    /// Writes what the next process is to know, when it differs.
+    fn keep_for_next(&mut self, listens: &BTreeMap<plan::Gate, u16>) {
+        let Some(file) = &self.file else { return };
+        let now = Kept::new(listens, &self.told);
+        if now == self.kept {
+            return;
+        }
+        match now.write(file) {
+            Ok(()) => self.kept = now,
+            Err(error) => tracing::warn!(%error, path = %file.display(), "keep what is imported"),
+        }
     }
 
     /// This site's exports; an error says why one is none.
@@ -302,9 +392,7 @@ impl Controller {
             }
         }
         if !values.is_empty() {
-            if let Err(error) = self.lattice.publish(values).await {
-                tracing::warn!(%error, "tell other sites of a Service");
-            }
+            publish(&self.lattice, values.into_iter()).await;
             self.told = now;
         }
     }
@@ -415,7 +503,7 @@ impl Controller {
             own.extend(exported.filter(|_| asleep).and_then(|s| bell(&s)));
         }
         let mut names = BTreeSet::new();
-        for wanted in plan::slices(import, &uid, &own, listens) {
+        for wanted in plan::slices(import, &uid, &own, self.gates.address(), listens) {
             let slice = wanted["metadata"]["name"]
                 .as_str()
                 .unwrap_or_default()
@@ -488,7 +576,7 @@ impl Controller {
                 .map(|c| c.cluster.clone())
                 .collect();
             let unheard = view.sites.iter().any(|site| {
-                let silent = site.state != SiteState::Alive && site.revision == 0;
+                let silent = site.state != SiteState::Alive && !was_heard(site);
                 silent && clusters.contains(&site.name.name)
             });
             if unheard {
@@ -523,6 +611,11 @@ fn with_routes(
         site.state = state(site);
     }
     Arc::new(view)
+}
+
+/// Whether a site was heard of since this one has started, or has said that it leaves.
+fn was_heard(site: &lattice::SiteView) -> bool {
+    site.revision > 0 || site.state == SiteState::Left
 }
 
 fn key_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<Key> {

@@ -3,14 +3,19 @@
 //! whoever is near and can answer. And questions of other sites about this one's pods.
 //!
 //! Start with [`start`]. What exports come to is in `merge`, who answers in `choose`, which
-//! objects follow in `plan`: all pure; `controller` reads and writes, `tunnel` carries
-//! connections, directly where there is a way (`routes`), `fleet` answers questions. It knows no NATS (that is `lattice`) and no proxy:
-//! what it makes are ordinary Services and EndpointSlices.
+//! objects follow in `plan`: all pure; `controller` reads and writes, `gates` take connections
+//! for other sites and `tunnel` carries them, directly where there is a way (`routes`); `fleet`
+//! answers questions. It knows no NATS (that is `lattice`) and no proxy: what it makes are
+//! ordinary Services and EndpointSlices.
+//!
+//! It runs where requests are served, not where the API is: without an API server connections
+//! go on, and find another site when theirs is gone.
 
 mod choose;
 mod controller;
 mod exported;
 pub mod fleet;
+mod gates;
 mod kinds;
 mod merge;
 mod plan;
@@ -27,7 +32,6 @@ pub use kinds::{
     VERSION, WEIGHT_ANNOTATION,
 };
 pub use merge::{Conflict, Merged, Source, merge};
-pub use set_up::{SetUpError, set_up};
 
 /// How many Services a site exports, by what it tells.
 pub fn exports(told: &std::collections::BTreeMap<String, bytes::Bytes>) -> u64 {

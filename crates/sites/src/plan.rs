@@ -4,7 +4,7 @@
 //! What the service proxy sees is an ordinary Service whose ready endpoints are this site's
 //! pods, or, while there are none, listeners of tunnels to the nearest sites that have some.
 
-use crate::choose::{Candidate, choose};
+use crate::choose::{Candidate, choose, order};
 use crate::exported::Exported;
 use crate::kinds::{CLUSTER_LABEL, GROUP, ImportType, Port, SERVICE_LABEL, VERSION};
 use crate::merge::{Merged, Source, merge};
@@ -13,6 +13,7 @@ use lattice::{SiteId, SiteName, SiteState};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Label of what is made here: the import that it is for.
@@ -49,6 +50,8 @@ pub(crate) struct Import {
     pub(crate) clusters: Vec<String>,
     /// Slices of tunnels: site name, whether it takes requests, its gates by port.
     pub(crate) tunnels: Vec<Tunnel>,
+    /// Who is asked when a site that was chosen can't be, nearest first.
+    pub(crate) order: Vec<SiteId>,
     /// Whether this site's own endpoints are part of it.
     pub(crate) own: Option<String>,
 }
@@ -107,6 +110,9 @@ pub(crate) fn import(
             }
         }
     }
+    let order = order(own, &candidates).into_iter();
+    let order = order.filter(|i| candidates[*i].ready > 0);
+    let order = order.filter_map(|i| offers[i].site).collect();
     let mut clusters: Vec<String> = sources.iter().map(|s| s.site.to_owned()).collect();
     clusters.sort();
     let own = offers.iter().find(|o| o.site.is_none());
@@ -116,6 +122,7 @@ pub(crate) fn import(
         merged,
         clusters,
         tunnels,
+        order,
         own: own.map(|o| o.candidate.place.name.clone()),
     })
 }
@@ -197,11 +204,13 @@ pub(crate) fn service(import: &Import, uid: &str) -> Value {
     })
 }
 
-/// The slices: this site's own endpoints, and the tunnels to others.
+/// The slices: this site's own endpoints, and the tunnels to others, whose gates are at one
+/// address.
 pub(crate) fn slices(
     import: &Import,
     uid: &str,
     own: &[Arc<EndpointSlice>],
+    gates: IpAddr,
     listens: &BTreeMap<Gate, u16>,
 ) -> Vec<Value> {
     let derived = derived(&import.namespace, &import.name);
@@ -239,9 +248,9 @@ pub(crate) fn slices(
         slices.push(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": metadata(import, name, uid, labels(&tunnel.site)),
-            "addressType": "IPv4",
+            "addressType": if gates.is_ipv4() { "IPv4" } else { "IPv6" },
             "endpoints": [{
-                "addresses": ["127.0.0.1"],
+                "addresses": [gates.to_string()],
                 "conditions": {"ready": tunnel.ready, "serving": tunnel.ready, "terminating": false},
             }],
             "ports": ports,
@@ -283,6 +292,7 @@ mod tests {
     fn check(offers: &[Offer], expected: Expect) {
         let import = import(&offers[0].candidate.place, "shop", "till", offers).unwrap();
         let gates = import.tunnels.iter().flat_map(|t| &t.gates);
+        let gates_at = IpAddr::from([127, 0, 0, 1]);
         let listens = gates.enumerate().map(|(i, g)| (g.clone(), 9000 + i as u16));
         let own: EndpointSlice = serde_json::from_value(json!({
             "metadata": {}, "addressType": "IPv4",
@@ -290,7 +300,7 @@ mod tests {
             "ports": [{"name": "http", "port": 8080}]}))
         .unwrap();
         let mut text = format!("{:?}\n", import.clusters);
-        for slice in slices(&import, "u", &[Arc::new(own)], &listens.collect()) {
+        for slice in slices(&import, "u", &[Arc::new(own)], gates_at, &listens.collect()) {
             let (labels, endpoints) = (&slice["metadata"]["labels"], &slice["endpoints"]);
             writeln!(
                 text,

@@ -6,7 +6,7 @@
 //! Who is at the other end is known by its key (`lattice`, `tls`). A site tells the others
 //! where it listens by a value of its state.
 
-use crate::tunnel::{Refusal, Tunnels};
+use crate::tunnel::{ANSWER_MAX, Refusal, Tunnels};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Empty;
@@ -19,14 +19,14 @@ use lattice::{Lattice, SiteId};
 use lifecycle::Scope;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const KEY: &str = "route";
 /// Addresses of one site that are tried; of more, the first.
 const ADDRESSES_MAX: usize = 8;
-/// Connections of other sites at once; further ones wait to be accepted.
-const ACCEPTED_MAX: usize = 1024;
+/// Connections whose other end has not shown who it is; further ones wait to be accepted.
+const STRANGERS_MAX: usize = 128;
+/// Connections of one site: of more the oldest are closed, which are those that it has lost.
+const OF_SITE_MAX: usize = 4;
 /// Streams of one connection; a site that wants more waits.
 const STREAMS_MAX: u32 = 4096;
 /// Bytes on their way in one stream, and in all of a connection.
@@ -54,8 +56,6 @@ const SUSPECTED_FOR: Duration = Duration::from_secs(2);
 /// The first and the longest pause before a site is tried again.
 const AGAIN_MIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
-/// How long the other side may take to reach its Service: longer than it gives itself.
-const ANSWER_MAX: Duration = Duration::from_secs(12);
 
 const SERVICE: HeaderName = HeaderName::from_static("salp-service");
 
@@ -87,6 +87,8 @@ pub(crate) struct Routes(Arc<Inner>);
 
 struct Inner {
     lattice: Lattice,
+    /// Whether sites on this machine are reached.
+    on_loopback: bool,
     scope: Scope,
     /// Sites that are wanted, and how each is given up. Taken alone.
     wanted: Mutex<BTreeMap<SiteId, CancellationToken>>,
@@ -98,9 +100,11 @@ struct Inner {
 }
 
 impl Routes {
-    pub(crate) fn new(lattice: Lattice, scope: &Scope) -> Self {
+    /// To sites on this machine there are only ways where `on_loopback`.
+    pub(crate) fn new(lattice: Lattice, on_loopback: bool, scope: &Scope) -> Self {
         Self(Arc::new(Inner {
             lattice,
+            on_loopback,
             scope: scope.clone(),
             wanted: Mutex::default(),
             open: Mutex::default(),
@@ -224,7 +228,9 @@ impl Routes {
 
     async fn handshake(&self, site: SiteId, address: &str) -> io::Result<Connection> {
         let config = self.0.lattice.tls_client(site).map_err(io::Error::other)?;
-        let stream = TcpStream::connect(address).await?;
+        let found = tokio::net::lookup_host(address).await?;
+        let found = found.filter(|a| may_be_site(a.ip(), self.0.on_loopback));
+        let stream = TcpStream::connect(&found.collect::<Vec<_>>()[..]).await?;
         stream.set_nodelay(true)?;
         // The verifier looks at keys, not at names.
         let name = rustls_pki_types::ServerName::from(stream.peer_addr()?.ip());
@@ -300,6 +306,18 @@ fn told(view: &lattice::View, site: SiteId) -> Option<Vec<String>> {
     Some(Told::read(seen.entries.get(KEY)?)?.addresses)
 }
 
+/// Whether a site can be at an address that it tells: it has no business with what is this
+/// machine's own, or its link's.
+fn may_be_site(ip: IpAddr, on_loopback: bool) -> bool {
+    let ip = ip.to_canonical();
+    let of_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    let nobody = ip.is_unspecified() || ip.is_multicast();
+    !of_link && !nobody && (on_loopback || !ip.is_loopback())
+}
+
 /// Returns when a site is a member no more.
 async fn until_no_member(lattice: &Lattice, site: SiteId) {
     let mut view = lattice.view();
@@ -322,6 +340,7 @@ pub(crate) fn serve(
         lattice: lattice.clone(),
         tunnels: tunnels.clone(),
         scope: scope.clone(),
+        connected: Arc::default(),
     };
     scope.spawn_cancellable(server.accept(listener));
     Ok(())
@@ -333,11 +352,13 @@ struct Server {
     lattice: Lattice,
     tunnels: Tunnels,
     scope: Scope,
+    /// Connections of each site, oldest first. Taken for a moment.
+    connected: Arc<Mutex<BTreeMap<SiteId, VecDeque<CancellationToken>>>>,
 }
 
 impl Server {
     async fn accept(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(ACCEPTED_MAX));
+        let places = Arc::new(Semaphore::new(STRANGERS_MAX));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else {
                 return;
@@ -352,15 +373,19 @@ impl Server {
             };
             let server = self.clone();
             self.scope.spawn_cancellable(async move {
-                if let Err(error) = server.serve(stream, from).await {
+                if let Err(error) = server.serve(stream, from, place).await {
                     tracing::debug!(%from, %error, "connection of another site");
                 }
-                drop(place);
             });
         }
     }
 
-    async fn serve(self, stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+    async fn serve(
+        self,
+        stream: TcpStream,
+        from: SocketAddr,
+        stranger: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let stream = tokio::time::timeout(CONNECT_MAX, self.tls.accept(stream)).await??;
         let site = self
@@ -368,7 +393,9 @@ impl Server {
             .tls_peer(stream.get_ref().1.peer_certificates());
         // Revoked since the handshake.
         let site = site.ok_or(io::ErrorKind::PermissionDenied)?;
+        drop(stranger);
         tracing::debug!(%from, %site, "direct route");
+        let stale = self.connected(site);
         let mut builder = hyper::server::conn::http2::Builder::new(InScope(self.scope.clone()));
         builder
             .timer(TokioTimer::new())
@@ -379,20 +406,35 @@ impl Server {
         let server = self.clone();
         let service = service_fn(move |request| {
             let server = server.clone();
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
+            async move { Ok::<_, Infallible>(server.answer(site, request).await) }
         });
         let serving = builder.serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             served = serving => served.map_err(io::Error::other),
             () = until_no_member(&self.lattice, site) => Err(io::ErrorKind::PermissionDenied.into()),
+            () = stale.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
+    /// Counts a connection of a site; what it ends by.
+    fn connected(&self, site: SiteId) -> CancellationToken {
+        let token = CancellationToken::new();
+        let mut connected = self.connected.lock();
+        let of_site = connected.entry(site).or_default();
+        of_site.push_back(token.clone());
+        if of_site.len() > OF_SITE_MAX
+            && let Some(oldest) = of_site.pop_front()
+        {
+            oldest.cancel();
+        }
+        token
+    }
+
+    async fn answer(&self, site: SiteId, request: Request<Incoming>) -> Response<Empty<Bytes>> {
         let port = request.headers().get(SERVICE).and_then(|v| v.to_str().ok());
         let reached = match port {
             Some(port) if request.method() == http::Method::CONNECT => {
-                self.tunnels.reach(port).await
+                self.tunnels.reach(site, port).await
             }
             _ => return status(StatusCode::BAD_REQUEST),
         };
@@ -424,6 +466,29 @@ fn status(status: StatusCode) -> Response<Empty<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_is_not_at_addresses_of_this_machine_or_its_link() {
+        for (address, here, elsewhere) in [
+            ("192.0.2.7", true, true),
+            ("10.0.0.7", true, true),
+            ("2001:db8::7", true, true),
+            ("127.0.0.1", true, false),
+            ("::1", true, false),
+            ("::ffff:127.0.0.1", true, false),
+            ("169.254.169.254", false, false),
+            ("fe80::1", false, false),
+            ("0.0.0.0", false, false),
+            ("::", false, false),
+            ("255.255.255.255", false, false),
+            ("224.0.0.1", false, false),
+            ("ff02::1", false, false),
+        ] {
+            let ip = address.parse().unwrap();
+            assert_eq!(may_be_site(ip, true), here, "{address}");
+            assert_eq!(may_be_site(ip, false), elsewhere, "{address}");
+        }
+    }
 
     #[test]
     fn what_a_site_tells_is_read_and_bounded() {

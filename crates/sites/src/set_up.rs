@@ -13,8 +13,7 @@ const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why the kinds are not served.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum SetUpError {
+pub(crate) enum SetUpError {
     #[error("read the built-in definition of an import or export")]
     Definition(#[source] serde_saphyr::Error),
     #[error("apply the definitions of imports and exports")]
@@ -27,7 +26,7 @@ pub enum SetUpError {
 ///
 /// # Errors
 /// When it refuses, or does not serve them in time.
-pub async fn set_up(client: &kube::Client) -> Result<(), SetUpError> {
+pub(crate) async fn set_up(client: &kube::Client) -> Result<(), SetUpError> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     for text in crate::crds() {
         let definition: Result<Value, _> = serde_saphyr::from_str(text);

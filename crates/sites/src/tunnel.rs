@@ -1,68 +1,80 @@
-//! Connections from site to site: listeners of this machine whose connections come out at
-//! another site's Service, and the other end of such. They go directly where there is a way
-//! (`routes`), else over the lattice.
+//! Connections from site to site: one end asks for a port of the other's Service, the other
+//! connects to it. They go directly where there is a way (`routes`), else over the lattice.
 //!
-//! There the first line of a stream says where it is to go. Only exported Services are reached.
+//! There the first line of a stream says where it is to go, and one byte answers that it is
+//! there: what is said before that byte can be said to another site as well. Only exported
+//! Services are reached.
 
-use crate::plan::Gate;
-use crate::routes::Routes;
+use crate::routes::{self, Routes};
+use bytes::Bytes;
 use lattice::{Incoming, Lattice, SiteId, SiteState, SiteStream};
 use lifecycle::Scope;
-use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// The protocol of such streams.
 pub(crate) const PROTOCOL: &str = "service";
-/// Connections to and from other sites at once; further ones wait to be accepted, and those
-/// of other sites are refused.
-const CONNECTIONS_MAX: usize = 4096;
+/// Connections of one site at once; further ones are refused.
+const CONNECTIONS_OF_SITE_MAX: usize = 2048;
 /// Bytes of the first line.
 const LINE_MAX: usize = 512;
+/// Says that the Service has taken the connection.
+const TAKEN: &[u8] = b"+";
 /// While a connection is open its site is watched; this often it is said again.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(5);
 /// How long this site's own Service may take to accept.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long the other side may take to reach its Service: longer than it gives itself.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(12);
 
 /// Where an exported port of this site answers.
 pub(crate) type Targets = HashMap<(String, String, String), Vec<SocketAddr>>;
 
 /// Why a port of a Service is not reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
+    #[error("the Service is not exported")]
     NotExported,
+    #[error("the Service does not answer")]
     NoAnswer,
+    #[error("too many connections")]
     TooMany,
 }
 
-impl Refusal {
-    fn text(self) -> &'static str {
-        match self {
-            Self::NotExported => "the Service is not exported",
-            Self::NoAnswer => "the Service does not answer",
-            Self::TooMany => "too many connections",
-        }
-    }
+/// Why there is no connection to another site's Service.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreached {
+    /// The site says so.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There is no way to the site now.
+    #[error("reach site")]
+    NoWay(#[source] io::Error),
 }
 
-/// The listeners, and who is reached from outside.
+/// A connection to another site's Service.
+pub(crate) enum Far {
+    Direct(routes::Far),
+    Lattice(SiteStream),
+}
+
+/// Both ends.
 #[derive(Clone)]
 pub(crate) struct Tunnels {
     lattice: Lattice,
     routes: Routes,
     scope: Scope,
-    /// What listens, and how it is stopped. Taken alone.
-    open: Arc<Mutex<BTreeMap<Gate, (u16, CancellationToken)>>>,
-    /// Replaced as a whole.
-    targets: Arc<RwLock<Targets>>,
-    connections: Arc<Semaphore>,
+    /// Replaced as a whole; nothing until this site knows its own Services.
+    targets: Arc<watch::Sender<Option<Targets>>>,
+    /// One a member that has asked. Taken for a moment.
+    taken: Arc<Mutex<HashMap<SiteId, Arc<Semaphore>>>>,
 }
 
 impl Tunnels {
@@ -71,94 +83,72 @@ impl Tunnels {
             lattice,
             routes,
             scope: scope.clone(),
-            open: Arc::default(),
             targets: Arc::default(),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            taken: Arc::default(),
         }
+    }
+
+    pub(crate) fn lattice(&self) -> &Lattice {
+        &self.lattice
+    }
+
+    pub(crate) fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// Says what of this site may be reached.
     pub(crate) fn set_targets(&self, targets: Targets) {
-        *self.targets.write() = targets;
+        self.targets.send_replace(Some(targets));
     }
 
-    /// Listens for these gates and no others; the ports. Open connections go on.
-    pub(crate) fn listen(&self, wanted: &BTreeSet<Gate>) -> BTreeMap<Gate, u16> {
-        let mut open = self.open.lock();
-        open.retain(|gate, (_, stop)| {
-            let keep = wanted.contains(gate);
-            if !keep {
-                stop.cancel();
-            }
-            keep
-        });
-        for gate in wanted {
-            if open.contains_key(gate) {
-                continue;
-            }
-            match bind() {
-                Ok((listener, port)) => {
-                    let stop = self.scope.token().child_token();
-                    let serving = self.clone().accept(listener, gate.clone());
-                    let until = stop.clone();
-                    self.scope
-                        .spawn(async move { until.run_until_cancelled(serving).await });
-                    open.insert(gate.clone(), (port, stop));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, service = gate.service, "listen for an import")
-                }
-            }
+    /// Connects to a port of another site's Service, `namespace/service/port`. When there is
+    /// none nothing was said to it.
+    pub(crate) async fn connect(&self, site: SiteId, port: &str) -> Result<Far, Unreached> {
+        if let Some(far) = self.routes.connect(site, port).await {
+            return Ok(Far::Direct(far?));
         }
-        open.iter()
-            .map(|(gate, (port, _))| (gate.clone(), *port))
-            .collect()
-    }
-
-    async fn accept(self, listener: TcpListener, gate: Gate) {
-        loop {
-            let Ok(permit) = self.connections.clone().acquire_owned().await else {
-                return;
-            };
-            let connection = match listener.accept().await {
-                Ok((connection, _)) => connection,
-                Err(error) => {
-                    tracing::debug!(%error, "accept for an import");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
-            };
-            let (tunnels, gate) = (self.clone(), gate.clone());
-            self.scope.spawn_cancellable(async move {
-                if let Err(error) = tunnels.go(connection, &gate).await {
-                    tracing::debug!(%error, service = gate.service, "connection to another site");
-                }
-                drop(permit);
-            });
-        }
-    }
-
-    /// Carries one connection to another site.
-    async fn go(&self, mut connection: TcpStream, gate: &Gate) -> io::Result<()> {
-        let _ = connection.set_nodelay(true);
-        let port = format!("{}/{}/{}", gate.namespace, gate.service, gate.port);
-        if let Some(far) = self.routes.connect(gate.site, &port).await {
-            let mut far = far.map_err(|refusal| io::Error::other(refusal.text()))?;
-            let done = tokio::io::copy_bidirectional(&mut connection, &mut far);
-            return done.await.map(drop);
-        }
-        if self.routes.is_suspect(gate.site) {
+        if self.routes.is_suspect(site) {
             // Over NATS it would wait for what may be dead; somebody else may answer.
-            return Err(io::ErrorKind::HostUnreachable.into());
+            return Err(Unreached::NoWay(io::ErrorKind::HostUnreachable.into()));
         }
-        self.lattice.traffic(gate.site);
-        let stream = self.lattice.open(gate.site, PROTOCOL, None).await;
-        let mut stream = stream.map_err(io::Error::other)?;
-        stream.write_all(format!("{port}\n").as_bytes()).await?;
-        tokio::select! {
-            done = tokio::io::copy_bidirectional(&mut connection, &mut stream) => done.map(drop),
-            () = self.watch(gate.site) => Err(io::ErrorKind::HostUnreachable.into()),
-        }
+        self.lattice.traffic(site);
+        let line = Bytes::from(format!("{port}\n"));
+        let asked = async {
+            let stream = self.lattice.open(site, PROTOCOL, None).await;
+            let mut stream = stream.map_err(io::Error::other)?;
+            stream.write_all(&line).await?;
+            let answer = stream.next(TAKEN.len()).await;
+            match answer.map_err(io::Error::other)? {
+                answer if answer == TAKEN => Ok(Far::Lattice(stream)),
+                _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
+            }
+        };
+        let answered = tokio::select! {
+            answered = tokio::time::timeout(ANSWER_MAX, asked) => answered,
+            () = self.watch(site) => Ok(Err(io::ErrorKind::HostUnreachable.into())),
+        };
+        let far = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        far.map_err(|error| match refusal(&error) {
+            Some(refusal) => Unreached::Refused(refusal),
+            None => Unreached::NoWay(error),
+        })
+    }
+
+    /// Carries bytes both ways until both ends have said all, or the site is gone.
+    pub(crate) async fn carry(
+        &self,
+        mut near: TcpStream,
+        far: Far,
+        site: SiteId,
+    ) -> io::Result<()> {
+        let done = match far {
+            Far::Direct(mut far) => tokio::io::copy_bidirectional(&mut near, &mut far).await,
+            Far::Lattice(mut far) => tokio::select! {
+                done = tokio::io::copy_bidirectional(&mut near, &mut far) => done,
+                () = self.watch(site) => Err(io::ErrorKind::HostUnreachable.into()),
+            },
+        };
+        done.map(drop)
     }
 
     /// Keeps a site watched until it is gone.
@@ -182,21 +172,22 @@ impl Tunnels {
     pub(crate) fn take(&self, incoming: Incoming) {
         let tunnels = self.clone();
         self.scope.spawn_cancellable(async move {
-            if let Err(error) = tunnels.come(incoming.stream).await {
+            if let Err(error) = tunnels.come(incoming.stream, incoming.from).await {
                 tracing::debug!(%error, from = %incoming.from, "connection of another site");
             }
         });
     }
 
-    async fn come(&self, mut stream: SiteStream) -> io::Result<()> {
-        let line = line(&stream).await?;
-        let (mut connection, _permit) = match self.reach(&line).await {
+    async fn come(&self, mut stream: SiteStream, from: SiteId) -> io::Result<()> {
+        let line = tokio::time::timeout(CONNECT_MAX, line(&stream)).await??;
+        let (mut connection, _permit) = match self.reach(from, &line).await {
             Ok(reached) => reached,
             Err(refusal) => {
-                stream.cancel(refusal.text());
+                stream.cancel(&refusal.to_string());
                 return Ok(());
             }
         };
+        stream.write_all(TAKEN).await?;
         tokio::io::copy_bidirectional(&mut connection, &mut stream)
             .await
             .map(drop)
@@ -205,27 +196,53 @@ impl Tunnels {
     /// Connects to a port of this site's Service, in the name of another site.
     pub(crate) async fn reach(
         &self,
+        from: SiteId,
         port: &str,
     ) -> Result<(TcpStream, OwnedSemaphorePermit), Refusal> {
-        let permits = self.connections.clone();
+        let permits = {
+            let mut taken = self.taken.lock();
+            let of_site = taken.entry(from);
+            of_site
+                .or_insert_with(|| Arc::new(Semaphore::new(CONNECTIONS_OF_SITE_MAX)))
+                .clone()
+        };
         let permit = permits.try_acquire_owned().map_err(|_| Refusal::TooMany)?;
-        let target = parse(port).and_then(|key| {
-            let targets = self.targets.read();
-            let addresses = targets.get(&key)?;
-            addresses.first().copied()
-        });
-        let target = target.ok_or(Refusal::NotExported)?;
-        let connecting = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(target));
-        let connection = match connecting.await {
+        let reached = tokio::time::timeout(CONNECT_MAX, self.target(port)).await;
+        let connection = match reached {
             Ok(Ok(connection)) => connection,
-            refused => {
-                tracing::debug!(?refused, port, "reach a Service for another site");
-                return Err(Refusal::NoAnswer);
-            }
+            Ok(Err(refusal)) => return Err(refusal),
+            Err(_) => return Err(Refusal::NoAnswer),
         };
         let _ = connection.set_nodelay(true);
         Ok((connection, permit))
     }
+
+    async fn target(&self, port: &str) -> Result<TcpStream, Refusal> {
+        let key = parse(port).ok_or(Refusal::NotExported)?;
+        let mut targets = self.targets.subscribe();
+        // Just after a start they are not known yet.
+        let target = {
+            let known = targets.wait_for(Option::is_some).await;
+            let known = known.map_err(|_| Refusal::NoAnswer)?;
+            let addresses = known.as_ref().and_then(|t| t.get(&key));
+            addresses.ok_or(Refusal::NotExported)?.first().copied()
+        };
+        let connecting = TcpStream::connect(target.ok_or(Refusal::NoAnswer)?);
+        connecting.await.map_err(|error| {
+            tracing::debug!(%error, port, "reach a Service for another site");
+            Refusal::NoAnswer
+        })
+    }
+}
+
+/// What the other side meant by cancelling a stream.
+fn refusal(error: &io::Error) -> Option<Refusal> {
+    let why = error.get_ref()?.downcast_ref::<lattice::StreamError>()?;
+    let lattice::StreamError::Reset(why) = why else {
+        return None;
+    };
+    let all = [Refusal::NotExported, Refusal::NoAnswer, Refusal::TooMany];
+    all.into_iter().find(|r| why.contains(&r.to_string()))
 }
 
 /// The first line of a stream.
@@ -251,13 +268,6 @@ fn parse(line: &str) -> Option<(String, String, String)> {
     parts.next().is_none().then_some(key)
 }
 
-fn bind() -> io::Result<(TcpListener, u16)> {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    listener.set_nonblocking(true)?;
-    let port = listener.local_addr()?.port();
-    Ok((TcpListener::from_std(listener)?, port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,5 +280,14 @@ mod tests {
         for bad in ["", "shop", "shop/till", "shop/till/http/x"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cancelled_stream_says_why() {
+        let reset = |why: &str| io::Error::other(lattice::StreamError::Reset(why.into()));
+        let refused = reset("the Service is not exported");
+        assert_eq!(refusal(&refused), Some(Refusal::NotExported));
+        assert_eq!(refusal(&reset("the site has restarted")), None);
+        assert_eq!(refusal(&io::ErrorKind::TimedOut.into()), None);
     }
 }

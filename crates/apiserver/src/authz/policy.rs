@@ -248,6 +248,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         &["system:salp-sleep"],
     ),
     (
+        "system:salp-sites",
+        "system:salp-sites",
+        "User",
+        &["system:salp-sites"],
+    ),
+    (
         "system:salp-fleet",
         "system:salp-fleet",
         "User",
@@ -393,6 +399,18 @@ const ROLES: &[(&str, &[&str])] = &[
             "get | core | pods/log,nodes/proxy",
             "list | apps | deployments",
             "list | metrics.k8s.io | pods,nodes",
+        ],
+    ),
+    (
+        // What makes the objects of Services of several sites.
+        "system:salp-sites",
+        &[
+            "create,get,patch | apiextensions.k8s.io | customresourcedefinitions",
+            "* | multicluster.x-k8s.io | serviceexports,serviceexports/status,serviceimports,serviceimports/status",
+            "create,get,list,watch,patch,delete | core | services",
+            "create,get,list,watch,patch,delete | discovery.k8s.io | endpointslices",
+            "read | core | namespaces",
+            "read | apps | deployments",
         ],
     ),
     (

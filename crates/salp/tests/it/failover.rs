@@ -1,9 +1,9 @@
 //! A Service of several sites under load, while pods, whole sites and NATS are killed: every
 //! request that was sent is accounted for.
 
-use crate::harness::{Registry, Site, eventually, repo_file};
+use crate::harness::{Registry, Site, eventually, get, repo_file};
 use crate::nats::Nats;
-use crate::sites::{by, deploy, hub, import_address, pods, sees, shop};
+use crate::sites::{by, deploy, hub, import_address, joining, pods, sees, shop};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -98,7 +98,8 @@ impl Load {
             .iter()
             .filter_map(|o| Some((o.answer.as_ref().err()?, o.took)))
             .collect();
-        assert!(bad.is_empty(), "{} of {sent} failed: {bad:?}", bad.len());
+        let first = &bad[..bad.len().min(5)];
+        assert!(bad.is_empty(), "{} of {sent} failed: {first:?}", bad.len());
     }
 }
 
@@ -177,6 +178,18 @@ fn kill(site: &mut Site) {
     assert!(killed.expect("kill").success());
 }
 
+/// Ends the data plane alone, and waits until there is another.
+fn kill_data_plane(site: &Site) {
+    let pid = || std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
+    let before = pid();
+    let killed = Command::new("kill").args(["-KILL", before.trim()]).status();
+    assert!(killed.expect("kill").success());
+    eventually("there is another data plane", || {
+        let now = pid();
+        (now != before).then_some(()).ok_or(now)
+    });
+}
+
 fn no_request_fails(more: &[&str]) {
     let mut nats = Nats::start();
     let registry = Registry::start();
@@ -229,4 +242,48 @@ fn no_request_fails_over_nats() {
 #[test]
 fn no_request_fails_on_direct_routes() {
     no_request_fails(&[]);
+}
+
+/// A site whose control plane is dead still reaches the others, and still changes over.
+#[test]
+fn without_a_control_plane_other_sites_answer_and_cover_for_each_other() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let hub = hub(&nats, &[]);
+    let args = joining(&nats, &hub, "till");
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut till = Site::start_with(&args);
+    till.expects("NATS connection");
+    let kiosk = shop(&nats, &hub, "kiosk", &[]);
+    let mut others = [("hub", hub), ("kiosk", kiosk)].map(|(name, site)| {
+        let pods = deploy(&site, &image);
+        (name, site, pods)
+    });
+    let either = [others[0].2.clone(), others[1].2.clone()].concat();
+    let address = import_address(&till);
+    let load = Load::on(&address);
+    load.settles("one of the others answers", by(&either));
+    till.expects("watch");
+    till.signal("-KILL");
+    load.settles("and does without a control plane", by(&either));
+    let answer = load.last();
+    let dying = others.iter().position(|o| by(&o.2)(&answer)).expect("one");
+    kill(&mut others[dying].1);
+    let (name, _, left) = &others[1 - dying];
+    load.settles("the one that is left answers", by(left));
+    till.up(&args);
+    sees(&till, name, "Alive");
+    load.settles("and does when there is a control plane again", by(left));
+    load.expect_no_failure();
+
+    // What ends with the data plane is what it carried, and no more.
+    till.expects("the data plane ended");
+    kill_data_plane(&till);
+    eventually("the next data plane answers", || {
+        get(&address, "/").map(drop).map_err(|e| e.to_string())
+    });
+    let load = Load::on(&address);
+    load.settles("and takes up where the last one was", by(left));
+    load.expect_no_failure();
 }

@@ -32,14 +32,24 @@ pub(crate) fn hub(nats: &Nats, more: &[&str]) -> Site {
     site
 }
 
-/// A site that joins by a token of the hub.
-pub(crate) fn shop(nats: &Nats, hub: &Site, name: &str, more: &[&str]) -> Site {
+/// What a site is started with that joins by a token of the hub.
+pub(crate) fn joining(nats: &Nats, hub: &Site, name: &str) -> Vec<String> {
     let token = hub.salp(&["sites", "token", "--ttl", "10m"]);
     assert!(token.status.success(), "{}", text(&token));
     let token = String::from_utf8(token.stdout).expect("text");
     let (url, token) = (nats.url(), token.trim().to_owned());
-    let args = ["--lattice", &url, "--lattice-token", &token, "--site", name];
-    let site = Site::start_with(&[&args, &["--node-name", name][..], more].concat());
+    ["--lattice", &url, "--lattice-token", &token, "--site", name]
+        .iter()
+        .chain(&["--node-name", name])
+        .map(|arg| (*arg).to_owned())
+        .collect()
+}
+
+/// A site that joins by a token of the hub.
+pub(crate) fn shop(nats: &Nats, hub: &Site, name: &str, more: &[&str]) -> Site {
+    let args = joining(nats, hub, name);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let site = Site::start_with(&[&args, more].concat());
     site.expects("NATS connection");
     site
 }
@@ -338,7 +348,10 @@ fn what_sleeps_is_woken_from_another_site() {
         woken(address);
     }
     // While it is asked by the address of all sites it does not sleep.
-    let awake = pods(&hub);
+    let awake = eventually("the API has followed", || {
+        let awake = pods(&hub);
+        (!awake.is_empty()).then_some(awake).ok_or("no pod".into())
+    });
     let until = std::time::Instant::now() + std::time::Duration::from_secs(4);
     while std::time::Instant::now() < until {
         woken(&at_hub);

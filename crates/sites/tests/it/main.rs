@@ -61,7 +61,6 @@ impl Site {
             timing: Timing::default(),
         };
         let (lattice, incoming) = Lattice::start(config, &scope).await?;
-        sites::set_up(&client).await?;
         let fleet = dir.path().join("fleet.sock");
         sites::fleet::answers::serve(
             tokio::net::UnixListener::bind(&fleet)?,
@@ -78,6 +77,8 @@ impl Site {
                 incoming,
                 fleet,
                 direct: direct.then(listen).transpose()?,
+                gates: Ipv4Addr::LOCALHOST.into(),
+                kept: None,
             },
             &scope,
         )?;
