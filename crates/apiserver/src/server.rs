@@ -3,7 +3,7 @@
 use crate::allocate::Allocator;
 use crate::authn::token::Tokens;
 use crate::authn::{Authenticator, User, certificate_user};
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, NamedByNodes};
 use crate::bootstrap;
 use crate::cache::Cache;
 use crate::config::Config;
@@ -116,6 +116,7 @@ impl ApiServer {
         );
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
+            named: NamedByNodes::new(&cache),
             store: config.store.clone(),
             cache,
             authn: Authenticator { tokens },

@@ -2,7 +2,7 @@
 
 use crate::allocate::Allocator;
 use crate::authn::{Authenticator, User};
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, NamedByNodes};
 use crate::cache::{Cache, Kind, Object};
 use crate::config::{Clock, Entropy, Limits};
 use crate::kubelet::Kubelets;
@@ -22,6 +22,8 @@ pub(crate) struct Core {
     pub(crate) cache: Arc<Cache>,
     pub(crate) authn: Authenticator,
     pub(crate) authz: Authorizer,
+    /// What nodes may reach because their pods name it.
+    pub(crate) named: NamedByNodes,
     pub(crate) services: Allocator,
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,

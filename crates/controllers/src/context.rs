@@ -49,6 +49,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::nodes::start(&context);
     crate::job::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
+    crate::tokens::start(&context);
     if let Some(signer) = config.signer {
         crate::certificates::start(&context, signer);
     }

@@ -17,6 +17,7 @@ mod nodes;
 mod pods;
 mod replicaset;
 mod roots;
+mod tokens;
 mod writes;
 
 pub use certificates::{Asked, Signer};

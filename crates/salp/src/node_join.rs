@@ -1,7 +1,7 @@
 //! `salp node join|leave`: this machine as a node of a site that runs elsewhere: the agent
 //! and a data plane of its own, and no control plane.
 
-use crate::api_access::{Access, block_on};
+use crate::api_access::{self, Access, block_on};
 use crate::cli::DataDir;
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::node_credentials::{self, Invitation};
@@ -316,12 +316,7 @@ fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
         if let Some(pid) = process::lock_holder(&layout) {
             process::end(pid, Signal::TERM, STOP_DEADLINE)?;
         }
-        access
-            .delete(&format!("/api/v1/nodes/{name}"))
-            .await
-            .with_context(|| format!("delete node {name}"))?;
-        output::note(format!("deleted node {name}"));
-        Ok(())
+        delete_node(&access, &name).await
     })?;
     stop::end_dataplane(&layout)?;
     block_on(site::clear(&layout))?;
@@ -342,6 +337,25 @@ fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
     }
     let _ = std::fs::remove_file(layout.site_file());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Deletes this machine's Node. One that others gave taints or labels is not the node's own to
+/// delete: it could come again without them.
+async fn delete_node(access: &Access, name: &str) -> Result<()> {
+    let request = http::Request::delete(format!("/api/v1/nodes/{name}"))
+        .body(Vec::new())
+        .context("make request")?;
+    match access.client.request::<serde_json::Value>(request).await {
+        Ok(_) => output::note(format!("deleted node {name}")),
+        Err(kube::Error::Api(status)) if status.code == 403 => output::note(format!(
+            "{}; delete it with `kubectl delete node {name}`",
+            status.message
+        )),
+        Err(error) => {
+            return Err(api_access::explain(error)).with_context(|| format!("delete node {name}"));
+        }
+    }
+    Ok(())
 }
 
 /// Lets nothing new come and everything that is there go.

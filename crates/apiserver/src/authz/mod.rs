@@ -1,12 +1,13 @@
 //! Whether a caller may: RBAC, compiled from the watch cache, and the review kinds.
 
+mod named;
 pub(crate) mod node;
-pub(crate) use node::names_any;
 pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod reconcile;
 pub(crate) mod review;
 
+pub(crate) use named::{NamedByNodes, names_any};
 pub(crate) use rbac::{Authorizer, Rule};
 
 use crate::authn::User;

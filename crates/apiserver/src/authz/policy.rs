@@ -365,8 +365,8 @@ const ROLES: &[(&str, &[&str])] = &[
             "get,list,watch,create,delete | core | pods",
             "patch,update | core | pods/status",
             "create | core | pods/eviction",
-            "get,list,watch | core | persistentvolumeclaims,persistentvolumes,endpoints",
-            "get,patch,update | core | persistentvolumeclaims/status",
+            // What its pods name (Secrets, ConfigMaps, claims) is `authz::node`'s.
+            "get,list,watch | core | endpoints",
             "create,get,list,watch | certificates.k8s.io | certificatesigningrequests",
             "get,create,update,patch,delete | coordination.k8s.io | leases",
             "get | storage.k8s.io | volumeattachments",

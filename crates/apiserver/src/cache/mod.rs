@@ -495,13 +495,25 @@ impl Kind {
         self.state.read().items.values().cloned().collect()
     }
 
+    /// Every object, and the sequence number of the event that comes next.
+    pub(crate) fn all_before(&self) -> (Vec<Arc<Object>>, u64) {
+        let state = self.state.read();
+        let next = state.first + state.ring.len() as u64;
+        (state.items.values().cloned().collect(), next)
+    }
+
     /// A receiver that changes whenever the kind does.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.end.subscribe()
     }
 
     /// Events from a sequence number on; `None` when they are gone.
-    fn events_from(&self, seq: u64, max: usize, out: &mut VecDeque<Arc<Event>>) -> Option<u64> {
+    pub(crate) fn events_from(
+        &self,
+        seq: u64,
+        max: usize,
+        out: &mut VecDeque<Arc<Event>>,
+    ) -> Option<u64> {
         let state = self.state.read();
         let skip = usize::try_from(seq.checked_sub(state.first)?).ok()?;
         let before = out.len();

@@ -143,3 +143,170 @@ async fn a_node_writes_what_is_its_own() -> Result<()> {
     assert_eq!(lease.code, 201, "{}", lease.text);
     api.close().await
 }
+
+/// What a node may read goes with the pods that it has, by the rules that upstream has for it.
+#[tokio::test]
+async fn a_node_reads_what_its_pods_name() -> Result<()> {
+    // So few events are kept that some are missed: then all pods are looked at.
+    let api = TestApi::start_with(|config| config.limits.events_max = 4).await?;
+    super::default_account(&api).await?;
+    let core = "/api/v1/namespaces/default";
+    for name in ["mine", "theirs", "later"] {
+        let named = json!({"metadata": {"name": name}});
+        for kind in ["secrets", "configmaps"] {
+            let path = format!("{core}/{kind}");
+            let made = api.call("POST", &path, Some(&named)).await?;
+            assert_eq!(made.code, 201, "{}", made.text);
+        }
+        let claim = json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}});
+        let path = format!("{core}/persistentvolumeclaims");
+        let made = api.call("POST", &path, Some(&claim)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+        let volume = json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"},
+            "claimRef": {"namespace": "default", "name": name}}});
+        let path = "/api/v1/persistentvolumes";
+        let made = api.call("POST", path, Some(&volume)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+    }
+    let pod = |name: &str, node: &str| {
+        let mut pod = super::pod(name, Some(node));
+        pod["spec"]["volumes"] = json!([
+            {"name": "s", "secret": {"secretName": name}},
+            {"name": "m", "configMap": {"name": name}},
+            {"name": "c", "persistentVolumeClaim": {"claimName": name}}]);
+        pod
+    };
+    let make = async |name: &str, node: &str| {
+        let made = api
+            .call("POST", super::PODS, Some(&pod(name, node)))
+            .await?;
+        anyhow::ensure!(made.code == 201, "{}", made.text);
+        anyhow::Ok(())
+    };
+    make("mine", "n1").await?;
+    make("theirs", "n2").await?;
+    // Over the network: the agent in the server's process is believed.
+    let kubeconfig = api.kubeconfig("system:node:n1", &["system:nodes"])?;
+    let node = client::connect::from_kubeconfig(&kubeconfig).await?;
+    let code = async |method: &str, path: &str, body: &Value| {
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request.header("content-type", "application/merge-patch+json");
+        match node
+            .request::<Value>(request.body(body.to_string().into_bytes())?)
+            .await
+        {
+            Ok(_) => Ok(200),
+            Err(client::kube::Error::Api(status)) => Ok(status.code),
+            Err(error) => Err(anyhow::Error::new(error)),
+        }
+    };
+    let reads = async |name: &str| {
+        let mut codes = Vec::new();
+        for path in [
+            format!("{core}/secrets/{name}"),
+            format!("{core}/configmaps/{name}"),
+            format!("{core}/persistentvolumeclaims/{name}"),
+            format!("/api/v1/persistentvolumes/{name}"),
+        ] {
+            codes.push(code("GET", &path, &Value::Null).await?);
+        }
+        anyhow::Ok(codes)
+    };
+    assert_eq!(reads("mine").await?, [200; 4]);
+    assert_eq!(reads("theirs").await?, [403; 4]);
+    assert_eq!(reads("later").await?, [403; 4]);
+    // Its status alone is its node's, and of that only what tells its size.
+    for (name, patch, want) in [
+        (
+            "mine",
+            json!({"status": {"capacity": {"storage": "2Gi"}}}),
+            200,
+        ),
+        ("mine", json!({"status": {"phase": "Lost"}}), 403),
+        (
+            "theirs",
+            json!({"status": {"capacity": {"storage": "2Gi"}}}),
+            403,
+        ),
+    ] {
+        let path = format!("{core}/persistentvolumeclaims/{name}/status");
+        assert_eq!(code("PATCH", &path, &patch).await?, want, "{name} {patch}");
+    }
+    for path in ["/api/v1/persistentvolumes", "/api/v1/secrets"] {
+        assert_eq!(code("GET", path, &Value::Null).await?, 403, "{path}");
+    }
+    make("later", "n1").await?;
+    assert_eq!(reads("later").await?, [200; 4]);
+    // More changes than the cache remembers.
+    for i in 0..10 {
+        make(&format!("filler-{i}"), "n2").await?;
+    }
+    for name in ["mine", "later"] {
+        let path = format!("{}/{name}", super::PODS);
+        let now = json!({"gracePeriodSeconds": 0});
+        let gone = api.call("DELETE", &path, Some(&now)).await?;
+        assert_eq!(gone.code, 200, "{}", gone.text);
+        assert_eq!(api.call("GET", &path, None).await?.code, 404);
+    }
+    assert_eq!(reads("mine").await?, [403; 4]);
+    assert_eq!(reads("later").await?, [403; 4]);
+    api.close().await
+}
+
+/// By what a node writes it gets no more than is its own.
+#[tokio::test]
+async fn a_node_is_held_to_itself() -> Result<()> {
+    let api = TestApi::start().await?;
+    let node = json!({"metadata": {"name": "n1"}});
+    let made = as_node(&api, "POST", "/api/v1/nodes", &node).await?;
+    let uid = made.json["metadata"]["uid"].clone();
+    let owner = |uid: &Value| json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": uid, "controller": true}]);
+    for (owners, code) in [
+        (Value::Null, 403),
+        (owner(&json!("other")), 403),
+        (owner(&uid), 201),
+    ] {
+        let mut mirror = super::pod("mirror", Some("n1"));
+        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+        mirror["metadata"]["ownerReferences"] = owners;
+        let made = as_node(&api, "POST", super::PODS, &mirror).await?;
+        assert_eq!(made.code, code, "{}", made.text);
+    }
+    let slices = "/apis/resource.k8s.io/v1/resourceslices";
+    let slice = |name: &str, node: &str| {
+        json!({"metadata": {"name": name}, "spec": {"driver": "d.example.com", "nodeName": node,
+            "pool": {"name": node, "generation": 1, "resourceSliceCount": 1}}})
+    };
+    let theirs = as_node(&api, "POST", slices, &slice("a", "n2")).await?;
+    assert_eq!(theirs.code, 403, "{}", theirs.text);
+    let mine = as_node(&api, "POST", slices, &slice("a", "n1")).await?;
+    assert_eq!(mine.code, 201, "{}", mine.text);
+    let made = api.call("POST", slices, Some(&slice("b", "n2"))).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    for (name, code) in [("a", 200), ("b", 403)] {
+        let path = format!("{slices}/{name}");
+        let deleted = as_node(&api, "DELETE", &path, &json!({})).await?;
+        assert_eq!(deleted.code, code, "{}", deleted.text);
+    }
+    let request = json!({"metadata": {"generateName": "c-"}, "spec": {"request": "aGk=",
+        "signerName": "kubernetes.io/kubelet-serving", "usages": ["server auth"]}});
+    let asked = as_node(&api, "POST", CSRS, &request).await?;
+    assert_eq!(asked.code, 403, "{}", asked.text);
+
+    // A taint that it was given is not shed by leaving and coming again.
+    let tainted = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}});
+    let headers = [("content-type", "application/merge-patch+json")];
+    let path = "/api/v1/nodes/n1";
+    api.send("PATCH", path, &headers, tainted.to_string().into())
+        .await?;
+    let deleted = as_node(&api, "DELETE", path, &json!({})).await?;
+    assert_eq!(deleted.code, 403, "{}", deleted.text);
+    let free = json!({"spec": {"taints": null}});
+    api.send("PATCH", path, &headers, free.to_string().into())
+        .await?;
+    let deleted = as_node(&api, "DELETE", path, &json!({})).await?;
+    assert_eq!(deleted.code, 200, "{}", deleted.text);
+    api.close().await
+}

@@ -4,7 +4,7 @@ use crate::site::Site;
 use anyhow::Result;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use client::k8s_openapi::api::batch::v1::Job;
-use client::k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use client::k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -181,5 +181,36 @@ async fn a_job_completes_and_another_fails() -> Result<()> {
     site.delete(&format!("{jobs}/good"), "Background").await?;
     site.until::<Pod, _>("its pods are gone", |pods| (pods.len() == 1).then_some(()))
         .await?;
+    site.stop().await
+}
+
+#[tokio::test]
+async fn expired_bootstrap_tokens_are_deleted() -> Result<()> {
+    let site = Site::start().await?;
+    let secrets = "/api/v1/namespaces/kube-system/secrets";
+    let token = |id: &str, expiration: &str| {
+        json!({"type": "bootstrap.kubernetes.io/token",
+            "metadata": {"name": format!("bootstrap-token-{id}")},
+            "stringData": {"token-id": id, "token-secret": "0123456789abcdef",
+                "expiration": expiration}})
+    };
+    for (id, expiration) in [
+        ("aaaaaa", "2020-01-01T00:00:00Z"),
+        ("bbbbbb", "2999-01-01T00:00:00Z"),
+    ] {
+        site.create(secrets, token(id, expiration)).await?;
+    }
+    let other = json!({"metadata": {"name": "other"},
+        "stringData": {"expiration": "2020-01-01T00:00:00Z"}});
+    site.create(secrets, other).await?;
+    site.until::<Secret, _>("the expired one is gone", |secrets| {
+        let mut names: Vec<_> = secrets
+            .iter()
+            .flat_map(|s| s.metadata.name.clone())
+            .collect();
+        names.sort();
+        (names == ["bootstrap-token-bbbbbb", "other"]).then_some(())
+    })
+    .await?;
     site.stop().await
 }
