@@ -75,6 +75,8 @@ pub(crate) enum Output {
     Changed,
     /// What [`Member::saved`] gives is to be written down.
     Save,
+    /// It is to be written down soon: another's certificate is new.
+    Remember,
     /// Another site has opened a stream.
     Incoming(Incoming),
 }
@@ -179,6 +181,7 @@ impl Member {
             }
         }
         let entropy = Entropy::seeded_by(&mut config.entropy);
+        let own = config.key.id();
         let mut member = Self {
             key: config.key,
             name: config.name,
@@ -186,7 +189,7 @@ impl Member {
             hub,
             phase: Phase::Joining,
             incarnation: saved.incarnation,
-            membership: Membership::new(config.timing, entropy),
+            membership: Membership::new(own, config.timing, entropy),
             mux: Mux::default(),
             entropy: config.entropy,
             unix: config.unix,
@@ -222,6 +225,11 @@ impl Member {
         Arc::clone(&self.key)
     }
 
+    /// How many others it knows.
+    pub(crate) fn known(&self) -> usize {
+        self.membership.peers().len()
+    }
+
     pub(crate) fn dirty(&self) -> Arc<crate::mux::Dirty> {
         self.mux.dirty()
     }
@@ -241,10 +249,10 @@ impl Member {
     }
 
     /// When [`Input::Tick`] is due.
-    pub(crate) fn next(&self, now: Duration) -> Option<Duration> {
+    pub(crate) fn next(&self) -> Option<Duration> {
         let ask = self.ask_at.filter(|_| self.link);
         let membership = match self.phase {
-            Phase::Member(_) => self.membership.next(now),
+            Phase::Member(_) => self.membership.next(),
             _ => None,
         };
         [ask, membership, self.mux.next()]
@@ -572,7 +580,7 @@ impl Member {
             return;
         }
         if opened.introduced {
-            self.out.push(Output::Save);
+            self.out.push(Output::Remember);
         }
         if opened.behind {
             self.bring_up(now, from);

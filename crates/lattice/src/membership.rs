@@ -1,10 +1,16 @@
 //! Who is there: the state machine of heartbeats, probes and copies of others' state. Pure:
 //! time comes with each call, and what to do goes out as [`Effect`]s.
 //!
-//! A site says "here I am" every [`Timing::beat`]; one that has been silent for longer than
-//! [`Timing::silence`] is suspected and probed, and without an answer gone after
+//! A site says "here I am" every [`Timing::beat`]; one that has been silent for almost
+//! [`Timing::silence`] is asked, then suspected and probed, and without an answer gone after
 //! [`Timing::confirm`]. While there is traffic to a site it is pinged every
 //! [`Timing::watch`], so that its end is known within a second.
+//!
+//! With more than [`CIRCLE_MIN`] others that would be too much to hear. Their heartbeats get
+//! rarer the more they are, and closer for a while after each change; and each site looks
+//! after the next one in the circle of their ids: asks it every [`Timing::look`], and tells
+//! all when it is gone, who then ask it themselves. So what a site sends and hears is the same
+//! in a lattice of ten and of a thousand.
 //!
 //! Nobody is alive on the word of a message that could have been recorded or held back: the
 //! first sign of life of each incarnation is an answer to a ping of this site's, and further
@@ -13,9 +19,11 @@
 use crate::crypto::Entropy;
 use crate::identity::SiteId;
 use crate::message::Message;
-use crate::state::{Copy, Delta, PublishError, Published};
+use crate::state::{Delta, PublishError, Published};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use peer::{Peer, Tended, WARDS_MAX};
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 /// Deltas broadcast at once; who needs more asks.
@@ -24,18 +32,28 @@ const DELTAS_BROADCAST_MAX: usize = 4;
 const ASKED_MAX: usize = 64;
 /// How long until a site is asked about again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How long an answer to a question about state may take.
-const FETCH_AGAIN: Duration = Duration::from_secs(2);
+/// Others up to which all hear all heartbeats as often as [`Timing::beat`] says.
+const CIRCLE_MIN: usize = 3;
+/// With more others, how often one of their heartbeats is heard: to acknowledge it costs as
+/// much as it does to speak, a quarter of the time.
+const HEARD_EVERY: Duration = Duration::from_secs(12);
+/// By how much longer a site may take to ask another for each that asks it as well, so that
+/// it is not asked by a thousand at once.
+const SPREAD: Duration = Duration::from_millis(2);
+/// A site that has just said that it is here does not say it again.
+const SAID: Duration = Duration::from_secs(5);
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// How often and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// Between heartbeats of an idle site. One costs about 220 bytes on the wire with TLS:
-    /// 0.95 MB a day, which with the connection's own pings stays below 2 MB.
+    /// Between heartbeats of an idle site in a small lattice. One costs about 220 bytes on the
+    /// wire with TLS: 0.86 MB a day, which stays below 2 MB with the connection's own pings and
+    /// what acknowledges those of others.
     pub beat: Duration,
-    /// Silence after which an idle site is suspected: two beats and their jitter.
+    /// Silence after which an idle site of a small lattice is suspected: two beats. It is asked
+    /// before.
     pub silence: Duration,
     /// How long a suspect is probed before it is gone.
     pub confirm: Duration,
@@ -48,18 +66,24 @@ pub struct Timing {
     pub watch_silence: Duration,
     /// How long all are suspects, not gone, after this site's own link has broken.
     pub link_grace: Duration,
+    /// Between pings to the site that this one looks after, in a larger lattice.
+    pub look: Duration,
+    /// Silence after which that site is suspected.
+    pub look_silence: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            beat: Duration::from_secs(20),
+            beat: Duration::from_secs(22),
             silence: Duration::from_secs(45),
             confirm: Duration::from_secs(3),
             probe: Duration::from_millis(1000),
             watch: Duration::from_millis(150),
             watch_silence: Duration::from_millis(400),
             link_grace: Duration::from_secs(10),
+            look: Duration::from_secs(60),
+            look_silence: Duration::from_secs(75),
         }
     }
 }
@@ -123,74 +147,46 @@ enum Link {
     Lost(Duration),
 }
 
-/// Another member.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) incarnation: u64,
-    pub(crate) state: SiteState,
-    /// Since when, as time since this site's start.
-    pub(crate) since: Duration,
-    pub(crate) rtt: Option<Duration>,
-    rtt_shown: Option<Duration>,
-    /// How often it was measured in its present incarnation.
-    measured: u8,
-    pub(crate) copy: Copy,
-    heard: Duration,
-    /// When its present incarnation was first heard.
-    met: Duration,
-    /// Whether it has answered a ping in its present incarnation.
-    proven: bool,
-    /// How much further its count of seconds is than this site's, at most.
-    ahead_s: Option<i64>,
-    /// Pings without an answer yet: nonce and when. Of more the oldest are forgotten.
-    pings: VecDeque<(u64, Duration)>,
-    /// A suspect is not given up before this.
-    grace: Duration,
-    ping_at: Option<Duration>,
-    fetch_at: Option<Duration>,
-    watched_from: Duration,
-    watched_until: Duration,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Membership {
+    own: SiteId,
     timing: Timing,
     entropy: Entropy,
     peers: BTreeMap<SiteId, Peer>,
+    /// When one of them is due at the earliest.
+    peers_due: Option<Duration>,
+    /// How many of them are there, or may be.
+    present: usize,
     published: Published,
     announced: u64,
     announce_at: Option<Duration>,
     beat_at: Option<Duration>,
+    /// When it last said to all that it is here.
+    beaten: Duration,
+    /// Until its next heartbeat; doubles up to what the size of the lattice makes it.
+    pace: Duration,
     link: Link,
     asked: BTreeMap<SiteId, Duration>,
     left: bool,
     out: Vec<Effect>,
 }
 
-/// Seconds by which a beat may be late and still count.
-const HELD_BACK_MAX_S: i64 = 10;
-/// How often the round trip to a site that has come is measured: the first takes longer, for
-/// both have much to do then.
-const MEASURED_MIN: u8 = 4;
-/// Pings of a site that may be on their way.
-const PINGS_MAX: usize = 16;
-/// How long a site that is gone is looked for, and how often.
-const LOOKED_FOR: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_secs(5);
-/// How long a site stays watched after traffic.
-const WATCHED_FOR: Duration = Duration::from_secs(10);
-
 impl Membership {
-    pub(crate) fn new(timing: Timing, entropy: Entropy) -> Self {
+    pub(crate) fn new(own: SiteId, timing: Timing, entropy: Entropy) -> Self {
         Self {
+            own,
             timing,
             entropy,
             peers: BTreeMap::new(),
+            peers_due: None,
+            present: 0,
             published: Published::default(),
             announced: 0,
             announce_at: None,
             beat_at: None,
+            beaten: Duration::ZERO,
+            pace: timing.beat,
             link: Link::Lost(Duration::ZERO),
             asked: BTreeMap::new(),
             left: false,
@@ -216,36 +212,46 @@ impl Membership {
     }
 
     /// When [`Event::Tick`] is due.
-    pub(crate) fn next(&self, now: Duration) -> Option<Duration> {
+    pub(crate) fn next(&self) -> Option<Duration> {
         if self.left {
             return None;
         }
-        let own = [self.beat_at, self.announce_at];
-        let peers = self.peers.values();
-        let peers = peers.filter_map(|p| p.due(now, &self.timing, self.link));
-        own.into_iter().flatten().chain(peers).min()
+        let due = [self.beat_at, self.announce_at, self.peers_due];
+        due.into_iter().flatten().min()
     }
 
     pub(crate) fn step(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         if self.left {
             return Vec::new();
         }
+        // What looks at all of a thousand others is not done for each message of one.
+        let mut touched = None;
         match event {
             Event::Tick => {}
             Event::Link(up) => self.link(now, up),
-            Event::Known(site) => self.known(now, site),
+            Event::Known(site) => {
+                self.known(now, site);
+                touched = Some(site);
+            }
             Event::Revoked(site) => {
                 if self.peers.remove(&site).is_some() {
                     self.changed();
+                    self.arrange(now);
                 }
             }
             Event::Heard {
                 from,
                 incarnation,
                 message,
-            } => self.heard(now, from, incarnation, message),
+            } => {
+                self.heard(now, from, incarnation, message);
+                touched = Some(from);
+            }
             Event::Stranger(site) => self.stranger(now, site),
-            Event::Traffic(site) => self.traffic(now, site),
+            Event::Traffic(site) => {
+                self.traffic(now, site);
+                touched = Some(site);
+            }
             Event::Leave => {
                 let message = Message::Bye;
                 self.broadcast(message, false);
@@ -253,7 +259,7 @@ impl Membership {
             }
         }
         if !self.left {
-            self.tick(now);
+            self.tick(now, touched);
         }
         std::mem::take(&mut self.out)
     }
@@ -279,6 +285,7 @@ impl Membership {
         if up == (self.link == Link::Up) {
             return;
         }
+        self.peers_due = Some(now);
         if !up {
             self.link = Link::Lost(now);
             self.beat_at = None;
@@ -291,22 +298,50 @@ impl Membership {
             return;
         }
         self.link = Link::Up;
-        let message = self.beat(now);
-        self.broadcast(message, true);
-        self.beat_at = Some(now + self.interval());
+        self.pace = self.timing.beat;
+        self.say(now, true);
         // Whoever was a suspect for the lost link's sake has its time to answer.
         for peer in self.peers.values_mut() {
             if peer.state == SiteState::Suspect {
                 peer.grace = now + self.timing.link_grace;
-                peer.ping_at = Some(now);
+                peer.ping_at = Some(now + spread(&mut self.entropy, self.present));
+            } else {
+                peer.tell(now);
             }
         }
     }
 
+    /// Says to all that this site is here.
+    fn say(&mut self, now: Duration, introduce: bool) {
+        let message = self.beat(now);
+        self.broadcast(message, introduce);
+        self.beaten = now;
+        self.beat_at = Some(now + self.interval());
+    }
+
+    /// A time of a small lattice, by as much longer as this one's heartbeats are rarer.
+    fn stretch(&self, of: Duration) -> Duration {
+        if self.present <= CIRCLE_MIN {
+            return of;
+        }
+        let others = u32::try_from(self.present).unwrap_or(u32::MAX);
+        let between = HEARD_EVERY.saturating_mul(others);
+        of.mul_f64(between.div_duration_f64(self.timing.beat))
+    }
+
     fn interval(&mut self) -> Duration {
-        let beat = self.timing.beat.as_millis() as u64;
+        let most = self.stretch(self.timing.beat);
+        let beat = self.pace.min(most).as_millis() as u64;
+        self.pace = (self.pace * 2).min(most);
         let jitter = self.entropy.below(beat / 5 + 1);
         Duration::from_millis(beat - beat / 10 + jitter)
+    }
+
+    /// After a change: what was lost of it on the way is told by the next heartbeats.
+    fn hurry(&mut self, now: Duration) {
+        self.pace = self.timing.beat;
+        let soon = now + self.interval();
+        self.beat_at = self.beat_at.map(|at| at.min(soon));
     }
 
     fn known(&mut self, now: Duration, site: SiteId) {
@@ -332,14 +367,11 @@ impl Membership {
         let Some(peer) = self.peers.get_mut(&site) else {
             return;
         };
-        if peer.watched_until <= now {
-            peer.watched_from = now;
-            peer.ping_at = Some(now);
-        }
-        peer.watched_until = now + WATCHED_FOR;
+        peer.watch(now);
     }
 
     fn heard(&mut self, now: Duration, from: SiteId, incarnation: u64, message: Option<Message>) {
+        let later = now + spread(&mut self.entropy, self.present);
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
@@ -348,35 +380,39 @@ impl Membership {
         }
         let anew = incarnation > peer.incarnation;
         if anew {
-            peer.incarnation = incarnation;
-            peer.proven = false;
-            peer.met = now;
-            peer.pings.clear();
-            peer.measured = 0;
-            peer.ahead_s = None;
-            peer.ping_at = Some(now);
-            if peer.state == SiteState::Alive {
-                peer.turn(now, SiteState::Suspect);
-            }
+            peer.meet(now, incarnation);
+            peer.ping_at = Some(later);
         }
         let lives = match message {
-            Some(Message::Pong { nonce, .. }) => peer.answered(now, nonce),
+            Some(Message::Pong {
+                nonce, uptime_s, ..
+            }) => peer.answered(now, nonce, uptime_s),
             Some(Message::Beat { uptime_s, .. }) => peer.is_recent(now, uptime_s),
             _ => false,
         };
         if lives {
-            peer.heard = now;
+            peer.heard(now);
         }
         let shifted = lives && peer.rtt_shifted();
+        let mut told = false;
         if lives && peer.proven && peer.state != SiteState::Alive {
             peer.turn(now, SiteState::Alive);
+            told = std::mem::take(&mut peer.told_missed);
             self.changed();
         } else if !peer.proven && !matches!(peer.state, SiteState::Alive | SiteState::Suspect) {
             peer.turn(now, SiteState::Suspect);
-            peer.ping_at = Some(now);
+            peer.ping_at = Some(later);
         }
         if shifted {
             self.changed();
+        }
+        if told {
+            // All were told that it is gone, and it may not know that it was.
+            let message = Message::Missed { sites: vec![from] };
+            self.out.push(Effect::Tell {
+                site: from,
+                message,
+            });
         }
         if anew {
             // It has started: it may not know of this one.
@@ -424,6 +460,7 @@ impl Membership {
                 let message = Message::Pong {
                     nonce,
                     revision: own,
+                    uptime_s: now.as_secs(),
                 };
                 self.out.push(Effect::Send {
                     site: from,
@@ -444,56 +481,119 @@ impl Membership {
                     message,
                 });
             }
+            Message::Missed { sites } => self.missed(now, &sites),
             Message::Stale { .. } | Message::Frame(_) => {}
         }
     }
 
-    fn tick(&mut self, now: Duration) {
+    /// Somebody has no answer of these: who is not sure of them asks as well.
+    fn missed(&mut self, now: Duration, sites: &[SiteId]) {
+        for site in sites {
+            if *site == self.own && now >= self.beaten + SAID {
+                self.pace = self.timing.beat;
+                self.say(now, false);
+            }
+            let later = now + spread(&mut self.entropy, self.present);
+            if let Some(peer) = self.peers.get_mut(site)
+                && peer.doubt(now, later)
+            {
+                self.peers_due = Some(now);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Duration, touched: Option<SiteId>) {
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce_at = None;
             self.announce();
+            self.hurry(now);
         }
         if self.link == Link::Up && self.beat_at.is_some_and(|at| at <= now) {
-            let message = self.beat(now);
-            self.broadcast(message, false);
-            self.beat_at = Some(now + self.interval());
+            self.say(now, false);
         }
+        let turned = if self.peers_due.is_some_and(|at| at <= now) {
+            self.peers_due = None;
+            self.tend(now, (Bound::Unbounded, Bound::Unbounded))
+        } else if let Some(site) = touched {
+            self.tend(now, (Bound::Included(site), Bound::Included(site)))
+        } else {
+            false
+        };
+        if turned {
+            self.arrange(now);
+        }
+    }
+
+    /// Lets time pass for some of the others; whether one turned.
+    fn tend(&mut self, now: Duration, which: (Bound<SiteId>, Bound<SiteId>)) -> bool {
         let revision = self.published.revision();
-        let mut changed = false;
-        for (site, peer) in &mut self.peers {
-            changed |= peer.age(now, &self.timing, self.link);
-            if self.link != Link::Up {
-                continue;
-            }
-            if peer.ping_at.is_some_and(|at| at <= now) {
-                peer.ping_at = peer.next_ping(now, &self.timing);
-                if peer.state != SiteState::Left {
-                    let nonce = u64::from_be_bytes(self.entropy.bytes());
-                    if peer.pings.len() == PINGS_MAX {
-                        peer.pings.pop_front();
-                    }
-                    peer.pings.push_back((nonce, now));
-                    self.out.push(Effect::Send {
-                        site: *site,
-                        message: Message::Ping { nonce, revision },
-                    });
-                }
-            }
-            let reachable = peer.state == SiteState::Alive;
-            if reachable
-                && let Some(since) = peer.copy.wanted()
-                && peer.fetch_at.is_none_or(|at| at <= now)
-            {
-                peer.fetch_at = Some(now + FETCH_AGAIN);
-                self.out.push(Effect::Send {
-                    site: *site,
-                    message: Message::Fetch { since },
+        let circle = self.present > CIRCLE_MIN;
+        let silence = self.stretch(self.timing.silence);
+        let (mut changed, mut turned) = (false, false);
+        for (site, peer) in self.peers.range_mut(which) {
+            let Tended {
+                turned: by_time,
+                missed,
+                ping,
+                fetch,
+            } = peer.tend(now, &self.timing, silence, circle, self.link);
+            changed |= by_time;
+            turned |= std::mem::take(&mut peer.turned);
+            let site = *site;
+            if missed {
+                let message = Message::Missed { sites: vec![site] };
+                self.out.push(Effect::Broadcast {
+                    message,
+                    introduce: false,
                 });
             }
+            if ping {
+                let nonce = u64::from_be_bytes(self.entropy.bytes());
+                peer.asked(now, nonce);
+                let message = Message::Ping { nonce, revision };
+                self.out.push(Effect::Send { site, message });
+            }
+            if let Some(since) = fetch {
+                let message = Message::Fetch { since };
+                self.out.push(Effect::Send { site, message });
+            }
+            let due = peer.due(now, &self.timing, silence, self.link);
+            self.peers_due = self.peers_due.into_iter().chain(due).min();
         }
         if changed {
             self.changed();
         }
+        turned
+    }
+
+    /// Counts who is there, and finds whom this site looks after: the next one in the circle,
+    /// and those before it that are gone.
+    fn arrange(&mut self, now: Duration) {
+        let there = |p: &&Peer| matches!(p.state, SiteState::Alive | SiteState::Suspect);
+        self.present = self.peers.values().filter(there).count();
+        let mut wards = Vec::new();
+        if self.present > CIRCLE_MIN {
+            let behind = (Bound::Excluded(self.own), Bound::Unbounded);
+            let round = self.peers.range(behind).chain(self.peers.range(..self.own));
+            for (site, peer) in round {
+                let gone = peer.state == SiteState::Gone;
+                if peer.state != SiteState::Left && (!gone || wards.len() + 1 < WARDS_MAX) {
+                    wards.push(*site);
+                }
+                if there(&peer) {
+                    break;
+                }
+            }
+        }
+        for (site, peer) in &mut self.peers {
+            peer.look_after(now, wards.contains(site));
+        }
+        // In a lattice that has become smaller all are heard more often.
+        let most = self.stretch(self.timing.beat);
+        if self.beat_at.is_some_and(|at| at > now + most + most / 8) {
+            self.beat_at = Some(now + self.interval());
+        }
+        self.peers_due = Some(now);
     }
 
     fn announce(&mut self) {
@@ -510,156 +610,16 @@ impl Membership {
     }
 }
 
-impl Peer {
-    fn new(now: Duration) -> Self {
-        Self {
-            incarnation: 0,
-            state: SiteState::Suspect,
-            since: now,
-            rtt: None,
-            rtt_shown: None,
-            measured: 0,
-            copy: Copy::default(),
-            heard: now,
-            met: now,
-            proven: false,
-            ahead_s: None,
-            pings: VecDeque::new(),
-            grace: Duration::ZERO,
-            ping_at: Some(now),
-            fetch_at: None,
-            watched_from: Duration::ZERO,
-            watched_until: Duration::ZERO,
-        }
+/// A while, the longer the more others do the same.
+fn spread(entropy: &mut Entropy, others: usize) -> Duration {
+    if others <= CIRCLE_MIN {
+        return Duration::ZERO;
     }
-
-    fn turn(&mut self, now: Duration, state: SiteState) {
-        self.state = state;
-        self.since = now;
-    }
-
-    /// Takes an answer; whether it was waited for.
-    fn answered(&mut self, now: Duration, nonce: u64) -> bool {
-        let Some(at) = self.pings.iter().position(|(n, _)| *n == nonce) else {
-            return false;
-        };
-        // Older ones are not waited for: they are lost, or their answers are.
-        let sample = now.saturating_sub(self.pings[at].1);
-        self.pings.drain(..=at);
-        self.proven = true;
-        // What it counts from now on is compared to its next beat.
-        self.ahead_s = None;
-        self.measured = self.measured.saturating_add(1);
-        // What takes longer says more of how busy both are than of the way: it counts less.
-        let down = |rtt: Duration| {
-            if sample < rtt {
-                sample
-            } else {
-                (rtt * 7 + sample) / 8
-            }
-        };
-        self.rtt = Some(self.rtt.map_or(sample, down));
-        true
-    }
-
-    /// Whether the round trip has become another since it was last shown.
-    fn rtt_shifted(&mut self) -> bool {
-        let (shown, now) = (self.rtt_shown, self.rtt);
-        let shifted = match (shown, now) {
-            (Some(shown), Some(now)) => now.abs_diff(shown) > shown / 4,
-            (shown, now) => shown != now,
-        };
-        if shifted {
-            self.rtt_shown = now;
-        }
-        shifted
-    }
-
-    /// Whether a beat is of now. If it seems not to be, the site is asked: its count of
-    /// seconds may have stood still while it slept.
-    fn is_recent(&mut self, now: Duration, uptime_s: u64) -> bool {
-        let ahead = i64::try_from(uptime_s).unwrap_or(i64::MAX) - now.as_secs() as i64;
-        let most = self.ahead_s.map_or(ahead, |most| most.max(ahead));
-        if ahead < most - HELD_BACK_MAX_S {
-            self.ping_at.get_or_insert(now);
-            return false;
-        }
-        self.ahead_s = Some(most);
-        true
-    }
-
-    fn watched(&self, now: Duration) -> bool {
-        self.watched_until > now
-    }
-
-    /// How long a watched site may be silent.
-    fn patience(&self, timing: &Timing) -> Duration {
-        timing.watch_silence + self.rtt.unwrap_or_default() * 2
-    }
-
-    /// When it is suspected or given up if it stays silent.
-    fn turns_at(&self, now: Duration, timing: &Timing, link: Link) -> Option<Duration> {
-        let watched = self.watched(now);
-        match self.state {
-            SiteState::Alive if watched => {
-                Some(self.heard.max(self.watched_from) + self.patience(timing))
-            }
-            SiteState::Alive => Some(self.heard + timing.silence),
-            SiteState::Suspect => {
-                let at = match link {
-                    Link::Lost(at) => self.since.max(at) + timing.link_grace,
-                    Link::Up if watched && self.proven => {
-                        self.since.max(self.watched_from) + self.patience(timing)
-                    }
-                    Link::Up => self.since.max(self.heard) + timing.confirm,
-                };
-                Some(at.max(self.grace))
-            }
-            SiteState::Gone | SiteState::Left => None,
-        }
-    }
-
-    /// Lets time pass; whether it turned.
-    fn age(&mut self, now: Duration, timing: &Timing, link: Link) -> bool {
-        let mut turned = false;
-        while self.turns_at(now, timing, link).is_some_and(|at| at <= now) {
-            turned = true;
-            if self.state == SiteState::Alive {
-                self.turn(now, SiteState::Suspect);
-                self.ping_at = Some(now);
-            } else {
-                self.turn(now, SiteState::Gone);
-                // When it is heard again it has to answer first.
-                self.proven = false;
-            }
-        }
-        if self.ping_at.is_none() && self.watched(now) {
-            self.ping_at = self.next_ping(now, timing);
-        }
-        turned
-    }
-
-    fn next_ping(&self, now: Duration, timing: &Timing) -> Option<Duration> {
-        match self.state {
-            SiteState::Left => None,
-            SiteState::Gone if self.watched(now) => Some(now + timing.probe),
-            SiteState::Gone => (now < self.since + LOOKED_FOR).then(|| now + LOOK),
-            _ if self.watched(now) => Some(now + timing.watch),
-            SiteState::Suspect => Some(now + timing.probe),
-            SiteState::Alive => (self.measured < MEASURED_MIN).then(|| now + timing.probe),
-        }
-    }
-
-    /// When time has something to say about it.
-    fn due(&self, now: Duration, timing: &Timing, link: Link) -> Option<Duration> {
-        let turns = self.turns_at(now, timing, link);
-        let up = link == Link::Up;
-        let ping = self.ping_at.filter(|_| up);
-        let fetching = up && self.state == SiteState::Alive && self.copy.wanted().is_some();
-        let fetch = self.fetch_at.filter(|_| fetching);
-        [turns, fetch, ping].into_iter().flatten().min()
-    }
+    let most = SPREAD * u32::try_from(others).unwrap_or(u32::MAX);
+    Duration::from_millis(entropy.below(most.as_millis() as u64 + 1))
 }
+
+mod peer;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use crate::state::Delta;
 use crate::wire::{DecodeError, Reader, Writer};
 use bytes::Bytes;
 
-/// Sites asked about in one message.
+/// Sites asked about, or missed, in one message.
 const ASKED_MAX: usize = 64;
 /// Bytes of a stream's data in one frame.
 pub(crate) const FRAME_MAX: usize = 32 * 1024;
@@ -52,6 +52,8 @@ pub enum Message {
         nonce: u64,
         /// The state's revision.
         revision: u64,
+        /// How long the site has run, in seconds, as in a beat.
+        uptime_s: u64,
     },
     /// To one: tell me what has changed since.
     Fetch {
@@ -60,6 +62,11 @@ pub enum Message {
     },
     /// To one: part of a stream.
     Frame(Frame),
+    /// To all: these have not answered. To one of them: you had not, and all were told.
+    Missed {
+        /// Who.
+        sites: Vec<SiteId>,
+    },
 }
 
 /// Part of a stream between two sites.
@@ -109,7 +116,11 @@ impl Message {
     /// Whether it may be said to all, or (false) to one by pair message.
     pub(crate) fn may_be(&self, pair: bool) -> bool {
         match self {
-            Self::Beat { .. } | Self::Bye | Self::Ask { .. } | Self::Stale { .. } => !pair,
+            Self::Beat { .. }
+            | Self::Bye
+            | Self::Ask { .. }
+            | Self::Stale { .. }
+            | Self::Missed { .. } => !pair,
             Self::Delta(_) => true,
             Self::Ping { .. } | Self::Pong { .. } | Self::Fetch { .. } | Self::Frame(_) => pair,
         }
@@ -126,25 +137,26 @@ impl Message {
             Self::Bye => {
                 w.u8(3);
             }
-            Self::Ask { sites } => {
-                w.u8(4).number(sites.len() as u64);
-                for site in sites {
-                    w.fixed(&site.0);
-                }
-            }
+            Self::Ask { sites } => write_sites(w.u8(4), sites),
             Self::Stale { known } => {
                 w.u8(5).number(*known);
             }
             Self::Ping { nonce, revision } => {
                 w.u8(6).fixed(&nonce.to_be_bytes()).number(*revision);
             }
-            Self::Pong { nonce, revision } => {
+            Self::Pong {
+                nonce,
+                revision,
+                uptime_s,
+            } => {
                 w.u8(7).fixed(&nonce.to_be_bytes()).number(*revision);
+                w.number(*uptime_s);
             }
             Self::Fetch { since } => {
                 w.u8(8).number(*since);
             }
             Self::Frame(frame) => frame.write(w.u8(9)),
+            Self::Missed { sites } => write_sites(w.u8(10), sites),
         }
         w.finish()
     }
@@ -162,11 +174,9 @@ impl Message {
             },
             2 => Self::Delta(Delta::read(&mut r)?),
             3 => Self::Bye,
-            4 => {
-                let count = r.count("the list of sites", ASKED_MAX)?;
-                let sites: Result<_, _> = (0..count).map(|_| r.fixed().map(SiteId)).collect();
-                Self::Ask { sites: sites? }
-            }
+            4 => Self::Ask {
+                sites: read_sites(&mut r)?,
+            },
             5 => Self::Stale { known: r.number()? },
             6 => Self::Ping {
                 nonce: u64::from_be_bytes(r.fixed()?),
@@ -175,9 +185,13 @@ impl Message {
             7 => Self::Pong {
                 nonce: u64::from_be_bytes(r.fixed()?),
                 revision: r.number()?,
+                uptime_s: r.number()?,
             },
             8 => Self::Fetch { since: r.number()? },
             9 => Self::Frame(Frame::read(&mut r)?),
+            10 => Self::Missed {
+                sites: read_sites(&mut r)?,
+            },
             value => {
                 return Err(DecodeError::Unknown {
                     what: "the message",
@@ -188,6 +202,18 @@ impl Message {
         r.finish()?;
         Ok(message)
     }
+}
+
+fn write_sites(w: &mut Writer, sites: &[SiteId]) {
+    w.number(sites.len() as u64);
+    for site in sites {
+        w.fixed(&site.0);
+    }
+}
+
+fn read_sites(r: &mut Reader<'_>) -> Result<Vec<SiteId>, DecodeError> {
+    let count = r.count("the list of sites", ASKED_MAX)?;
+    (0..count).map(|_| r.fixed().map(SiteId)).collect()
 }
 
 impl Frame {
@@ -305,9 +331,16 @@ mod tests {
             prop::collection::vec(any::<[u8; 16]>(), 0..5).prop_map(|ids| Message::Ask {
                 sites: ids.into_iter().map(SiteId).collect(),
             }),
+            prop::collection::vec(any::<[u8; 16]>(), 0..5).prop_map(|ids| Message::Missed {
+                sites: ids.into_iter().map(SiteId).collect(),
+            }),
             any::<u64>().prop_map(|known| Message::Stale { known }),
             any::<(u64, u64)>().prop_map(|(nonce, revision)| Message::Ping { nonce, revision }),
-            any::<(u64, u64)>().prop_map(|(nonce, revision)| Message::Pong { nonce, revision }),
+            any::<(u64, u64, u64)>().prop_map(|(nonce, revision, uptime_s)| Message::Pong {
+                nonce,
+                revision,
+                uptime_s
+            }),
             any::<u64>().prop_map(|since| Message::Fetch { since }),
             frame().prop_map(Message::Frame),
         ]
@@ -320,7 +353,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_read_has_one_form(mut bytes in prop::collection::vec(any::<u8>(), 1..60), kind in 0u8..11) {
+        fn what_is_read_has_one_form(mut bytes in prop::collection::vec(any::<u8>(), 1..60), kind in 0u8..12) {
             bytes[0] = kind;
             if let Ok(message) = Message::decode(&bytes) {
                 prop_assert_eq!(message.encode(), bytes);

@@ -28,6 +28,12 @@ const COMMANDS_MAX: usize = 256;
 const INCOMING_MAX: usize = 256;
 /// Envelopes taken in before what follows from them goes out.
 const BATCH: usize = 64;
+/// How long a changed view waits for further changes, for each site in it: to make one of a
+/// thousand sites for each of a thousand answers would take all there is.
+const SHOW_PAUSE: Duration = Duration::from_micros(50);
+/// How long certificates of others wait for further ones before they are written down. What is
+/// lost of them is asked for again.
+const REMEMBER_PAUSE: Duration = Duration::from_secs(1);
 
 /// A site's place in the lattice.
 #[derive(Clone, Debug)]
@@ -182,6 +188,9 @@ impl Lattice {
             view: view_sender,
             incoming,
             started,
+            shown: started,
+            show_at: None,
+            save_at: None,
         };
         scope.spawn(task.run(scope.token().clone()));
         let lattice = Self {
@@ -462,6 +471,12 @@ struct Task {
     view: watch::Sender<Arc<View>>,
     incoming: mpsc::Sender<Incoming>,
     started: Instant,
+    /// When the view was last made.
+    shown: Instant,
+    /// When a changed one is to be made.
+    show_at: Option<Instant>,
+    /// When the file is to be written again.
+    save_at: Option<Instant>,
 }
 
 impl Task {
@@ -469,10 +484,12 @@ impl Task {
         let dirty = self.member.dirty();
         self.link.subjects.send_replace(self.member.subjects());
         loop {
-            let next = self.member.next(self.started.elapsed());
+            let next = self.member.next().map(|at| self.started + at);
+            let next = [next, self.show_at, self.save_at];
+            let next = next.into_iter().flatten().min();
             let sleep = async {
                 match next {
-                    Some(at) => tokio::time::sleep_until(self.started + at).await,
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -497,6 +514,9 @@ impl Task {
         }
         let outputs = self.step(Input::Leave);
         self.act(outputs);
+        if self.save_at.is_some() {
+            self.save();
+        }
     }
 
     fn step(&mut self, input: Input) -> Vec<Output> {
@@ -541,7 +561,7 @@ impl Task {
     }
 
     fn act(&mut self, outputs: Vec<Output>) {
-        let (mut changed, mut save) = (false, false);
+        let (mut changed, mut save, mut remember) = (false, false, false);
         for output in outputs {
             match output {
                 Output::Publish { subject, bytes } => {
@@ -550,26 +570,47 @@ impl Task {
                 }
                 Output::Changed => changed = true,
                 Output::Save => save = true,
+                Output::Remember => remember = true,
                 Output::Incoming(incoming) => {
                     // Full: dropping it cancels it.
                     let _ = self.incoming.try_send(incoming);
                 }
             }
         }
-        if save && let Some(path) = &self.saved {
-            // A few kilobytes, when members come and go: not worth a thread.
-            if let Err(e) = write(&self.member, path) {
-                tracing::error!(error = %e, "membership is not on disk");
-            }
-        }
-        if changed || save {
+        let now = Instant::now();
+        if changed || save || remember {
             let subjects = self.member.subjects();
             self.link.subjects.send_if_modified(|now| {
                 let differs = *now != subjects;
                 *now = subjects;
                 differs
             });
+            let sites = u32::try_from(self.member.known()).unwrap_or(u32::MAX);
+            let show_at = self.shown + SHOW_PAUSE * sites;
+            self.show_at.get_or_insert(show_at);
+        }
+        if save {
+            self.save_at = Some(now);
+        } else if remember {
+            self.save_at.get_or_insert(now + REMEMBER_PAUSE);
+        }
+        if self.save_at.is_some_and(|at| at <= now) {
+            self.save();
+        }
+        if self.show_at.is_some_and(|at| at <= now) {
+            self.show_at = None;
+            self.shown = now;
             self.view.send_replace(Arc::new(self.member.view()));
+        }
+    }
+
+    fn save(&mut self) {
+        self.save_at = None;
+        if let Some(path) = &self.saved
+            // A few kilobytes, when members come and go: not worth a thread.
+            && let Err(e) = write(&self.member, path)
+        {
+            tracing::error!(error = %e, "membership is not on disk");
         }
     }
 }

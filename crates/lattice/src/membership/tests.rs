@@ -1,12 +1,24 @@
 //! One member's view of another, second by second.
 
+use super::peer::{FETCH_AGAIN, MEASURED_MIN};
 use super::*;
 use expect_test::{Expect, expect};
+use std::collections::BTreeSet;
 
+const OWN: SiteId = SiteId([1; 16]);
 const OTHER: SiteId = SiteId([7; 16]);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
+}
+
+/// The answer of a site that has started at the same time.
+fn pong(now: Duration, nonce: u64) -> Message {
+    Message::Pong {
+        nonce,
+        revision: 0,
+        uptime_s: now.as_secs(),
+    }
 }
 
 /// A member whose link is up and who has just heard of another.
@@ -19,7 +31,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let mut case = Self {
-            membership: Membership::new(Timing::default(), Entropy::seeded(1)),
+            membership: Membership::new(OWN, Timing::default(), Entropy::seeded(1)),
             now: Duration::ZERO,
             log: String::new(),
         };
@@ -69,7 +81,7 @@ impl Case {
         let mut pings = 0;
         let mut answers: Vec<(Duration, u64)> = Vec::new();
         loop {
-            let timer = self.membership.next(self.now);
+            let timer = self.membership.next();
             let answer = answers.iter().map(|a| a.0).min();
             let at = timer
                 .into_iter()
@@ -84,7 +96,7 @@ impl Case {
             let mut effects = Vec::new();
             if let Some(i) = answers.iter().position(|a| a.0 <= self.now) {
                 let (_, nonce) = answers.remove(i);
-                effects.extend(self.hear(1, Message::Pong { nonce, revision: 0 }));
+                effects.extend(self.hear(1, pong(self.now, nonce)));
             }
             effects.extend(self.event(Event::Tick));
             for effect in effects {
@@ -213,13 +225,7 @@ fn what_was_recorded_makes_nobody_alive() {
     // Beats of an attacker's, or of a site that hears nothing: nobody answers.
     for i in 0..60 {
         case.beat(1);
-        case.hear(
-            1,
-            Message::Pong {
-                nonce: i,
-                revision: 0,
-            },
-        );
+        case.hear(1, pong(case.now, i));
         case.pass(ms(121_000 + i * 500), None);
         assert_ne!(case.state(), Some(SiteState::Alive));
     }
@@ -242,6 +248,24 @@ fn a_beat_that_was_held_back_is_no_sign_of_life() {
         65.000s Suspect
         68.000s Gone
     "#]]);
+}
+
+#[test]
+fn an_answer_that_was_held_back_is_no_sign_of_life() {
+    let mut case = met();
+    case.pass(ms(5000), None);
+    let asked = case.event(Event::Traffic(OTHER));
+    let nonce = asked.iter().find_map(|e| match e {
+        Effect::Send {
+            message: Message::Ping { nonce, .. },
+            ..
+        } => Some(*nonce),
+        _ => None,
+    });
+    case.pass(ms(17_000), None);
+    assert_eq!(case.state(), Some(SiteState::Gone));
+    case.hear(1, pong(case.now, nonce.unwrap_or_default()));
+    assert_eq!(case.state(), Some(SiteState::Suspect));
 }
 
 #[test]
@@ -293,17 +317,262 @@ fn state_is_fetched_when_a_beat_tells_of_more() {
     assert_eq!(case.membership.peers()[&OTHER].copy.entries().len(), 1);
 }
 
-#[test]
-fn an_idle_day_is_cheap() {
-    let mut membership = Membership::new(Timing::default(), Entropy::seeded(1));
+/// Bytes of one message on the wire, with NATS' own line, TLS, TCP and IP; and of the
+/// acknowledgement of what came in without an answer.
+const BEAT_BYTES: u64 = 220;
+const PING_BYTES: u64 = 210;
+const ACK_BYTES: u64 = 52;
+/// NATS is pinged every 30 s, and its answer acknowledged.
+const NATS_BYTES: u64 = 2880 * (80 + ACK_BYTES);
+
+/// Parts of a day, of which one is looked at.
+const PARTS: u64 = 4;
+
+/// What one idle site sends in a day, in bytes, and how many heartbeats it hears: a lattice of
+/// sites that have met long ago.
+fn idle_day(others: u16) -> (u64, u64) {
+    let id = |i: u16| {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&i.to_be_bytes());
+        SiteId(id)
+    };
+    let own = id(others / 2);
+    let mut membership = Membership::new(own, Timing::default(), Entropy::seeded(1));
+    let mut entropy = Entropy::seeded(2);
     membership.step(Duration::ZERO, Event::Link(true));
-    let (mut now, mut beats) = (Duration::ZERO, 0u32);
-    while now < Duration::from_secs(86_400) {
-        now = membership.next(now).unwrap();
-        beats += membership.step(now, Event::Tick).len() as u32;
+    let peers: Vec<SiteId> = (0..=others).map(id).filter(|i| *i != own).collect();
+    let mut answers: Vec<(Duration, SiteId, u64)> = Vec::new();
+    let between = if others > 3 {
+        HEARD_EVERY * u32::from(others)
+    } else {
+        membership.timing.beat
+    };
+    let mut beats: BTreeMap<(Duration, SiteId), ()> = BTreeMap::new();
+    for site in &peers {
+        membership.step(Duration::ZERO, Event::Known(*site));
+        let at = Duration::from_millis(entropy.below(between.as_millis() as u64));
+        beats.insert((at, *site), ());
+        // All have met before the day begins.
+        let hello = Message::Beat {
+            revision: 0,
+            uptime_s: 0,
+        };
+        let heard = |message| Event::Heard {
+            from: *site,
+            incarnation: 1,
+            message: Some(message),
+        };
+        membership.step(Duration::ZERO, heard(hello));
     }
-    // With NATS' own line, TLS, TCP and IP a beat is about 220 bytes, and NATS pings every
-    // 30 s with 80 bytes and answers as often.
-    let bytes = beats * 220 + 2 * 2880 * 80;
-    assert!(bytes < 2_000_000, "{beats} beats, {bytes} bytes");
+    let (mut sent, mut heard, mut asked) = (NATS_BYTES / PARTS, 0, Duration::ZERO);
+    let start = Duration::from_secs(3600);
+    let end = start + Duration::from_secs(86_400 / PARTS);
+    let mut now = Duration::ZERO;
+    loop {
+        let timers = [
+            membership.next(),
+            answers.iter().map(|a| a.0).min(),
+            beats.first_key_value().map(|((at, _), ())| *at),
+            (others > 3).then_some(asked),
+        ];
+        now = now.max(timers.into_iter().flatten().min().unwrap());
+        if now >= end {
+            return (sent * PARTS, heard * PARTS);
+        }
+        let counted = now >= start;
+        let event = |from, message| Event::Heard {
+            from,
+            incarnation: 1,
+            message: Some(message),
+        };
+        let mut effects = Vec::new();
+        if let Some(i) = answers.iter().position(|a| a.0 <= now) {
+            let (_, from, nonce) = answers.swap_remove(i);
+            effects.extend(membership.step(now, event(from, pong(now, nonce))));
+            sent += if counted { ACK_BYTES } else { 0 };
+        } else if let Some(((at, from), ())) = beats.first_key_value().map(|(k, v)| (*k, *v))
+            && at <= now
+        {
+            beats.remove(&(at, from));
+            beats.insert((at + between, from), ());
+            let uptime_s = now.as_secs();
+            let beat = Message::Beat {
+                revision: 0,
+                uptime_s,
+            };
+            effects.extend(membership.step(now, event(from, beat)));
+            heard += u64::from(counted);
+            sent += if counted { ACK_BYTES } else { 0 };
+        } else if others > 3 && asked <= now {
+            // The site before it in the circle looks after it.
+            asked = now + membership.timing.look;
+            let ping = Message::Ping {
+                nonce: 1,
+                revision: 0,
+            };
+            let before = peers[usize::from(others / 2) - 1];
+            effects.extend(membership.step(now, event(before, ping)));
+        }
+        effects.extend(membership.step(now, Event::Tick));
+        for effect in effects {
+            let bytes = match effect {
+                Effect::Send { site, message } => {
+                    if let Message::Ping { nonce, .. } = message {
+                        answers.push((now + ms(30), site, nonce));
+                    }
+                    PING_BYTES
+                }
+                Effect::Changed => 0,
+                Effect::Broadcast { .. } | Effect::Tell { .. } => BEAT_BYTES,
+            };
+            sent += if counted { bytes } else { 0 };
+        }
+    }
+}
+
+#[test]
+fn an_idle_day_is_cheap_in_a_lattice_of_any_size() {
+    let mut text = String::new();
+    for sites in [3, 4, 5, 10, 100, 1000] {
+        let (sent, heard) = idle_day(sites - 1);
+        assert!(sent < 2_000_000, "{sites} sites: {sent} bytes");
+        // As much is heard of a thousand as of four.
+        assert!(heard < 13_000, "{sites} sites: {heard} heartbeats");
+        text += &format!("{sites} sites: {} kB, hears {heard}\n", sent / 1000);
+    }
+    expect![[r#"
+        3 sites: 1651 kB, hears 7856
+        4 sites: 1857 kB, hears 11784
+        5 sites: 1830 kB, hears 7200
+        10 sites: 1610 kB, hears 7200
+        100 sites: 1449 kB, hears 7180
+        1000 sites: 1431 kB, hears 7096
+    "#]]
+    .assert_eq(&text);
+}
+
+/// A member in a circle of twelve that all live.
+fn circle() -> (Membership, Vec<SiteId>) {
+    let sites: Vec<SiteId> = (2..13).map(|i| SiteId([i; 16])).collect();
+    let mut membership = Membership::new(OWN, Timing::default(), Entropy::seeded(1));
+    membership.step(Duration::ZERO, Event::Link(true));
+    for site in &sites {
+        membership.step(Duration::ZERO, Event::Known(*site));
+        let beat = Message::Beat {
+            revision: 0,
+            uptime_s: 0,
+        };
+        heard(&mut membership, Duration::ZERO, *site, beat);
+    }
+    live(&mut membership, Duration::ZERO, ms(3000), &[]);
+    let alive = |s: &SiteId| membership.peers()[s].state == SiteState::Alive;
+    assert!(sites.iter().all(alive));
+    (membership, sites)
+}
+
+fn heard(m: &mut Membership, now: Duration, from: SiteId, message: Message) -> Vec<Effect> {
+    let message = Some(message);
+    let incarnation = 1;
+    m.step(
+        now,
+        Event::Heard {
+            from,
+            incarnation,
+            message,
+        },
+    )
+}
+
+/// Lets time pass; all but the dead answer at once. What was said but for pings.
+fn live(m: &mut Membership, from: Duration, until: Duration, dead: &[SiteId]) -> Vec<Effect> {
+    let (mut now, mut said) = (from, Vec::new());
+    while let Some(at) = m.next().filter(|at| *at <= until) {
+        now = now.max(at);
+        let mut effects = m.step(now, Event::Tick);
+        while let Some(effect) = effects.pop() {
+            match effect {
+                Effect::Send {
+                    site,
+                    message: Message::Ping { nonce, .. },
+                } => {
+                    if !dead.contains(&site) {
+                        effects.extend(heard(m, now, site, pong(now, nonce)));
+                    }
+                }
+                effect => said.push(effect),
+            }
+        }
+    }
+    said
+}
+
+fn missed(effects: &[Effect]) -> Vec<SiteId> {
+    let broadcast = effects.iter().filter_map(|e| match e {
+        Effect::Broadcast {
+            message: Message::Missed { sites },
+            ..
+        } => Some(sites.clone()),
+        _ => None,
+    });
+    broadcast.flatten().collect()
+}
+
+#[test]
+fn who_dies_is_missed_by_the_one_before_it_in_the_circle() {
+    let (mut m, sites) = circle();
+    // The next two and one further on are dead: the first is found, and then the second.
+    let dead = [sites[0], sites[1], sites[5]];
+    let said = live(&mut m, ms(3000), ms(86_000), &dead);
+    // They are told twice, in case that somebody has not heard.
+    let told: BTreeSet<_> = missed(&said).into_iter().collect();
+    assert_eq!(told, BTreeSet::from([sites[0], sites[1]]));
+    assert_eq!(m.peers()[&sites[0]].state, SiteState::Gone);
+    assert_eq!(m.peers()[&sites[5]].state, SiteState::Alive);
+    // They are looked for as long as they are away, and told when they are back.
+    live(&mut m, ms(86_000), ms(400_000), &dead);
+    let said = live(&mut m, ms(400_000), ms(465_000), &dead[2..]);
+    let told = said.iter().filter(|e| {
+        matches!(e, Effect::Tell { site, message: Message::Missed { .. } } if dead[..2].contains(site))
+    });
+    assert_eq!(told.count(), 2, "{said:?}");
+}
+
+#[test]
+fn who_is_missed_is_asked_before_it_is_believed() {
+    let (mut m, sites) = circle();
+    let (dead, lives) = (sites[5], sites[6]);
+    live(&mut m, ms(3000), ms(31_000), &[dead]);
+    let rumour = || Message::Missed {
+        sites: vec![dead, lives, OWN],
+    };
+    let said = heard(&mut m, ms(31_000), sites[9], rumour());
+    let beats = |said: &[Effect]| {
+        let beat = |e: &&Effect| {
+            matches!(
+                e,
+                Effect::Broadcast {
+                    message: Message::Beat { .. },
+                    ..
+                }
+            )
+        };
+        said.iter().filter(beat).count()
+    };
+    // Missed itself, it says that it is here; once.
+    assert_eq!(beats(&said), 1);
+    assert_eq!(beats(&heard(&mut m, ms(32_000), sites[9], rumour())), 0);
+    let said = live(&mut m, ms(32_000), ms(38_000), &[dead]);
+    assert_eq!(m.peers()[&dead].state, SiteState::Gone);
+    assert_eq!(m.peers()[&lives].state, SiteState::Alive);
+    // Only who looks after a site tells that it is gone.
+    assert_eq!(missed(&said), []);
+    // After a false word no further one is believed for a while.
+    let again = |said: Vec<Effect>| {
+        said.iter()
+            .any(|e| matches!(e, Effect::Send { site, .. } if *site == lives))
+    };
+    let now = ms(40_000);
+    let mut said = heard(&mut m, now, sites[9], rumour());
+    said.extend(m.step(now + ms(100), Event::Tick));
+    assert!(!again(said));
 }
