@@ -12,6 +12,8 @@
     reason = "a program that prints; its harness has more than it needs"
 )]
 
+#[path = "groups/fleet.rs"]
+mod fleet;
 #[path = "../../salp/tests/it/harness.rs"]
 mod harness;
 #[path = "../../salp/tests/it/nats.rs"]
@@ -44,13 +46,14 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 7] = [
+    let runs: [(&str, Run); 8] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
         ("api", api),
         ("wake", wake),
         ("sites", sites::run),
+        ("fleet", fleet::run),
         ("density", density),
     ];
     for (name, run) in runs {

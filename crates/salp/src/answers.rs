@@ -17,6 +17,7 @@ pub fn start(
     settings: &LatticeSettings,
     layout: &Layout,
     client: kube::Client,
+    informers: client::Informers,
     stack: &mut Stack,
 ) -> Result<()> {
     let path = layout.fleet_socket();
@@ -28,6 +29,7 @@ pub fn start(
     let scope = Scope::new();
     let config = answers::Config {
         client,
+        informers,
         answered: settings.answered.clone(),
     };
     answers::serve(listener, config, &scope);

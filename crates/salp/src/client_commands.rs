@@ -3,7 +3,7 @@
 use crate::api_access::{self, block_on, connect};
 use crate::cli::{DataDir, Format, Target};
 use crate::config::{self, Layout};
-use crate::fleet::{self, SiteArgs};
+use crate::fleet::{self, Member, SiteArgs, Unknown};
 use crate::output;
 use crate::readings::{self, Process, Which};
 use anyhow::{Context as _, Result, bail};
@@ -53,7 +53,7 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
             return fleet_processes(&args).await;
         }
         let access = connect(&args.target).await?;
-        site_processes(&access, &args).await
+        site_processes(&access, &which(&args, &access.namespace)).await
     })?;
     match args.output {
         Some(Format::Json) => {
@@ -82,36 +82,34 @@ pub fn ps(args: PsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The pods of one site.
-async fn site_processes(access: &api_access::Access, args: &PsArgs) -> Result<Vec<Process>> {
-    let which = Which {
-        namespace: (!args.all_namespaces).then(|| {
-            args.namespace
-                .clone()
-                .unwrap_or_else(|| access.namespace.clone())
-        }),
+/// Which pods, at a site whose namespace by default is this.
+fn which(args: &PsArgs, namespace: &str) -> Which {
+    let named = || {
+        args.namespace
+            .clone()
+            .unwrap_or_else(|| namespace.to_owned())
+    };
+    Which {
+        namespace: (!args.all_namespaces).then(named),
         label_selector: args.selector.clone(),
         field_selector: args.field_selector.clone(),
-    };
-    let first = readings::sample(access, &which).await?;
+    }
+}
+
+/// The pods of one site, by its API.
+async fn site_processes(access: &api_access::Access, which: &Which) -> Result<Vec<Process>> {
+    let first = readings::sample(access, which).await?;
     tokio::time::sleep(SAMPLE_EVERY).await;
-    let second = readings::sample(access, &which).await?;
+    let second = readings::sample(access, which).await?;
     Ok(readings::processes(Some(&first), &second))
 }
 
 /// The pods of all sites that are asked and answer in time; the others are named.
 async fn fleet_processes(args: &PsArgs) -> Result<Vec<Process>> {
-    let within = args.fleet.within()? + SAMPLE_EVERY;
+    let within = args.fleet.within()?;
     let members = args.fleet.members(&args.target).await?;
     let asked = members.into_iter().map(|member| async move {
-        let list = match &member.access {
-            Ok(access) => {
-                let list = tokio::time::timeout(within, site_processes(access, args)).await;
-                list.map_err(|_| format!("no answer within {within:?}"))
-                    .and_then(|list| list.map_err(|e| format!("{e:#}")))
-            }
-            Err(why) => Err(why.clone()),
-        };
+        let list = member_processes(&member, args, within).await;
         (member.name, list)
     });
     let mut all = Vec::new();
@@ -121,10 +119,30 @@ async fn fleet_processes(args: &PsArgs) -> Result<Vec<Process>> {
                 site: Some(site.clone()),
                 ..p
             })),
-            Err(why) => output::note(format!("site {site} is silent: {why}")),
+            Err(Unknown::Silent(why)) => output::note(format!("site {site} is silent: {why}")),
+            Err(Unknown::Said(text)) => output::note(format!("site {site}: {text}")),
         }
     }
     Ok(all)
+}
+
+async fn member_processes(
+    member: &Member,
+    args: &PsArgs,
+    within: Duration,
+) -> Result<Vec<Process>, Unknown> {
+    let access = member
+        .access
+        .as_ref()
+        .map_err(|e| Unknown::Silent(e.clone()))?;
+    let which = which(args, &access.namespace);
+    if let Some(list) = member.processes(&which, within).await? {
+        return Ok(list.processes);
+    }
+    let within = within + SAMPLE_EVERY;
+    let list = tokio::time::timeout(within, site_processes(access, &which)).await;
+    list.map_err(|_| Unknown::Silent(format!("no answer within {within:?}")))?
+        .map_err(|e| Unknown::Silent(format!("{e:#}")))
 }
 
 fn print_processes(list: &[Process], args: &PsArgs) {
@@ -146,9 +164,9 @@ fn print_processes(list: &[Process], args: &PsArgs) {
         .map(|p| row(p, args.all_namespaces, wide))
         .collect();
     let skip = usize::from(args.no_headers);
-    for line in output::table_lines(&head, &rows).into_iter().skip(skip) {
-        output::line(line);
-    }
+    // Thousands of lines are one write.
+    let lines = output::table_lines(&head, &rows);
+    output::line(lines[skip.min(lines.len())..].join("\n"));
 }
 
 /// The cells of one pod, as `ps` and `top` show them.

@@ -1,16 +1,22 @@
-//! Other sites, for the commands: which there are, and a client of each, whose requests go
-//! through the running site's socket and the lattice. Only what `sites::fleet` lets others
-//! ask can be read so.
+//! Other sites, for the commands: which there are, what runs there, and a client of each,
+//! whose requests go through the running site's socket and the lattice. Only what
+//! `sites::fleet` lets others ask can be read so.
 
 use crate::api_access::{Access, connect, kubeconfig_path};
 use crate::cli::Target;
+use crate::config::Layout;
+use crate::readings::Which;
 use crate::sites::{Answer, Listing, Question};
+use ::sites::fleet::processes::Processes;
+use ::sites::fleet::{parse_head, wire};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::{Request, Response, Uri, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use kube::client::Body;
+use serde_json::Value;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -43,6 +49,126 @@ pub struct Member {
     pub name: String,
     /// How to ask it, or why it can't be asked.
     pub access: Result<Access, String>,
+    way: Way,
+}
+
+/// Where a site's list of processes is asked for.
+#[derive(Clone, Debug)]
+enum Way {
+    /// It is this one: at its own socket.
+    Here(PathBuf),
+    /// By this site's.
+    There(PathBuf),
+}
+
+/// Why nothing is known of a site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// It does not answer.
+    Silent(String),
+    /// What it answered instead.
+    Said(String),
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent(why) => write!(f, "silent: {why}"),
+            Self::Said(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Unknown {
+    fn silent(error: impl fmt::Display) -> Self {
+        Self::Silent(format!("{error:#}"))
+    }
+}
+
+impl Member {
+    /// What runs at the site; none, if it is of a version that has no such list.
+    pub async fn processes(
+        &self,
+        which: &Which,
+        within: Duration,
+    ) -> Result<Option<Processes>, Unknown> {
+        if let Err(why) = &self.access {
+            return Err(Unknown::Silent(why.clone()));
+        }
+        let asked = tokio::time::timeout(within, self.ask_processes(which, within)).await;
+        asked.unwrap_or_else(|_| Err(Unknown::Silent(format!("no answer within {within:?}"))))
+    }
+
+    async fn ask_processes(
+        &self,
+        which: &Which,
+        within: Duration,
+    ) -> Result<Option<Processes>, Unknown> {
+        let path = which.processes_path();
+        let (status, kind, rest) = match &self.way {
+            Way::Here(socket) => match ask_here(socket, &path).await {
+                Ok(answer) => answer,
+                // The running site is older than this command.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Unknown::silent(error)),
+            },
+            Way::There(socket) => {
+                let question = Question::Ask {
+                    site: self.name.clone(),
+                    path,
+                    milliseconds: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+                };
+                let answer = ask(socket, &question).await;
+                match answer.map_err(Unknown::silent)? {
+                    (Answer::Said { status, kind }, rest) => (status, kind, rest),
+                    (Answer::Refused(why), _) => return Err(Unknown::Silent(why)),
+                    _ => return Err(Unknown::silent("the running site answers something else")),
+                }
+            }
+        };
+        let mut body = Vec::new();
+        let read = rest.take(wire::LIST_MAX).read_to_end(&mut body).await;
+        read.map_err(Unknown::silent)?;
+        told(status, &kind, &body)
+    }
+}
+
+/// Reads an answer to the question for processes.
+fn told(status: u16, kind: &str, body: &[u8]) -> Result<Option<Processes>, Unknown> {
+    if status == 200 && kind == wire::KIND {
+        let list = wire::decode(body);
+        let list = list.map_err(|e| Unknown::Silent(format!("read its answer: {e}")))?;
+        return Ok(Some(list));
+    }
+    if let Ok(said) = serde_json::from_slice::<Value>(body)
+        && let Some(message) = said["message"].as_str()
+    {
+        return Err(Unknown::Said(message.to_owned()));
+    }
+    // Who knows no such question says in a plain text that it may not be asked.
+    if matches!(status, 403 | 404) {
+        return Ok(None);
+    }
+    Err(Unknown::Silent(
+        String::from_utf8_lossy(body).trim().to_owned(),
+    ))
+}
+
+/// Asks this site in its owner's name; status, content type, and the body yet to be read.
+async fn ask_here(
+    socket: &Path,
+    path: &str,
+) -> std::io::Result<(u16, String, BufReader<UnixStream>)> {
+    let connection = UnixStream::connect(socket).await?;
+    let mut connection = BufReader::with_capacity(CHUNK, connection);
+    connection
+        .write_all(format!("own\n{path}\n").as_bytes())
+        .await?;
+    let mut line = String::new();
+    connection.read_line(&mut line).await?;
+    let head = parse_head(line.trim_end());
+    let (status, kind) = head.ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok((status, kind, connection))
 }
 
 impl SiteArgs {
@@ -64,14 +190,20 @@ impl SiteArgs {
 
     /// The sites, this one first.
     pub async fn members(&self, target: &Target) -> Result<Vec<Member>> {
-        let socket = socket(target)?;
+        let layout = layout(target)?;
+        let socket = layout.sites_socket();
         let local = connect(target).await?;
         let listing = match ask(&socket, &Question::List).await?.0 {
             Answer::Sites(listing) => listing,
             Answer::Refused(why) => bail!("{why}"),
             _ => bail!("list sites: the running site answers something else"),
         };
-        let members = members(listing, &socket, &local, self.within()?);
+        let members = members(
+            listing,
+            [&socket, &layout.fleet_socket()],
+            &local,
+            self.within()?,
+        );
         for name in &self.site {
             if members.iter().all(|m| m.name != *name) {
                 bail!("find site {name}: no member has this name; see `salp sites`");
@@ -96,7 +228,12 @@ pub async fn site(target: &Target, name: &str, within: Duration) -> Result<Acces
     }
 }
 
-fn members(listing: Listing, socket: &Path, local: &Access, within: Duration) -> Vec<Member> {
+fn members(
+    listing: Listing,
+    [socket, here]: [&Path; 2],
+    local: &Access,
+    within: Duration,
+) -> Vec<Member> {
     let now = jiff::Timestamp::now();
     listing
         .sites
@@ -117,16 +254,21 @@ fn members(listing: Listing, socket: &Path, local: &Access, within: Duration) ->
                 }
             };
             let name = seen.name;
-            Some(Member { name, access })
+            let way = if access.is_ok() && matches!(seen.state.as_str(), "Alive" | "Suspect") {
+                Way::There(socket.to_owned())
+            } else {
+                Way::Here(here.to_owned())
+            };
+            Some(Member { name, access, way })
         })
         .collect()
 }
 
-/// The socket of the site that a command is given to.
-fn socket(target: &Target) -> Result<PathBuf> {
+/// Where the site that a command is given to has its sockets.
+fn layout(target: &Target) -> Result<Layout> {
     let kubeconfig = kubeconfig_path(target)?;
     let root = kubeconfig.parent().unwrap_or(Path::new("."));
-    Ok(crate::config::Layout::new(root).sites_socket())
+    Ok(Layout::new(root))
 }
 
 /// Asks the running site; what follows the answer is left in the connection.
@@ -196,4 +338,30 @@ async fn forward(
         .header(header::CONTENT_TYPE, kind)
         .body(StreamBody::new(chunks).boxed_unsync())?;
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_list_a_refusal_or_of_an_older_version() {
+        let list = wire::encode(Processes::default()).unwrap();
+        assert_eq!(told(200, wire::KIND, &list), Ok(Some(Processes::default())));
+        let cut = told(200, wire::KIND, &list[..5]).unwrap_err();
+        assert!(
+            cut.to_string().starts_with("silent: read its answer"),
+            "{cut}"
+        );
+        // As sites said it that knew no list of processes.
+        let old = told(403, "text/plain", b"other sites may not ask this\n");
+        assert_eq!(old, Ok(None));
+        let refused = br#"{"kind":"Status","message":"does not answer questions","code":403}"#;
+        assert_eq!(
+            told(403, "application/json", refused),
+            Err(Unknown::Said("does not answer questions".to_owned()))
+        );
+        let down = told(503, "text/plain", b"its control plane is down\n").unwrap_err();
+        assert_eq!(down.to_string(), "silent: its control plane is down");
+    }
 }

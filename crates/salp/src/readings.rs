@@ -1,9 +1,12 @@
-//! What `salp ps` and `salp top` show: pods joined with what they use.
+//! What `salp ps` and `salp top` show, read from a site's API: pods joined with what they use.
+//! Not how other sites are asked, who make such a list themselves (`fleet`).
+
+pub use ::sites::fleet::processes::{Node, Process};
 
 use crate::api_access::Access;
+use ::sites::fleet::allowed::PROCESSES;
 use anyhow::Result;
 use api::constants::{ANNOTATION_ASLEEP_ON, ANNOTATION_ASLEEP_REPLICAS};
-use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -29,44 +32,6 @@ pub struct Sample {
     pub nodes: Vec<Node>,
 }
 
-/// A node as it is listed.
-#[derive(Clone, Debug, Serialize)]
-pub struct Node {
-    /// The site, where several are listed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub site: Option<String>,
-    pub name: String,
-    pub ready: bool,
-    pub cpu_cores: f64,
-    pub memory_bytes: u64,
-    /// Its kubelet answered.
-    pub reached: bool,
-}
-
-/// A pod as a process.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Process {
-    /// The site, where several are listed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub site: Option<String>,
-    pub namespace: String,
-    pub pod: String,
-    pub node: String,
-    pub ip: String,
-    pub image: String,
-    pub ready: String,
-    pub state: String,
-    pub restarts: u64,
-    pub age_seconds: i64,
-    /// Cores in use between two samples; `None` where unknown.
-    pub cpu_cores: Option<f64>,
-    pub memory_bytes: Option<u64>,
-    pub requests_per_second: Option<f64>,
-    pub requests: Option<u64>,
-    pub instances: Option<u64>,
-}
-
 /// Which pods.
 #[derive(Clone, Debug, Default)]
 pub struct Which {
@@ -79,6 +44,25 @@ pub struct Which {
 impl Which {
     fn pods_path(&self) -> String {
         self.path("/api/v1", "pods")
+    }
+
+    /// Where a site's own list is asked for.
+    pub fn processes_path(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        let asked = [
+            ("namespace", &self.namespace),
+            ("labelSelector", &self.label_selector),
+            ("fieldSelector", &self.field_selector),
+        ];
+        for (key, value) in asked {
+            if let Some(value) = value {
+                query.append_pair(key, value);
+            }
+        }
+        match query.finish().as_str() {
+            "" => PROCESSES.to_owned(),
+            query => format!("{PROCESSES}?{query}"),
+        }
     }
 
     fn path(&self, group: &str, resource: &str) -> String {

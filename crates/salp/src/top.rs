@@ -1,15 +1,20 @@
-//! `salp top`: a live view of nodes and pods in the terminal.
+//! `salp top`: a live view of nodes and pods in the terminal, and of a pod's log.
 //!
-//! [`watch`] waits for keys, signals and fresh readings; what is on the screen is a function
-//! of [`View`] alone, so that tests draw it without a terminal.
+//! [`watch`] waits for keys, signals, fresh readings and lines of the log; what is on the screen
+//! is a function of [`View`] alone, so that tests draw it without a terminal.
+
+mod log_view;
 
 use crate::api_access::{block_on, connect};
 use crate::cli::Target;
-use crate::fleet::SiteArgs;
+use crate::fleet::{Member, SiteArgs, Unknown};
 use crate::readings::{self, Node, Process, Sample, Which};
 use crate::{client_commands, output};
+use ::sites::fleet::processes::Processes;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use futures::StreamExt as _;
+use log_view::{Following, LogView, Wanted};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
@@ -24,6 +29,8 @@ use tokio::sync::mpsc;
 
 /// Keys that wait while a frame is drawn; the reader waits when there are more.
 const KEYS_PENDING_MAX: usize = 64;
+/// How long another site may take to begin with a log.
+const LOG_WITHIN: Duration = Duration::from_secs(5);
 /// Blank columns between two columns.
 const GAP: u16 = 2;
 /// Columns of the table, and how soon each goes when the terminal is too narrow: the highest
@@ -69,10 +76,19 @@ enum Sort {
     Name,
 }
 
+/// A pod among those of all sites.
+type Key = (Option<String>, String, String);
+
 /// What the screen shows.
 struct View {
     sort: Sort,
     selected: TableState,
+    /// What was selected by hand stays so, wherever it moves.
+    chosen: Option<Key>,
+    /// In place of the table, and whose it is.
+    log: Option<(Process, LogView)>,
+    /// In place of all.
+    help: bool,
     nodes: Vec<Node>,
     processes: Vec<Process>,
     /// Sites that did not answer, and why.
@@ -81,11 +97,13 @@ struct View {
     trouble: Option<String>,
 }
 
-/// Whether the view goes on after a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What follows a key.
+#[derive(Debug, PartialEq)]
 enum Next {
     GoOn,
     Quit,
+    /// The log of a pod's container is wanted.
+    Log(Box<Process>, usize),
 }
 
 /// `salp top`.
@@ -112,27 +130,44 @@ pub fn top(args: TopArgs) -> Result<ExitCode> {
 }
 
 /// What each site has answered; one that is alone has no name.
-type Look = Vec<(Option<String>, Result<Sample, String>)>;
+type Look = Vec<(Option<String>, Result<Seen, Unknown>)>;
+
+/// What is known of a site.
+enum Seen {
+    /// By its API: rates are found by comparing with the one before.
+    Sample(Sample),
+    /// By its own list.
+    Told(Processes),
+}
 
 /// Asks all sites that are shown, at once.
 async fn look(args: &TopArgs, which: &Which) -> Result<Look> {
     if !args.fleet.any() {
         let access = connect(&args.target).await?;
-        return Ok(vec![(None, Ok(readings::sample(&access, which).await?))]);
+        let sample = readings::sample(&access, which).await?;
+        return Ok(vec![(None, Ok(Seen::Sample(sample)))]);
     }
     let within = args.fleet.within()?;
     let members = args.fleet.members(&args.target).await?;
     let asked = members.into_iter().map(|member| async move {
-        let sample = match &member.access {
-            Ok(access) => tokio::time::timeout(within, readings::sample(access, which))
-                .await
-                .map_err(|_| format!("no answer within {within:?}"))
-                .and_then(|sample| sample.map_err(|e| format!("{e:#}"))),
-            Err(why) => Err(why.clone()),
-        };
-        (Some(member.name), sample)
+        let seen = look_at(&member, which, within).await;
+        (Some(member.name), seen)
     });
     Ok(futures::future::join_all(asked).await)
+}
+
+async fn look_at(member: &Member, which: &Which, within: Duration) -> Result<Seen, Unknown> {
+    if let Some(list) = member.processes(which, within).await? {
+        return Ok(Seen::Told(list));
+    }
+    let access = member
+        .access
+        .as_ref()
+        .map_err(|e| Unknown::Silent(e.clone()))?;
+    let sample = tokio::time::timeout(within, readings::sample(access, which)).await;
+    let sample = sample.map_err(|_| Unknown::Silent(format!("no answer within {within:?}")))?;
+    let sample = sample.map_err(|e| Unknown::Silent(format!("{e:#}")))?;
+    Ok(Seen::Sample(sample))
 }
 
 async fn watch(
@@ -147,6 +182,9 @@ async fn watch(
     let mut view = View {
         sort: Sort::Cpu,
         selected: TableState::default().with_selected(0),
+        chosen: None,
+        log: None,
+        help: false,
         nodes: Vec::new(),
         processes: Vec::new(),
         silent: Vec::new(),
@@ -161,21 +199,40 @@ async fn watch(
     };
     let next = again();
     tokio::pin!(next);
+    let mut following: Option<Following> = None;
     loop {
         view.sort();
         terminal
             .draw(|frame| draw(frame, &mut view))
             .context("draw")?;
+        let heard = async {
+            match &mut following {
+                Some(lines) => lines.next().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             event = keys.recv() => match event {
-                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
-                    if view.press(key) == Next::Quit {
-                        return Ok(());
+                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => match view.press(key) {
+                    Next::Quit => return Ok(()),
+                    Next::Log(of, container) => {
+                        following = Some(log_view::follow(&args.target, &of, container, LOG_WITHIN));
+                        view.log = Some((*of.clone(), LogView::new(&of, container)));
                     }
-                }
+                    Next::GoOn if view.log.is_none() => following = None,
+                    Next::GoOn => {}
+                },
                 Some(_) => {}
                 None => bail!("read keys: the terminal is gone"),
             },
+            heard = heard => {
+                if heard.is_none() {
+                    following = None;
+                }
+                if let Some((_, log)) = &mut view.log {
+                    log.take(heard);
+                }
+            }
             sample = &mut next => {
                 match sample {
                     Ok(look) => view.take(look, &mut last),
@@ -212,43 +269,81 @@ impl View {
         self.nodes.clear();
         self.processes.clear();
         self.silent.clear();
-        for (site, sample) in look {
-            let sample = match sample {
-                Ok(sample) => sample,
+        for (site, seen) in look {
+            let (processes, nodes) = match seen {
+                Ok(Seen::Told(list)) => (list.processes, list.nodes),
+                Ok(Seen::Sample(sample)) => {
+                    let processes = readings::processes(last.get(&site), &sample);
+                    let nodes = sample.nodes.clone();
+                    last.insert(site.clone(), sample);
+                    (processes, nodes)
+                }
                 Err(why) => {
-                    self.silent.push((site.unwrap_or_default(), why));
+                    self.silent
+                        .push((site.unwrap_or_default(), why.to_string()));
                     continue;
                 }
             };
-            let processes = readings::processes(last.get(&site), &sample);
             let named = processes.into_iter().map(|p| Process {
                 site: site.clone(),
                 ..p
             });
             self.processes.extend(named);
-            let nodes = sample.nodes.iter().map(|node| Node {
+            let nodes = nodes.into_iter().map(|node| Node {
                 site: site.clone(),
-                ..node.clone()
+                ..node
             });
             self.nodes.extend(nodes);
-            last.insert(site, sample);
         }
     }
 
     fn press(&mut self, key: KeyEvent) -> Next {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        if control && key.code == KeyCode::Char('c') {
+            return Next::Quit;
+        }
+        if std::mem::take(&mut self.help) {
+            return Next::GoOn;
+        }
+        if key.code == KeyCode::Char('?') {
+            self.help = true;
+            return Next::GoOn;
+        }
+        if let Some((of, log)) = &mut self.log {
+            match log.press(key.code) {
+                Wanted::Nothing => {}
+                Wanted::Back => self.log = None,
+                Wanted::Container(n) => return Next::Log(Box::new(of.clone()), n),
+            }
+            return Next::GoOn;
+        }
         match key.code {
             KeyCode::Char('q') | KeyCode::Esc => return Next::Quit,
-            KeyCode::Char('c') if control => return Next::Quit,
             KeyCode::Char('c') => self.sort = Sort::Cpu,
             KeyCode::Char('m') => self.sort = Sort::Memory,
             KeyCode::Char('r') => self.sort = Sort::Requests,
             KeyCode::Char('n') => self.sort = Sort::Name,
-            KeyCode::Down | KeyCode::Char('j') => self.selected.select_next(),
-            KeyCode::Up | KeyCode::Char('k') => self.selected.select_previous(),
+            KeyCode::Down | KeyCode::Char('j') => {
+                self.selected.select_next();
+                self.chosen = self.selected().map(key_of);
+            }
+            KeyCode::Up | KeyCode::Char('k') => {
+                self.selected.select_previous();
+                self.chosen = self.selected().map(key_of);
+            }
+            KeyCode::Enter | KeyCode::Char('l') => {
+                if let Some(pod) = self.selected() {
+                    return Next::Log(Box::new(pod.clone()), 0);
+                }
+            }
             _ => {}
         }
         Next::GoOn
+    }
+
+    fn selected(&self) -> Option<&Process> {
+        let last = self.processes.len().checked_sub(1)?;
+        self.processes.get(self.selected.selected()?.min(last))
     }
 
     fn sort(&mut self) {
@@ -261,7 +356,16 @@ impl View {
             Sort::Memory => sort_down(list, |p| p.memory_bytes.unwrap_or(0) as f64),
             Sort::Requests => sort_down(list, |p| p.requests_per_second.unwrap_or(0.0)),
         }
+        if let Some(key) = &self.chosen
+            && let Some(at) = self.processes.iter().position(|p| key_of(p) == *key)
+        {
+            self.selected.select(Some(at));
+        }
     }
+}
+
+fn key_of(p: &Process) -> Key {
+    (p.site.clone(), p.namespace.clone(), p.pod.clone())
 }
 
 fn sort_down(list: &mut [Process], key: impl Fn(&Process) -> f64) {
@@ -272,7 +376,27 @@ fn sort_down(list: &mut [Process], key: impl Fn(&Process) -> f64) {
     });
 }
 
+/// What `?` shows.
+const HELP: [&str; 7] = [
+    "↑ ↓, k j     select a pod",
+    "Enter, l     its log: scroll with ↑ ↓ PgUp PgDn g G, leave with q",
+    "c m r n      sort by cpu, memory, requests a second, name",
+    "?            this",
+    "q, Esc       quit; so does Ctrl-C, anywhere",
+    "",
+    "any key goes back",
+];
+
 fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
+    if view.help {
+        let lines: Vec<Line<'_>> = HELP.iter().map(|text| Line::from(*text)).collect();
+        frame.render_widget(ratatui::widgets::Paragraph::new(lines), frame.area());
+        return;
+    }
+    if let Some((_, log)) = &mut view.log {
+        log.draw(frame);
+        return;
+    }
     let heading = u16::try_from(view.nodes.len() + view.silent.len())
         .unwrap_or(u16::MAX)
         .saturating_add(2)
@@ -314,7 +438,7 @@ fn draw(frame: &mut ratatui::Frame<'_>, view: &mut View) {
 
     let foot = match &view.trouble {
         Some(trouble) => trouble.clone(),
-        None => "q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select".to_owned(),
+        None => "q quit   ? keys   Enter log   sort: c cpu  m memory  r req/s  n name".to_owned(),
     };
     frame.render_widget(Line::from(foot), bottom);
 }
@@ -350,7 +474,7 @@ fn summary(view: &View) -> Vec<Line<'static>> {
         )));
     }
     for (site, why) in &view.silent {
-        lines.push(Line::from(format!("{site}   silent: {why}")));
+        lines.push(Line::from(format!("{site}   {why}")));
     }
     lines
 }
@@ -430,6 +554,9 @@ mod tests {
         View {
             sort: Sort::Cpu,
             selected: TableState::default(),
+            chosen: None,
+            log: None,
+            help: false,
             silent: Vec::new(),
             nodes: vec![Node {
                 site: None,
@@ -474,7 +601,7 @@ mod tests {
             default    hello-1  localhost:5000/hello:1  1/1    Running           0         3m12s  12m   3.0Mi   1234
             default    broken   localhost:5000/hello:1  0/1    CrashLoopBackOff  0         3m12s  -     -       -
 
-            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
+            q quit   ? keys   Enter log   sort: c cpu  m memory  r req/s  n name"#]],
         );
     }
 
@@ -492,7 +619,7 @@ mod tests {
             default    hello-1  Running           3m12s  12m   3.0Mi   1234
             default    broken   CrashLoopBackOff  3m12s  -     -       -
 
-            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
+            q quit   ? keys   Enter log   sort: c cpu  m memory  r req/s  n name"#]],
         );
         check(
             view(),
@@ -506,7 +633,7 @@ mod tests {
             hel  Running         12m   3.0Mi   1234
             bro  CrashLoopBackO  -     -       -
 
-            q quit   sort: c cpu  m memory  r reques"#]],
+            q quit   ? keys   Enter log   sort: c cp"#]],
         );
     }
 
@@ -518,7 +645,10 @@ mod tests {
         all.processes.retain(|p| p.pod != "broken");
         all.processes[0].site = site("shop-1");
         all.processes[1].site = site("hub");
-        all.silent = vec![("shop-2".to_owned(), "it is gone since 90s".to_owned())];
+        all.silent = vec![(
+            "shop-2".to_owned(),
+            "silent: it is gone since 90s".to_owned(),
+        )];
         check(
             all,
             90,
@@ -531,7 +661,7 @@ mod tests {
             hub     default    hello-2  1/1    Running  0         3m12s  250m  3.0Mi   7
             shop-1  default    hello-1  1/1    Running  0         3m12s  12m   3.0Mi   1234
 
-            q quit   sort: c cpu  m memory  r requests  n name   ↑↓ select"#]],
+            q quit   ? keys   Enter log   sort: c cpu  m memory  r req/s  n name"#]],
         );
     }
 
@@ -552,6 +682,49 @@ mod tests {
         assert_eq!(view.press(key('q')), Next::Quit);
         let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(view.press(control_c), Next::Quit);
+    }
+
+    #[test]
+    fn what_is_selected_stays_so_and_opens_its_log() {
+        let mut view = view();
+        let press = |view: &mut View, code| view.press(KeyEvent::new(code, KeyModifiers::NONE));
+        view.sort();
+        view.selected.select(Some(0));
+        press(&mut view, KeyCode::Down);
+        let of = |next: Next| match next {
+            Next::Log(of, container) => (of.pod, container),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            of(press(&mut view, KeyCode::Enter)),
+            ("hello-1".to_owned(), 0)
+        );
+        press(&mut view, KeyCode::Char('r'));
+        view.sort();
+        assert_eq!(view.selected.selected(), Some(0));
+        assert_eq!(of(press(&mut view, KeyCode::Char('l'))).0, "hello-1");
+
+        // In the log, `q` goes back; in the help, any key.
+        let pod = view.processes[0].clone();
+        view.log = Some((pod.clone(), LogView::new(&pod, 0)));
+        assert_eq!(press(&mut view, KeyCode::Char('?')), Next::GoOn);
+        check_first_line(&mut view, "↑ ↓, k j     select a pod");
+        assert_eq!(press(&mut view, KeyCode::Char('q')), Next::GoOn);
+        check_first_line(&mut view, "log of default/hello-1");
+        assert_eq!(press(&mut view, KeyCode::Char('q')), Next::GoOn);
+        check_first_line(
+            &mut view,
+            "3 pods   262m cpu   6.0Mi memory   1241 requests/s",
+        );
+        assert_eq!(press(&mut view, KeyCode::Char('q')), Next::Quit);
+    }
+
+    fn check_first_line(view: &mut View, want: &str) {
+        let mut terminal = ratatui::Terminal::new(TestBackend::new(70, 9)).unwrap();
+        terminal.draw(|frame| draw(frame, view)).unwrap();
+        let screen = terminal.backend().to_string();
+        let first = screen.lines().next().unwrap_or_default();
+        assert_eq!(first.trim_matches('"').trim_end(), want);
     }
 
     #[test]

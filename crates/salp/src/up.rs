@@ -285,7 +285,7 @@ async fn start(
             server.service("system:salp-fleet", &[]),
             Agent("salp-fleet"),
         );
-        answers::start(settings, layout, as_fleet, stack)?;
+        answers::start(settings, layout, as_fleet, informers.clone(), stack)?;
     }
     sites::follow(config.lattice.as_ref(), layout, &informers, stack).await?;
     node_ready(&informers, &config.node_name, began).await;

@@ -10,6 +10,9 @@
 
 pub mod allowed;
 pub mod answers;
+pub mod processes;
+mod usage;
+pub mod wire;
 
 use bytes::Bytes;
 use lattice::{Incoming, SiteId, SiteStream};

@@ -286,6 +286,24 @@ fn pods_and_logs_of_all_sites_are_one_list() {
         (&"shop-1".into(), &"at-shop".into())
     );
 
+    // The same selectors as at home, and what is wrong with one is told.
+    let picked = |args: &[&str]| {
+        let all = [&["ps", "--sites", "-A", "-o", "name"], args].concat();
+        text(&hub.salp(&all))
+    };
+    assert_eq!(
+        picked(&["--field-selector", "status.phase=Succeeded"]),
+        "pod/once\n"
+    );
+    assert_eq!(picked(&["-l", "app in (at-hub)"]), "pod/at-hub\n");
+    let wrong = picked(&["--field-selector", "spec.x=1"]);
+    assert!(
+        wrong.contains("field label not supported: spec.x"),
+        "{wrong}"
+    );
+    let elsewhere = text(&hub.salp(&["ps", "--sites", "-n", "kube-system", "-o", "yaml"]));
+    assert_eq!(elsewhere.trim(), "[]");
+
     // A log as it was, and one that goes on.
     let there = shop.ok(&["logs", "once"]);
     assert!(!there.is_empty());
@@ -310,6 +328,77 @@ fn pods_and_logs_of_all_sites_are_one_list() {
     );
     let none = text(&hub.salp(&["ps", "--site", "nobody"]));
     assert!(none.contains("no member has this name"), "{none}");
+}
+
+#[test]
+fn a_site_says_how_much_it_answers() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let hub = hub(&nats, &[]);
+    let mute = shop(&nats, &hub, "mute", &["--lattice-answers", "off"]);
+    let shy = shop(&nats, &hub, "shy", &["--lattice-answers", "shown"]);
+    shy.ok(&["create", "namespace", "shown"]);
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    for (site, name, namespace) in [
+        (&mute, "of-mute", "default"),
+        (&shy, "hidden", "default"),
+        (&shy, "seen", "shown"),
+        (&hub, "of-hub", "default"),
+    ] {
+        site.ok(&["run", name, "--image", &image, "-n", namespace]);
+        site.ok(&[
+            "wait",
+            "--for=condition=Ready",
+            "pod",
+            name,
+            "-n",
+            namespace,
+            "--timeout=60s",
+        ]);
+    }
+    for site in ["mute", "shy"] {
+        sees(&hub, site, "Alive");
+    }
+    let list = text(&hub.salp(&["ps", "--sites", "-A"]));
+    for (part, shown) in [
+        ("of-hub", true),
+        ("seen", true),
+        ("hidden", false),
+        ("of-mute", false),
+        ("site mute: does not answer questions", true),
+    ] {
+        assert_eq!(list.contains(part), shown, "{part}: {list}");
+    }
+    let elsewhere = text(&hub.salp(&["ps", "--site", "shy", "-n", "default"]));
+    let only = "site shy: answers only about namespace shown";
+    assert!(elsewhere.contains(only), "{elsewhere}");
+    for pod in ["mute/default/of-mute", "shy/default/hidden"] {
+        let logs = hub.salp(&["logs", pod]);
+        assert!(!logs.status.success());
+        assert!(text(&logs).contains("answer"), "{}", text(&logs));
+    }
+    // Its owner sees all of it.
+    let own = text(&shy.salp(&["ps", "--sites", "-A"]));
+    for part in ["of-hub", "seen", "hidden"] {
+        assert!(own.contains(part), "{part}: {own}");
+    }
+
+    // Who answers has rights like anybody else, and the owner may take them away.
+    let rights = r#"[{"op": "replace", "path": "/rules", "value": []}]"#;
+    let role = [
+        "patch",
+        "clusterrole",
+        "system:salp-fleet",
+        "--type=json",
+        "-p",
+        rights,
+    ];
+    shy.ok(&role);
+    eventually("the rights are gone", || {
+        let list = text(&hub.salp(&["ps", "--site", "shy", "-n", "shown"]));
+        let refused = list.contains("site shy: does not answer questions about pods");
+        refused.then_some(()).ok_or(list)
+    });
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Commands in a real pseudo-terminal, which `script` (util-linux) makes.
 
+use crate::guests::misbehave;
 use crate::harness::{PATIENCE, Registry, Running, Site, eventually, get, repo_file, text};
+use crate::nats::Nats;
+use crate::sites;
 use std::io::{Read as _, Write as _};
 use std::num::NonZero;
 use std::process::{ChildStdin, Command, Stdio};
@@ -170,6 +173,51 @@ fn top_draws_follows_and_leaves() {
     );
     let (_, shown) = top.ended();
     assert!(shown.contains("settings are back"), "{shown}");
+}
+
+#[test]
+fn top_opens_the_log_of_a_pod_wherever_it_is() {
+    let (nats, registry) = (Nats::start(), Registry::start());
+    let hub = sites::hub(&nats, &[]);
+    let shop = sites::shop(&nats, &hub, "shop-1", &[]);
+    sites::sees(&hub, "shop-1", "Alive");
+    let at_hub = misbehave(&hub, &registry, "at-hub", "", "");
+    let at_shop = misbehave(&shop, &registry, "at-shop", "", "");
+    let says = |address: &str, text: &str| {
+        let answer = get(address, &format!("/log?text={text}")).expect("answer");
+        answer.expect_code(200).expect("200");
+    };
+    says(&at_hub, "hub-1");
+    says(&at_shop, "shop-1");
+    let mut top = Terminal::run(&hub, "$SALP top --sites --every 0.2");
+    top.wait_for(|s| s.contents().contains("at-hub") && s.contents().contains("at-shop"));
+    top.press("?");
+    let keys = top.wait_for(|s| s.contents().contains("any key goes back"));
+    assert!(keys.contains("Enter, l"), "{keys}");
+    top.press(" n");
+    top.wait_for(|s| {
+        let shown = s.contents();
+        shown.find("at-hub") < shown.find("at-shop") && shown.contains("q quit")
+    });
+    let lines = |top: &Terminal, of: &str, line: &str| {
+        top.wait_for(|s| s.contents().contains(of) && s.contents().contains(line))
+    };
+    top.press("\r");
+    lines(&top, "log of hub/default/at-hub", "hub-1");
+    // It goes on as lines come.
+    says(&at_hub, "hub-2");
+    lines(&top, "following", "hub-2");
+    top.press("q");
+    top.wait_for(|s| s.contents().contains("q quit"));
+    // The next pod is at the other site.
+    top.press("jl");
+    lines(&top, "log of shop-1/default/at-shop", "shop-1");
+    says(&at_shop, "shop-2");
+    lines(&top, "following", "shop-2");
+    top.press("\x1b");
+    top.wait_for(|s| s.contents().contains("q quit"));
+    top.press("q");
+    assert_eq!(top.ended().0, Some(0));
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! can open the socket), or `site ID`, another one. Its second is the question.
 
 use super::allowed::{self, Answered, Asked};
+use super::processes::{Lister, NotListed, Which};
+use super::wire;
+use client::Informers;
 use http::{Request, header};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
@@ -33,13 +36,24 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 pub struct Config {
     /// Asks the API server, with no more rights than other sites are to have.
     pub client: kube::Client,
+    /// The process's informers, of which lists are made.
+    pub informers: Informers,
     /// What of it other sites are told.
     pub answered: Answered,
 }
 
 /// Answers until the scope is cancelled.
 pub fn serve(listener: UnixListener, config: Config, scope: &Scope) {
-    let answers = Arc::new(Answers { config });
+    let Config {
+        client,
+        informers,
+        answered,
+    } = config;
+    let answers = Arc::new(Answers {
+        lister: Lister::new(client.clone(), informers, scope),
+        client,
+        answered,
+    });
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let within = scope.clone();
     scope.spawn_cancellable(async move {
@@ -65,7 +79,9 @@ pub fn serve(listener: UnixListener, config: Config, scope: &Scope) {
 }
 
 struct Answers {
-    config: Config,
+    client: kube::Client,
+    lister: Lister,
+    answered: Answered,
 }
 
 impl Answers {
@@ -96,13 +112,41 @@ impl Answers {
         let Some(asked) = allowed::read(path) else {
             return say(write, "403 text/plain", b"other sites may not ask this\n").await;
         };
-        if !own && let Err(why) = self.config.answered.permits(asked) {
-            return refuse(write, &why).await;
+        if !own && let Err(why) = self.answered.permits(asked) {
+            return refuse(write, 403, "Forbidden", &why).await;
         }
         match asked {
-            Asked::Processes(_) => say(write, "404 text/plain", b"not yet\n").await,
+            Asked::Processes(query) => self.processes(own, query, write).await,
             _ => self.of_api(path, accept, write).await,
         }
+    }
+
+    async fn processes(
+        &self,
+        own: bool,
+        query: &str,
+        write: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
+        let which = match Which::parse(query) {
+            Ok(which) => which,
+            Err(why) => return refuse(write, 400, "BadRequest", &why).await,
+        };
+        let list = if own {
+            self.lister.all(which).await
+        } else {
+            match self.lister.permitted(which, &self.answered).await {
+                Ok(list) => list,
+                Err(NotListed::Forbidden(why)) => {
+                    return refuse(write, 403, "Forbidden", &why).await;
+                }
+                Err(NotListed::Asking(error)) => {
+                    return say(write, "502 text/plain", error.to_string().as_bytes()).await;
+                }
+            }
+        };
+        let packed = tokio::task::spawn_blocking(move || wire::encode(list));
+        let packed = packed.await.map_err(io::Error::other)??;
+        say(write, &format!("200 {}", wire::KIND), &packed).await
     }
 
     /// What the API server answers, as it comes.
@@ -118,7 +162,7 @@ impl Answers {
         let Ok(request) = request else {
             return say(write, "400 text/plain", b"this is no path\n").await;
         };
-        let answer = match self.config.client.send(request).await {
+        let answer = match self.client.send(request).await {
             Ok(answer) => answer,
             Err(error) => {
                 return say(write, "502 text/plain", error.to_string().as_bytes()).await;
@@ -155,12 +199,18 @@ async fn say(write: &mut (impl AsyncWrite + Unpin), head: &str, body: &[u8]) -> 
 }
 
 /// Refuses in a way that every client of an API understands.
-async fn refuse(write: &mut (impl AsyncWrite + Unpin), why: &str) -> io::Result<()> {
+async fn refuse(
+    write: &mut (impl AsyncWrite + Unpin),
+    code: u16,
+    reason: &str,
+    why: &str,
+) -> io::Result<()> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": why, "reason": "Forbidden", "code": 403,
+        "message": why, "reason": reason, "code": code,
     });
-    say(write, "403 application/json", status.to_string().as_bytes()).await
+    let head = format!("{code} application/json");
+    say(write, &head, status.to_string().as_bytes()).await
 }
 
 #[cfg(test)]
@@ -193,6 +243,7 @@ mod tests {
             let listener = UnixListener::bind(asking.dir.path().join("socket")).unwrap();
             let config = Config {
                 client: echo(),
+                informers: Informers::new(echo(), &asking.scope),
                 answered,
             };
             serve(listener, config, &asking.scope);

@@ -66,6 +66,7 @@ impl Site {
             tokio::net::UnixListener::bind(&fleet)?,
             sites::fleet::answers::Config {
                 client: client.clone(),
+                informers: informers.clone(),
                 answered: sites::fleet::allowed::Answered::All,
             },
             &scope,
