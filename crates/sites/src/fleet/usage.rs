@@ -133,7 +133,7 @@ impl Usage {
 
     async fn take(&self, nodes: &[String]) -> Reading {
         let taken = Instant::now();
-        let asked = nodes.to_vec().into_iter().map(|node| {
+        let asked = nodes.iter().cloned().map(|node| {
             let client = self.client.clone();
             async move {
                 let path = format!("/api/v1/nodes/{node}/proxy/stats/salp");

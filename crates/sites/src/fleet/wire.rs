@@ -147,7 +147,7 @@ mod tests {
             state: "Running".to_owned(),
             restarts: 0,
             age_seconds: 86_400 + n as i64 % 97,
-            cpu_cores: (n % 3 != 0).then_some(n as f64 / 1e4),
+            cpu_cores: (!n.is_multiple_of(3)).then_some(n as f64 / 1e4),
             memory_bytes: Some(3 << 20),
             requests_per_second: Some(0.0),
             requests: Some(n as u64 * 7),
