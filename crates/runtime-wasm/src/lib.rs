@@ -11,7 +11,7 @@ mod names;
 mod protocol;
 mod remote;
 
-pub use host::{Host, HostConfig, HostError, HttpEndpoint, ResponseBody, Standby};
+pub use host::{Host, HostConfig, HostError, HttpEndpoint, ResponseBody, Standby, Standbys};
 pub use log_file::{LogFile, LogLimits};
 pub use protocol::{Frames, PROTOCOL, ProtocolError};
 pub use remote::Remote;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use service_proxy::table::{Protocol, Sleeper, SleeperPort};
 use service_proxy::{
     Activator, BoxError, CallError, LocalEndpoints, LocalHttp, Proxy, ProxyConfig, RequestBody,
-    ResponseBody,
+    ResponseBody, Sleepers,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -277,24 +277,38 @@ impl LocalEndpoints for Guests {
 /// The Wasm host's sandboxes on standby as the proxy's sleepers.
 struct Standbys {
     host: Host,
-    sleepers: watch::Receiver<Arc<Vec<Sleeper>>>,
+    sleepers: watch::Receiver<Sleepers>,
 }
 
 impl Standbys {
     fn follow(host: Host, scope: &Scope) -> Self {
         let mut standbys = host.standbys();
-        let list = |standbys: &[Standby]| Arc::new(standbys.iter().map(sleeper).collect());
         // Before the proxy reads what it served last: those of a host that was killed are here.
-        let first = list(&standbys.borrow_and_update().clone());
-        let (told, sleepers) = watch::channel(first);
+        let mut known = standbys.borrow_and_update().clone();
+        let (told, sleepers) = watch::channel(sleepers(&[], &[], &known));
         scope.spawn_cancellable(async move {
             while standbys.changed().await.is_ok() {
                 let now = standbys.borrow_and_update().clone();
-                told.send_replace(list(&now));
+                told.send_modify(|list| *list = self::sleepers(&known, list, &now));
+                known = now;
             }
         });
         Self { host, sleepers }
     }
+}
+
+/// The sleepers that those on standby are; `list` is what it was of those `known`, and what has
+/// not changed is the same there. Both are by id.
+fn sleepers(known: &[Arc<Standby>], list: &[Arc<Sleeper>], now: &[Arc<Standby>]) -> Sleepers {
+    let mut before = known.iter().zip(list).peekable();
+    let of = |standby: &Arc<Standby>| {
+        while before.next_if(|(was, _)| was.id < standby.id).is_some() {}
+        match before.next_if(|(was, _)| Arc::ptr_eq(was, standby)) {
+            Some((_, sleeper)) => sleeper.clone(),
+            None => Arc::new(sleeper(standby)),
+        }
+    };
+    Arc::new(now.iter().map(of).collect())
 }
 
 fn sleeper(standby: &Standby) -> Sleeper {
@@ -320,19 +334,16 @@ fn sleeper(standby: &Standby) -> Sleeper {
 }
 
 impl Activator for Standbys {
-    fn sleepers(&self) -> watch::Receiver<Arc<Vec<Sleeper>>> {
+    fn sleepers(&self) -> watch::Receiver<Sleepers> {
         self.sleepers.clone()
     }
 
     fn wake(&self, ip: IpAddr) -> BoxFuture<'static, Result<(), BoxError>> {
         let host = self.host.clone();
         async move {
-            let standbys = host.standbys().borrow().clone();
-            let found = standbys.iter().find(|standby| standby.ip == ip);
-            let found = found.ok_or_else(|| format!("nobody stands by at {ip}"))?;
-            let woken = runtime::PodRuntime::wake(&host, &found.id).await;
+            let woken = host.wake_at(ip);
             if let Err(error) = &woken {
-                tracing::warn!(pod = found.id.0, %error, "a pod on standby can't be woken");
+                tracing::warn!(%ip, %error, "a pod on standby can't be woken");
             }
             woken.map_err(BoxError::from)
         }
@@ -388,5 +399,45 @@ impl LocalHttp for Guest {
 
     fn in_flight(&self) -> usize {
         self.0.in_flight()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleepers_that_stay_are_the_same() {
+        let standby = |id: &str, port: u16| {
+            Arc::new(Standby {
+                id: runtime::SandboxId(id.to_owned()),
+                namespace: "d".to_owned(),
+                labels: [("app".to_owned(), id.to_owned())].into(),
+                ip: [10, 42, 0, 2].into(),
+                ports: vec![runtime::Port {
+                    name: String::new(),
+                    number: port,
+                    protocol: "TCP".to_owned(),
+                }],
+                http: true,
+            })
+        };
+        let known = vec![standby("a", 1), standby("b", 1), standby("d", 1)];
+        let list = sleepers(&[], &[], &known);
+        let now = vec![
+            standby("c", 1),
+            known[1].clone(),
+            standby("d", 2),
+            standby("e", 1),
+        ];
+        let mut now = now;
+        now.sort_by(|a, b| a.id.cmp(&b.id));
+        let then = sleepers(&known, &list, &now);
+        let shown: Vec<_> = then
+            .iter()
+            .map(|s| (s.labels["app"].as_str(), s.ports[0].number))
+            .collect();
+        assert_eq!(shown, [("b", 1), ("c", 1), ("d", 2), ("e", 1)]);
+        assert!(Arc::ptr_eq(&then[0], &list[1]));
     }
 }

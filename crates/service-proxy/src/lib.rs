@@ -25,7 +25,7 @@ pub use local::{
     BoxError, CallError, LocalEndpoints, LocalHttp, NoLocalEndpoints, RequestBody, ResponseBody,
 };
 pub use metrics::Metrics;
-pub use wake::{Activator, NoActivator, TIMING_HEADER};
+pub use wake::{Activator, NoActivator, Sleepers, TIMING_HEADER};
 
 use backend::Backend;
 use checkpoint::Known;
@@ -209,7 +209,7 @@ struct State {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     keep: Option<checkpoint::Writer>,
-    sleepers: watch::Receiver<Arc<Vec<Sleeper>>>,
+    sleepers: watch::Receiver<Sleepers>,
     node: Node,
     table: ServiceTable,
     zone: Arc<RwLock<Zone>>,
@@ -316,10 +316,9 @@ impl State {
     }
 
     /// Services of the sleepers that came or went.
-    fn selected(&self, before: &[Sleeper], now: &[Sleeper], dirty: &mut Dirty) {
-        let came = now.iter().filter(|s| !before.contains(s));
-        let went = before.iter().filter(|s| !now.contains(s));
-        for sleeper in came.chain(went) {
+    fn selected(&self, before: &[Arc<Sleeper>], now: &[Arc<Sleeper>], dirty: &mut Dirty) {
+        let (went, came) = wake::differ(before, now);
+        for sleeper in came.into_iter().chain(went) {
             let of = |service: &Service| sleeper.is_of(&sleeper.namespace, service);
             for service in self.services.select_namespace(&sleeper.namespace, of) {
                 let ObjectKey { namespace, name } = ObjectKey::of(&*service);

@@ -163,7 +163,7 @@ impl ServiceTable {
         name: &str,
         service: Option<&Service>,
         slices: &[Arc<EndpointSlice>],
-        sleepers: &[Sleeper],
+        sleepers: &[Arc<Sleeper>],
         node: &Node,
     ) -> &[Route] {
         let key = (namespace.to_owned(), name.to_owned());
@@ -258,7 +258,7 @@ fn routes(
     name: &str,
     service: &Service,
     slices: &[Arc<EndpointSlice>],
-    sleepers: &[Sleeper],
+    sleepers: &[Arc<Sleeper>],
     node: &Node,
 ) -> Vec<Route> {
     let Some(spec) = &service.spec else {
@@ -500,12 +500,13 @@ mod tests {
     }
 
     fn check_with(spec: Value, endpoints: Value, sleepers: &[Sleeper], expected: Expect) {
+        let sleepers: Vec<_> = sleepers.iter().cloned().map(Arc::new).collect();
         let service = json!({"metadata": {"name": "web", "namespace": "d"}, "spec": spec});
         let service: Service = serde_json::from_value(service).unwrap();
         let mut table = ServiceTable::default();
         let mut text = String::new();
         let slices = [slice(endpoints)];
-        for route in table.set("d", "web", Some(&service), &slices, sleepers, &node()) {
+        for route in table.set("d", "web", Some(&service), &slices, &sleepers, &node()) {
             let asleep: Vec<_> = route.sleepers.iter().map(|s| s.address).collect();
             writeln!(
                 text,

@@ -11,6 +11,7 @@ use crate::table::{Sleeper, SleepingEndpoint};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +29,13 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// How long one is held; then it is refused with 503.
 const HELD_FOR: Duration = Duration::from_secs(30);
 
+/// Pods that stand by. In a new list those that stay are the same pointers in the same order.
+pub type Sleepers = Arc<Vec<Arc<Sleeper>>>;
+
 /// Pods that stand by, and what starts them.
 pub trait Activator: Send + Sync + 'static {
     /// Those of this node, as they change.
-    fn sleepers(&self) -> watch::Receiver<Arc<Vec<Sleeper>>>;
+    fn sleepers(&self) -> watch::Receiver<Sleepers>;
 
     /// Starts the one at an address; done when it takes requests. Starting one that is
     /// awake succeeds. Many may ask at once.
@@ -43,7 +47,7 @@ pub trait Activator: Send + Sync + 'static {
 pub struct NoActivator;
 
 impl Activator for NoActivator {
-    fn sleepers(&self) -> watch::Receiver<Arc<Vec<Sleeper>>> {
+    fn sleepers(&self) -> watch::Receiver<Sleepers> {
         watch::Sender::new(Arc::default()).subscribe()
     }
 
@@ -145,6 +149,26 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What is only in the one list and only in the other, of lists of which the second is mostly
+/// the first.
+pub(crate) fn differ<'l>(
+    before: &'l [Arc<Sleeper>],
+    now: &'l [Arc<Sleeper>],
+) -> (Vec<&'l Sleeper>, Vec<&'l Sleeper>) {
+    let same = |(a, b): &(&Arc<Sleeper>, &Arc<Sleeper>)| Arc::ptr_eq(a, b);
+    let head = before.iter().zip(now).take_while(same).count();
+    let (before, now) = (&before[head..], &now[head..]);
+    let ends = before.iter().rev().zip(now.iter().rev());
+    let tail = ends.take_while(same).count();
+    let (before, now) = (&before[..before.len() - tail], &now[..now.len() - tail]);
+    let only = |these: &'l [Arc<Sleeper>], others: &[Arc<Sleeper>]| {
+        let others: HashSet<_> = others.iter().map(Arc::as_ptr).collect();
+        let gone = these.iter().filter(|s| !others.contains(&Arc::as_ptr(s)));
+        gone.map(|s| &**s).collect()
+    };
+    (only(before, now), only(now, before))
+}
+
 /// The first of these that is awake.
 pub(crate) fn awake(
     sleepers: &[SleepingEndpoint],
@@ -194,7 +218,7 @@ mod tests {
     }
 
     impl Activator for Slow {
-        fn sleepers(&self) -> watch::Receiver<Arc<Vec<Sleeper>>> {
+        fn sleepers(&self) -> watch::Receiver<Sleepers> {
             NoActivator.sleepers()
         }
 
@@ -204,6 +228,43 @@ mod tests {
                 go.notified().await;
                 Ok(())
             })
+        }
+    }
+
+    #[test]
+    fn what_came_and_what_went_is_found() {
+        let all: Vec<Arc<Sleeper>> = (0..8)
+            .map(|host| {
+                Arc::new(Sleeper {
+                    namespace: "d".into(),
+                    labels: [].into(),
+                    ip: [10, 42, 0, host].into(),
+                    ports: Vec::new(),
+                    http: true,
+                })
+            })
+            .collect();
+        let list = |hosts: &[usize]| -> Vec<_> { hosts.iter().map(|h| all[*h].clone()).collect() };
+        let hosts = |list: &[&Sleeper]| -> Vec<u8> {
+            let last = |s: &&Sleeper| match s.ip {
+                IpAddr::V4(ip) => ip.octets()[3],
+                IpAddr::V6(_) => unreachable!("they have none"),
+            };
+            list.iter().map(last).collect()
+        };
+        for (before, now, went, came) in [
+            (&[][..], &[][..], &[][..], &[][..]),
+            (&[], &[1, 2], &[], &[1, 2]),
+            (&[1, 2], &[], &[1, 2], &[]),
+            (&[1, 2, 3], &[1, 2, 3], &[], &[]),
+            (&[1, 2, 3], &[1, 3], &[2], &[]),
+            (&[1, 3], &[1, 2, 3], &[], &[2]),
+            (&[1, 2, 3, 4], &[1, 5, 3, 6], &[2, 4], &[5, 6]),
+            (&[1, 2, 3, 4, 5], &[0, 2, 4, 7], &[1, 3, 5], &[0, 7]),
+        ] {
+            let (before_list, now_list) = (list(before), list(now));
+            let (gone, new) = differ(&before_list, &now_list);
+            assert_eq!((hosts(&gone), hosts(&new)), (went.to_vec(), came.to_vec()));
         }
     }
 

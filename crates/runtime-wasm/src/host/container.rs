@@ -169,12 +169,21 @@ impl Container {
 
     /// Runs it. Already started is as good.
     pub(super) fn start(self: &Arc<Self>) -> Result<(), String> {
+        if self.begin()? {
+            self.keep_begun();
+        }
+        Ok(())
+    }
+
+    /// Starts it, but for the mark on disk ([`Container::keep_begun`]). Whether it had not
+    /// been started.
+    pub(super) fn begin(self: &Arc<Self>) -> Result<bool, String> {
         let Some(host) = self.host.upgrade() else {
             return Err("the host is stopping".into());
         };
         let mut phase = self.phase.lock();
         if !matches!(*phase, Phase::Created) {
-            return Ok(());
+            return Ok(false);
         }
         *phase = match &self.guest {
             Guest::Http(guest) => Phase::Http(self.serve(&host, guest)?),
@@ -190,10 +199,19 @@ impl Container {
             }
             created
         });
-        if let Some(kept) = host
-            .kept
-            .as_ref()
-            .filter(|_| !matches!(*phase, Phase::Ended))
+        drop(phase);
+        host.changed(&self.sandbox);
+        Ok(true)
+    }
+
+    /// Marks on disk that it runs, unless it does no more.
+    pub(super) fn keep_begun(&self) {
+        let Some(host) = self.host.upgrade() else {
+            return;
+        };
+        let phase = self.phase.lock();
+        if let Some(kept) = &host.kept
+            && !matches!(*phase, Phase::Ended)
         {
             let runs = match &self.guest {
                 Guest::Http(_) => Runs::Http,
@@ -201,9 +219,6 @@ impl Container {
             };
             kept.started(&self.sandbox, &self.name, runs);
         }
-        drop(phase);
-        host.changed(&self.sandbox);
-        Ok(())
     }
 
     /// Ends it; returns when it has exited.

@@ -13,7 +13,7 @@ mod spec;
 mod standby;
 
 pub use serve::{HttpEndpoint, ResponseBody};
-pub use standby::Standby;
+pub use standby::{Standby, Standbys};
 
 use crate::log_file::LogLimits;
 use async_trait::async_trait;
@@ -27,7 +27,7 @@ use runtime::{
     SandboxId, SandboxSpec, SandboxStatus, Traffic,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{broadcast, watch};
@@ -99,7 +99,9 @@ pub(crate) struct Shared {
     /// Who answers at an address of a pod.
     endpoints: RwLock<HashMap<SocketAddr, Arc<HttpEndpoint>>>,
     changes: broadcast::Sender<Changed>,
-    standbys: watch::Sender<Arc<Vec<Standby>>>,
+    standbys: watch::Sender<Standbys>,
+    /// Those of the list, by address. Taken last.
+    standby_at: RwLock<HashMap<IpAddr, SandboxId>>,
     traffic: OnceLock<Arc<dyn Traffic>>,
     contact: silence::Contact,
     scope: Scope,
@@ -142,6 +144,7 @@ impl Host {
                 endpoints: RwLock::default(),
                 changes: broadcast::channel(CHANGES_QUEUED_MAX).0,
                 standbys: watch::Sender::default(),
+                standby_at: RwLock::default(),
                 traffic: OnceLock::new(),
                 contact: silence::Contact::now(),
                 scope: scope.clone(),
@@ -285,7 +288,7 @@ impl Shared {
 
     /// Says that a sandbox changed; nobody need listen.
     fn changed(&self, sandbox: &SandboxId) {
-        self.list_standbys_if(sandbox);
+        self.list_standby(sandbox);
         drop(self.changes.send(Changed(sandbox.clone())));
     }
 }
@@ -416,9 +419,6 @@ impl PodRuntime for Host {
         if let Some(kept) = &self.shared.kept {
             kept.remove(id);
         }
-        if sandbox.standby.is_listed() {
-            self.shared.list_standbys();
-        }
         self.shared.changed(id);
         Ok(())
     }
@@ -430,13 +430,17 @@ impl PodRuntime for Host {
     async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         if let Some(sandbox) = self.find(id) {
             sandbox.standby.adopted();
-            if let Some(kept) = &self.shared.kept {
-                kept.sandbox(&SandboxSpec {
-                    standby: false,
-                    ..sandbox.spec.clone()
-                });
-            }
-            self.shared.list_standbys();
+            self.shared.list_standby(id);
+            let shared = self.shared.clone();
+            let kept = tokio::task::spawn_blocking(move || {
+                if let Some(kept) = &shared.kept {
+                    kept.sandbox(&SandboxSpec {
+                        standby: false,
+                        ..sandbox.spec.clone()
+                    });
+                }
+            });
+            drop(kept.await);
         }
         Ok(())
     }

@@ -27,6 +27,9 @@ pub struct Standby {
     pub http: bool,
 }
 
+/// Of a host, by id. In a new list those that stay are the same pointers in the same order.
+pub type Standbys = Arc<Vec<Arc<Standby>>>;
+
 /// Where a sandbox is between standing by and being an ordinary one.
 pub(super) struct Phase(AtomicU8);
 
@@ -61,18 +64,34 @@ impl Phase {
 }
 
 impl Host {
-    /// Those that can be woken, as they change.
-    pub fn standbys(&self) -> watch::Receiver<Arc<Vec<Standby>>> {
+    /// Those that can be woken, by id, as they change.
+    pub fn standbys(&self) -> watch::Receiver<Standbys> {
         self.shared.standbys.subscribe()
     }
 
-    /// [`runtime::PodRuntime::wake`]; nothing in it waits.
+    /// Starts the one at an address, as [`runtime::PodRuntime::wake`] does.
+    ///
+    /// # Errors
+    /// When nobody stands by there, or it can't be started.
+    pub fn wake_at(&self, ip: IpAddr) -> Result<(), RuntimeError> {
+        let id = self.shared.standby_at.read().get(&ip).cloned();
+        let id = id.ok_or_else(|| RuntimeError::NotFound(format!("standby at {ip}")))?;
+        self.wake_now(&id)
+    }
+
+    /// [`runtime::PodRuntime::wake`]; nothing in it waits, not even for the disk.
     pub(super) fn wake_now(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         let sandbox = self
             .find(id)
             .ok_or_else(|| RuntimeError::NotFound(id.0.clone()))?;
         for container in sandbox.all() {
-            container.start().map_err(RuntimeError::StartContainer)?;
+            if container.begin().map_err(RuntimeError::StartContainer)? {
+                // Until it is on disk the next host would find it asleep, which is as good.
+                self.shared.scope.spawn(async move {
+                    let kept = tokio::task::spawn_blocking(move || container.keep_begun());
+                    drop(kept.await);
+                });
+            }
         }
         sandbox.standby.woken();
         Ok(())
@@ -80,28 +99,28 @@ impl Host {
 }
 
 impl Shared {
-    pub(super) fn list_standbys_if(&self, changed: &SandboxId) {
-        let listed = |sandbox: &Arc<Sandbox>| sandbox.standby.is_listed();
-        if self.sandboxes.read().get(changed).is_some_and(listed) {
-            self.list_standbys();
-        }
-    }
-
-    pub(super) fn list_standbys(&self) {
+    /// Brings the list in line with one sandbox.
+    pub(super) fn list_standby(&self, id: &SandboxId) {
         // Under the lock of the list, so that the newest is told last.
         self.standbys.send_if_modified(|list| {
-            let mut now: Vec<_> = self
-                .all()
-                .iter()
-                .filter(|sandbox| sandbox.standby.is_listed())
-                .filter_map(|sandbox| sandbox.as_standby())
-                .collect();
-            now.sort_by(|a, b| a.id.cmp(&b.id));
-            let differs = **list != now;
-            if differs {
-                *list = Arc::new(now);
+            let sandbox = self.sandboxes.read().get(id).cloned();
+            let listed = sandbox.filter(|sandbox| sandbox.standby.is_listed());
+            let now = listed.and_then(|sandbox| sandbox.as_standby());
+            let at = list.binary_search_by(|known| known.id.cmp(id));
+            match (at, now) {
+                (Err(_), None) => return false,
+                (Ok(at), Some(now)) if *list[at] == now => return false,
+                (Ok(at), Some(now)) => Arc::make_mut(list)[at] = Arc::new(now),
+                (Err(at), Some(now)) => {
+                    self.standby_at.write().insert(now.ip, id.clone());
+                    Arc::make_mut(list).insert(at, Arc::new(now));
+                }
+                (Ok(at), None) => {
+                    let gone = Arc::make_mut(list).remove(at);
+                    self.standby_at.write().remove(&gone.ip);
+                }
             }
-            differs
+            true
         });
     }
 }
