@@ -7,9 +7,10 @@ use crate::Shared;
 use crate::backend::{Backend, Connected, Hold, Target, Tried};
 use crate::local::{BoxError, CallError, LocalHttp, RequestBody, ResponseBody};
 use crate::tcp::speaks_http;
+use crate::upgrade::{self, Switch, Tunnel};
 use crate::wake::{self, Woken};
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
@@ -18,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
 use lifecycle::{CancellationToken, Scope};
+use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -44,7 +46,8 @@ where
 /// How connections are served.
 pub(crate) fn builder(scope: &Scope) -> Builder<InScope> {
     let mut builder = Builder::new(InScope(scope.clone()));
-    builder.http1().pipeline_flush(true);
+    // Without `pipeline_flush`, which keeps an answer back while bytes behind the request are
+    // unread: those of a client that is early with its new protocol, or junk.
     builder.http2().max_concurrent_streams(STREAMS_MAX);
     builder
 }
@@ -54,6 +57,8 @@ struct Client {
     address: IpAddr,
     backend: Arc<Backend>,
     shared: Arc<Shared>,
+    /// What becomes of the connection when a request has changed its protocol.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// Serves a connection until its client closes it; after the token is cancelled only what
@@ -71,18 +76,27 @@ pub(crate) async fn serve(
         address,
         backend,
         shared,
+        tunnel: Mutex::default(),
     });
+    let answering = client.clone();
     let service = service_fn(move |request| {
-        let client = client.clone();
+        let client = answering.clone();
         async move { Ok::<_, Infallible>(client.answer(request).await) }
     });
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let io = TokioIo::new(stream);
+    let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
     tokio::select! {
         // How a connection ends is its client's affair.
-        _ = connection.as_mut() => return,
-        () = token.cancelled() => connection.as_mut().graceful_shutdown(),
+        _ = connection.as_mut() => {}
+        () = token.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(drain, connection).await;
+        }
     }
-    let _ = tokio::time::timeout(drain, connection).await;
+    let tunnel = client.tunnel.lock().take();
+    if let Some(tunnel) = tunnel {
+        tunnel.run(&client.shared).await;
+    }
 }
 
 /// What is needed to make a request once more.
@@ -116,10 +130,15 @@ impl Copy {
 }
 
 impl Client {
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
         let backend = &*self.backend;
         backend.metrics.requests.inc();
-        let copy = Copy::of(&request);
+        if request.method() == Method::CONNECT {
+            return no_tunnels();
+        }
+        // What changes its protocol is asked of one endpoint only.
+        let switches = upgrade::note(&mut request);
+        let copy = if switches { None } else { Copy::of(&request) };
         let mut request = request.map(RequestBody::Received);
         let mut tried = Tried::default();
         let mut hold = None;
@@ -178,6 +197,9 @@ impl Client {
         request: Request<RequestBody>,
         copy: Option<&Copy>,
     ) -> Result<Response<ResponseBody>, CallError> {
+        if let Some(switch) = Switch::of(&request) {
+            return Box::pin(self.switch(target, request, switch)).await;
+        }
         let connected = Connected::new(target.clone());
         let version = request.version();
         let upstreams = &self.shared.upstreams;
@@ -195,6 +217,30 @@ impl Client {
             _ => {}
         }
         sent
+    }
+
+    /// Makes a request over the network that asks for another protocol.
+    async fn switch(
+        &self,
+        target: Arc<Target>,
+        request: Request<RequestBody>,
+        switch: Switch,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let connected = Connected::new(target.clone());
+        let upstreams = &self.shared.upstreams;
+        let sent = upstreams.switch(target.address, request, switch, connected);
+        match sent.await {
+            Ok((response, tunnel)) => {
+                *self.tunnel.lock() = tunnel;
+                Ok(response)
+            }
+            Err(error) => {
+                if matches!(error, CallError::Gone(Some(_))) {
+                    self.backend.avoid(&target);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Nobody is awake: starts a pod that stands by, and gives it the request.
@@ -304,6 +350,15 @@ fn once_more(untouched: Option<Box<Request<RequestBody>>>, copy: Option<&Copy>) 
             || Elsewhere::Answered(refuse(StatusCode::BAD_GATEWAY, "the endpoint has gone")),
             Elsewhere::Again,
         )
+}
+
+/// `CONNECT` asks a proxy for a tunnel to anywhere, which this is not.
+fn no_tunnels() -> Response<ResponseBody> {
+    let why = "this is a Service: it makes no tunnels to elsewhere";
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, why);
+    let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    response.headers_mut().insert(ALLOW, allowed);
+    response
 }
 
 fn refuse(status: StatusCode, why: &'static str) -> Response<ResponseBody> {

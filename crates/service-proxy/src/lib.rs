@@ -4,6 +4,7 @@
 //!
 //! Start with [`Proxy::start`]; what Services mean is in [`table`] (pure), whose turn it is
 //! in `backend`, connections in `tcp`, HTTP requests to guests of this process in `http`,
+//! those that change their protocol (WebSocket) in `upgrade`,
 //! names in [`dns`]. It reads the Kubernetes API and writes nothing; it knows no runtime:
 //! the binary gives it [`LocalEndpoints`].
 
@@ -17,6 +18,7 @@ mod metrics;
 pub mod table;
 mod tcp;
 mod udp;
+mod upgrade;
 mod upstream;
 mod wake;
 

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Connections that the kernel holds before they are accepted.
@@ -90,12 +90,14 @@ async fn connection(
         if let Some((upstream, connected)) = connect(&backend, client).await {
             drop(hold);
             backend.passed.fetch_add(1, Ordering::Relaxed);
+            let _ = upstream.set_nodelay(true);
             copy(stream, upstream, &shared).await;
             drop(connected);
             return;
         }
         if let Some(upstream) = wake(&backend, &shared).await {
             backend.passed.fetch_add(1, Ordering::Relaxed);
+            let _ = upstream.set_nodelay(true);
             copy(stream, upstream, &shared).await;
             return;
         }
@@ -182,8 +184,11 @@ async fn connect(backend: &Backend, client: IpAddr) -> Option<(TcpStream, Connec
 }
 
 /// Passes bytes both ways until both sides are done; when the proxy stops, a while longer.
-async fn copy(mut client: TcpStream, mut upstream: TcpStream, shared: &Shared) {
-    let _ = upstream.set_nodelay(true);
+pub(crate) async fn copy<C, U>(mut client: C, mut upstream: U, shared: &Shared)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
     let stopped = async {
         shared.scope.token().cancelled().await;
         tokio::time::sleep(shared.drain).await;

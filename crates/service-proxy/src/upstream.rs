@@ -7,10 +7,12 @@
 use crate::backend::Connected;
 use crate::http::{Copy, InScope};
 use crate::local::{BoxError, CallError, RequestBody, ResponseBody};
+use crate::upgrade::{self, Switch, Tunnel};
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderMap, HeaderName, UPGRADE};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
@@ -65,6 +67,8 @@ enum Unanswered {
     Unsent(Box<Request<RequestBody>>),
     /// It may have been seen.
     Sent,
+    /// The endpoint changed the protocol, which nobody had asked for.
+    Switched,
 }
 
 impl From<TrySendError<Request<RequestBody>>> for Unanswered {
@@ -116,6 +120,7 @@ impl Upstreams {
                     request = copy.ok_or(CallError::Gone(None))?.request();
                     prepare(&mut request);
                 }
+                Err(Unanswered::Switched) => return Err(switched()),
             }
         }
         let fresh = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address, h2)).await;
@@ -126,7 +131,47 @@ impl Upstreams {
             Ok(response) => Ok(response),
             Err(Unanswered::Unsent(request)) => Err(CallError::Gone(Some(request))),
             Err(Unanswered::Sent) => Err(CallError::Gone(None)),
+            Err(Unanswered::Switched) => Err(switched()),
         }
+    }
+
+    /// Makes a request that asks for another protocol, on a connection of its own. The response
+    /// is the endpoint's; with a tunnel when it agrees.
+    pub(crate) async fn switch(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        mut request: Request<RequestBody>,
+        switch: Switch,
+        connected: Connected,
+    ) -> Result<(Response<ResponseBody>, Option<Tunnel>), CallError> {
+        prepare(&mut request);
+        switch.ask(request.headers_mut());
+        let fresh = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_to_switch(address)).await;
+        let Ok(Some(mut sender)) = fresh else {
+            return Err(CallError::Gone(Some(Box::new(request))));
+        };
+        let mut response = match sender.try_send_request(request).await.map_err(Into::into) {
+            Ok(response) => response,
+            Err(Unanswered::Unsent(request)) => return Err(CallError::Gone(Some(request))),
+            Err(_) => return Err(CallError::Gone(None)),
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let back = Some((self.clone(), address, sender));
+            return Ok((received(response, back, connected), None));
+        }
+        let tunnel = switch.tunnel(hyper::upgrade::on(&mut response), connected);
+        upgrade::keep(response.headers_mut(), hop);
+        let response = response.map(|_| ResponseBody::new(RequestBody::Empty.map_err(Into::into)));
+        Ok((response, Some(tunnel)))
+    }
+
+    async fn connect_to_switch(
+        &self,
+        address: SocketAddr,
+    ) -> Option<http1::SendRequest<RequestBody>> {
+        let (sender, connection) = http1::handshake(dial(address).await?).await.ok()?;
+        self.scope.spawn_cancellable(connection.with_upgrades());
+        Some(sender)
     }
 
     /// A kept connection that is alive as far as is known.
@@ -157,10 +202,7 @@ impl Upstreams {
     }
 
     async fn connect(&self, address: SocketAddr, h2: bool) -> Option<Sender> {
-        let stream = TcpStream::connect(address).await.ok()?;
-        // Failing only makes it slower.
-        let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(stream);
+        let io = dial(address).await?;
         if h2 {
             let executor = InScope(self.scope.clone());
             let (sender, connection) = http2::handshake(executor, io).await.ok()?;
@@ -190,15 +232,10 @@ impl Upstreams {
             }
             Sender::Http2(mut sender) => (sender.try_send_request(request).await?, None),
         };
-        let (mut head, body) = response.into_parts();
-        hop(&mut head.headers);
-        let mut body = UpstreamBody {
-            body,
-            back,
-            _connected: connected,
-        };
-        body.check_end();
-        Ok(Response::from_parts(head, ResponseBody::new(body)))
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Unanswered::Switched);
+        }
+        Ok(received(response, back, connected))
     }
 
     /// Keeps a connection that is free again.
@@ -233,6 +270,34 @@ enum Sender {
     Http2(http2::SendRequest<RequestBody>),
 }
 
+fn switched() -> CallError {
+    CallError::Failed("it changed the protocol unasked".into())
+}
+
+async fn dial(address: SocketAddr) -> Option<TokioIo<TcpStream>> {
+    let stream = TcpStream::connect(address).await.ok()?;
+    // Failing only makes it slower.
+    let _ = stream.set_nodelay(true);
+    Some(TokioIo::new(stream))
+}
+
+/// An endpoint's response, whose connection is free again when its body has ended.
+fn received(
+    response: Response<Incoming>,
+    back: Option<Back>,
+    connected: Connected,
+) -> Response<ResponseBody> {
+    let (mut head, body) = response.into_parts();
+    hop(&mut head.headers);
+    let mut body = UpstreamBody {
+        body,
+        back,
+        _connected: connected,
+    };
+    body.check_end();
+    Response::from_parts(head, ResponseBody::new(body))
+}
+
 /// Takes out what is between the client and this proxy only.
 fn prepare(request: &mut Request<RequestBody>) {
     hop(request.headers_mut());
@@ -258,10 +323,13 @@ fn hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Where a connection goes when it is free.
+type Back = (Arc<Upstreams>, SocketAddr, http1::SendRequest<RequestBody>);
+
 /// A response's body; when it has ended its connection is free again.
 struct UpstreamBody {
     body: Incoming,
-    back: Option<(Arc<Upstreams>, SocketAddr, http1::SendRequest<RequestBody>)>,
+    back: Option<Back>,
     _connected: Connected,
 }
 

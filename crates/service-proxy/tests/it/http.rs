@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 /// Guests by address.
 #[derive(Default)]
-struct Guests(Mutex<HashMap<SocketAddr, Arc<Guest>>>);
+pub(crate) struct Guests(Mutex<HashMap<SocketAddr, Arc<Guest>>>);
 
 /// Answers with its address and what it was sent.
 struct Guest {
@@ -47,7 +47,7 @@ impl Guests {
     }
 
     /// The guest ends with all that it does.
-    fn kill(&self, address: SocketAddr) {
+    pub(crate) fn kill(&self, address: SocketAddr) {
         if let Some(guest) = self.0.lock().remove(&address) {
             guest.dead.store(true, Ordering::SeqCst);
             guest.killed.notify_waiters();
@@ -144,7 +144,7 @@ impl Client {
 }
 
 /// A Service over guests, and a client once they answer.
-async fn site(count: u8) -> (Fixture, Arc<Guests>, SocketAddr, Vec<SocketAddr>) {
+pub(crate) async fn site(count: u8) -> (Fixture, Arc<Guests>, SocketAddr, Vec<SocketAddr>) {
     let guests = Arc::new(Guests::default());
     let fixture = Fixture::start_with(guests.clone(), |_| None).await;
     let addresses: Vec<_> = (1..=count)

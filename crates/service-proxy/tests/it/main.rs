@@ -6,6 +6,7 @@ mod checkpoint;
 mod http;
 mod names;
 mod sockets;
+mod upgrade;
 
 use api::FakeApi;
 use client::Informers;
