@@ -22,6 +22,8 @@ mod membership;
 mod message;
 mod mux;
 mod saved;
+#[doc(hidden)]
+pub mod simulating;
 mod site;
 mod state;
 mod streams;

@@ -33,6 +33,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TOLD_MAX: usize = 256;
 /// The subject on which hubs hear who wants to join.
 const JOIN_SUBJECT: &str = "salp.join";
+/// How far a lost count of starts is put forward at most.
+const RECOUNT: u64 = 1 << 16;
 /// A round trip as long as none is known.
 const RTT_GUESS: Duration = Duration::from_millis(100);
 
@@ -107,7 +109,7 @@ pub struct SiteView {
     pub since: Duration,
     /// The round trip, once measured.
     pub rtt: Option<Duration>,
-    /// How often it has started.
+    /// Grows each time it starts.
     pub incarnation: u64,
     /// The revision of its state that is known here.
     pub revision: u64,
@@ -619,12 +621,12 @@ impl Member {
 
     /// Somebody has heard a higher count of this site: the file was lost or is old.
     fn catch_up(&mut self, now: Duration, known: u64) {
-        if known < self.incarnation || known == u64::MAX {
+        if known < self.incarnation || known > u64::MAX - RECOUNT {
             return;
         }
-        self.incarnation = known + 1;
+        self.incarnation = recounted(known, &mut self.entropy);
         if let Phase::Member(keyring) = &mut self.phase {
-            keyring.restart(known + 1);
+            keyring.restart(self.incarnation);
         }
         let error = StreamError::Reset("the site has restarted".into());
         self.mux.fail(None, &error);
@@ -744,6 +746,12 @@ impl Member {
             self.pair_message(site, &Message::Frame(frame));
         }
     }
+}
+
+/// A count that was never used, of a site that has lost its own and has heard of one: others
+/// may know of a higher one, and what was sealed under a number must not be sealed again.
+pub(crate) fn recounted(known: u64, entropy: &mut Entropy) -> u64 {
+    known + 1 + entropy.below(RECOUNT - 1)
 }
 
 fn all_subject(lattice: LatticeId) -> String {

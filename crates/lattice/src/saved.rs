@@ -13,7 +13,7 @@ const TOKENS_MAX: usize = 64 * 1024 * 1024;
 /// The file's content. It holds the group's key: 0600.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Saved {
-    /// How often the site has started.
+    /// Grows each time the site starts.
     pub(crate) incarnation: u64,
     /// The site's own membership, if it has joined.
     pub(crate) welcome: Option<Welcome>,

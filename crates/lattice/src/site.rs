@@ -424,7 +424,17 @@ fn load(config: &LatticeConfig) -> Result<(Member, PathBuf), StartError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Saved::default(),
         Err(source) => return Err(StartError::Read { path, source }),
     };
-    saved.incarnation += 1;
+    let unix = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap_or_default().as_secs()
+    };
+    // A count that was lost with the file, or is that of an old copy, is made good by the
+    // clock; by what others know where that is wrong.
+    let lost = saved.incarnation == 0;
+    saved.incarnation = (saved.incarnation + 1).max(unix());
+    if lost {
+        saved.incarnation = crate::member::recounted(saved.incarnation, &mut entropy);
+    }
     let member = Member::new(MemberConfig {
         key: Arc::new(key),
         name: config.name.clone(),
@@ -433,10 +443,7 @@ fn load(config: &LatticeConfig) -> Result<(Member, PathBuf), StartError> {
         token,
         saved,
         entropy,
-        unix: Box::new(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            now.unwrap_or_default().as_secs()
-        }),
+        unix: Box::new(unix),
     });
     let member = member.map_err(|source| StartError::Saved {
         path: path.clone(),
@@ -562,6 +569,18 @@ impl Task {
 
     fn act(&mut self, outputs: Vec<Output>) {
         let (mut changed, mut save, mut remember) = (false, false, false);
+        // First what is listened to: the answers to what is said must not be missed.
+        if outputs
+            .iter()
+            .any(|o| matches!(o, Output::Changed | Output::Save))
+        {
+            let subjects = self.member.subjects();
+            self.link.subjects.send_if_modified(|now| {
+                let differs = *now != subjects;
+                *now = subjects;
+                differs
+            });
+        }
         for output in outputs {
             match output {
                 Output::Publish { subject, bytes } => {
@@ -579,12 +598,6 @@ impl Task {
         }
         let now = Instant::now();
         if changed || save || remember {
-            let subjects = self.member.subjects();
-            self.link.subjects.send_if_modified(|now| {
-                let differs = *now != subjects;
-                *now = subjects;
-                differs
-            });
             let sites = u32::try_from(self.member.known()).unwrap_or(u32::MAX);
             let show_at = self.shown + SHOW_PAUSE * sites;
             self.show_at.get_or_insert(show_at);

@@ -21,6 +21,8 @@ mod merge;
 mod plan;
 mod routes;
 mod set_up;
+#[cfg(test)]
+mod simulation;
 mod tunnel;
 
 pub use choose::{Candidate, Choice, Rank, choose, order, rank};

@@ -351,6 +351,12 @@ fn schedule(seed: u64, sites: usize) {
     world.pass(world.now + Duration::from_secs(100));
     world.heal();
     world.converged();
+    // Nothing counts that the revoked one has ever said.
+    for _ in 0..50 {
+        world.forge();
+    }
+    world.pass(world.now + Duration::from_secs(20));
+    world.converged();
 }
 
 #[test]
