@@ -170,6 +170,7 @@ async fn dependencies_come_first_and_health_is_waited_for() -> Result<()> {
     let first = repo.commit(&[
         ("base/d.yaml", Some(deployment)),
         ("app/a.yaml", Some(&config_map("one", "1"))),
+        ("checked/b.yaml", Some(&config_map("two", "1"))),
     ])?;
     let site = Site::start(None).await?;
     site.follow("repo", json!({"url": repo.url()})).await?;
@@ -198,6 +199,16 @@ async fn dependencies_come_first_and_health_is_waited_for() -> Result<()> {
     ensure!(ready(&unhealthy)["reason"] == "HealthCheckFailed");
     site.until_ready("app", "False", "dependency 'default/base' is not ready")
         .await?;
+    // What somebody else made may be waited for by name.
+    site.kustomize(
+        "checked",
+        json!({"path": "./checked", "timeout": "1s", "healthChecks": [
+            {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "namespace": "default"}]}),
+    )
+    .await?;
+    let status = "[Deployment/default/d status: 'InProgress']";
+    site.until_ready("checked", "False", status).await?;
+    site.until_map("two", "k", "1").await?;
     ensure!(site.get(&map("one")).await?["code"] == 404);
     site.merge(
         "/apis/apps/v1/namespaces/default/deployments/d/status",
@@ -205,6 +216,7 @@ async fn dependencies_come_first_and_health_is_waited_for() -> Result<()> {
     )
     .await?;
     site.until_ready("base", "True", &first).await?;
+    site.until_ready("checked", "True", &first).await?;
     site.until_ready("app", "True", &first).await?;
     site.until_map("one", "k", "1").await?;
     site.close().await

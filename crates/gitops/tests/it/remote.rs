@@ -1,12 +1,13 @@
-//! Repositories elsewhere: over HTTP with the real `git http-backend`, over SSH by a program
-//! in its place, with signatures.
+//! Repositories elsewhere: over HTTP with the real `git http-backend`, by a link that breaks,
+//! over SSH with a program in the place of `ssh`, with signatures.
 
-use crate::site::{Repository, Site, config_map, ready, repository};
+use crate::site::{Repository, Site, config_map, map, ready, repository};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
@@ -16,10 +17,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::AsyncWriteExt as _;
 
-/// `git http-backend` behind HTTP, with a password; counts bytes of packs it sent.
+/// `git http-backend` behind HTTP, with a password.
 struct Server {
     url: String,
-    sent: Arc<AtomicUsize>,
+    link: Arc<Link>,
+}
+
+/// The way to it.
+struct Link {
+    /// Bytes that were sent.
+    sent: AtomicUsize,
+    /// Answers longer than this break off after as many bytes.
+    breaks_after: AtomicUsize,
+    broken: AtomicUsize,
 }
 
 impl Server {
@@ -27,15 +37,19 @@ impl Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let root = root.to_owned();
-        let sent = Arc::new(AtomicUsize::new(0));
-        let counter = sent.clone();
+        let link = Arc::new(Link {
+            sent: AtomicUsize::new(0),
+            breaks_after: AtomicUsize::new(usize::MAX),
+            broken: AtomicUsize::new(0),
+        });
+        let by = link.clone();
         let inner = scope.clone();
         scope.spawn_cancellable(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (root, counter) = (root.clone(), counter.clone());
+                let (root, link) = (root.clone(), by.clone());
                 inner.spawn_cancellable(async move {
                     let service = hyper::service::service_fn(move |request| {
-                        answer(root.clone(), counter.clone(), request)
+                        answer(root.clone(), link.clone(), request)
                     });
                     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), service)
@@ -43,15 +57,15 @@ impl Server {
                 });
             }
         });
-        Ok(Self { url, sent })
+        Ok(Self { url, link })
     }
 }
 
 async fn answer(
     root: PathBuf,
-    sent: Arc<AtomicUsize>,
+    link: Arc<Link>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>> {
+) -> Result<Response<BoxBody<Bytes, std::io::Error>>> {
     let wanted = base64::engine::general_purpose::STANDARD.encode("me:secret");
     let authorized = request
         .headers()
@@ -59,7 +73,8 @@ async fn answer(
         .is_some_and(|v| v.as_bytes() == format!("Basic {wanted}").as_bytes());
     if !authorized {
         let refused = Response::builder().status(StatusCode::UNAUTHORIZED);
-        return Ok(refused.body(Full::default())?);
+        let nothing = Full::default().map_err(|never| match never {});
+        return Ok(refused.body(nothing.boxed())?);
     }
     let header = |name: &str| {
         let value = request.headers().get(name);
@@ -105,8 +120,17 @@ async fn answer(
         }
     }
     let body = Bytes::copy_from_slice(&output[end + 4..]);
-    sent.fetch_add(body.len(), Ordering::SeqCst);
-    Ok(response.body(Full::new(body))?)
+    let most = link.breaks_after.load(Ordering::SeqCst);
+    let body = if body.len() > most {
+        link.broken.fetch_add(1, Ordering::SeqCst);
+        let broken = Err(std::io::ErrorKind::ConnectionReset.into());
+        let parts = [Ok(Frame::data(body.slice(..most))), broken];
+        StreamBody::new(futures::stream::iter(parts)).boxed()
+    } else {
+        link.sent.fetch_add(body.len(), Ordering::SeqCst);
+        Full::new(body).map_err(|never| match never {}).boxed()
+    };
+    Ok(response.body(body)?)
 }
 
 /// The revision that a site keeps of a repository.
@@ -160,9 +184,9 @@ async fn a_repository_is_fetched_over_http_one_commit_deep() -> Result<()> {
     site.follow("repo", with(json!({"branch": "main"}))).await?;
     until_revision(&site, "repo", &format!("main@sha1:{head}")).await?;
     ensure!(
-        server.sent.load(Ordering::SeqCst) < noise.len() / 2,
+        server.link.sent.load(Ordering::SeqCst) < noise.len() / 2,
         "only one commit was sent: {}",
-        server.sent.load(Ordering::SeqCst)
+        server.link.sent.load(Ordering::SeqCst)
     );
     site.kustomize("all", json!({})).await?;
     site.until_map("one", "k", "2").await?;
@@ -196,6 +220,165 @@ async fn a_repository_is_fetched_over_http_one_commit_deep() -> Result<()> {
     let next = repo.commit(&[("a.yaml", Some(&config_map("one", "3")))])?;
     until_revision(&site, "repo", &format!("main@sha1:{next}")).await?;
     site.until_map("one", "k", "3").await?;
+    site.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_link_that_breaks_leaves_the_last_good_revision_and_is_tried_again() -> Result<()> {
+    let repo = Repository::new()?;
+    let noise = |seed: u64| -> String {
+        (0..4000_u64)
+            .map(|n| format!("{:x}", (n + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            .collect()
+    };
+    let first = repo.commit(&[
+        ("noise", Some(&noise(0))),
+        ("a.yaml", Some(&config_map("one", "1"))),
+        ("b.yaml", Some(&config_map("two", "1"))),
+    ])?;
+    let site = Site::start(None).await?;
+    let server = Server::start(&repo.path(), &site.scope).await?;
+    site.apply(
+        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "auth"},
+        "data": {"username": encoded("me"), "password": encoded("secret")}}),
+    )
+    .await?;
+    let link = &server.link;
+    let fails_by_the_link = async || {
+        let before = link.broken.load(Ordering::SeqCst);
+        site.until("the failure", &repository("repo"), |r| {
+            let said = ready(r);
+            link.broken.load(Ordering::SeqCst) > before
+                && said["status"] == "False"
+                && said["reason"] == "GitOperationFailed"
+        })
+        .await
+    };
+
+    // It breaks at the first fetch already: there is nothing yet, and nothing is made.
+    link.breaks_after.store(8_000, Ordering::SeqCst);
+    let url = format!("{}/.git", server.url);
+    let spec = json!({"url": url, "secretRef": {"name": "auth"}});
+    site.follow("repo", spec).await?;
+    site.kustomize("all", json!({})).await?;
+    let source = fails_by_the_link().await?;
+    ensure!(source["status"].get("artifact").is_none(), "{source}");
+    ensure!(site.get(&map("one")).await?["code"] == 404);
+    link.breaks_after.store(usize::MAX, Ordering::SeqCst);
+    site.until_ready("all", "True", &first).await?;
+
+    // Later what was applied stays, whole, until the next revision is there, whole.
+    link.breaks_after.store(8_000, Ordering::SeqCst);
+    let second = repo.commit(&[
+        ("noise", Some(&noise(1_000_000))),
+        ("a.yaml", Some(&config_map("one", "2"))),
+        ("b.yaml", None),
+    ])?;
+    let source = fails_by_the_link().await?;
+    ensure!(source["status"]["artifact"]["revision"] == format!("main@sha1:{first}"));
+    ensure!(site.get(&map("one")).await?["data"]["k"] == "1");
+    ensure!(site.get(&map("two")).await?["data"]["k"] == "1");
+    link.breaks_after.store(usize::MAX, Ordering::SeqCst);
+    site.until_ready("all", "True", &second).await?;
+    site.until_map("one", "k", "2").await?;
+    ensure!(site.get(&map("two")).await?["code"] == 404);
+
+    // What is kept of the repository is sound.
+    let clone = site.api.dir().join("gitops/git/default/repo");
+    let clone = clone.display().to_string();
+    repo.git(&["-c", "safe.directory=*", "-C", &clone, "fsck", "--full"])?;
+    site.close().await
+}
+
+/// Where the program in the place of `ssh` is, for the run of the test that has it on its PATH.
+const SSH_DIR: &str = "GITOPS_TEST_SSH_DIR";
+
+/// The variables of a process can't be changed safely while it runs: the test runs itself again
+/// with another `ssh` first on the PATH.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_is_fetched_over_ssh_with_the_key_that_is_given() -> Result<()> {
+    if let Some(dir) = std::env::var_os(SSH_DIR) {
+        return over_ssh(Path::new(&dir)).await;
+    }
+    let dir = tempfile::tempdir()?;
+    // It writes down how it was called, with the key and what it is, and runs what it is told.
+    let program = format!(
+        "#!/bin/sh\necho \"$@\" >> {0}/calls\ncat \"$2\" >> {0}/key\nstat -c %a \"$2\" >> {0}/mode\nfor last; do :; done\nexec sh -c \"$last\"\n",
+        dir.path().display()
+    );
+    let ssh = dir.path().join("ssh");
+    std::fs::write(&ssh, program)?;
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&ssh, executable)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::iter::once(dir.path().to_owned()).chain(std::env::split_paths(&path));
+    let out = Command::new(std::env::current_exe()?)
+        .args(["--exact", "--nocapture"])
+        .arg("remote::a_repository_is_fetched_over_ssh_with_the_key_that_is_given")
+        .env("PATH", std::env::join_paths(dirs)?)
+        .env(SSH_DIR, dir.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&out.stdout);
+    ensure!(
+        out.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(())
+}
+
+async fn over_ssh(dir: &Path) -> Result<()> {
+    let repo = Repository::new()?;
+    let first = repo.commit(&[("a.yaml", Some(&config_map("one", "1")))])?;
+    let site = Site::start(None).await?;
+    let url = format!("ssh://git@shop.example.com{}", repo.url());
+    let secret = |name: &str, data: serde_json::Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data});
+    let (key, hosts) = (
+        encoded("the key"),
+        encoded("shop.example.com ssh-ed25519 A"),
+    );
+    site.apply(&secret("blind", json!({"identity": key})))
+        .await?;
+    site.apply(&secret(
+        "key",
+        json!({"identity": key, "known_hosts": hosts}),
+    ))
+    .await?;
+    // A host that can't be told from another is not talked to.
+    site.follow("blind", json!({"url": url, "secretRef": {"name": "blind"}}))
+        .await?;
+    let blind = site
+        .until("the refusal", &repository("blind"), |r| {
+            ready(r)["status"] == "False"
+        })
+        .await?;
+    let said = ready(&blind)["message"].to_string();
+    ensure!(said.contains("no known_hosts"), "{said}");
+    ensure!(!dir.join("calls").exists());
+
+    site.follow("repo", json!({"url": url, "secretRef": {"name": "key"}}))
+        .await?;
+    until_revision(&site, "repo", &format!("main@sha1:{first}")).await?;
+    site.kustomize("all", json!({})).await?;
+    site.until_map("one", "k", "1").await?;
+    let next = repo.commit(&[("a.yaml", Some(&config_map("one", "2")))])?;
+    until_revision(&site, "repo", &format!("main@sha1:{next}")).await?;
+    let read = |name: &str| std::fs::read_to_string(dir.join(name));
+    let calls = read("calls")?;
+    let call = calls.lines().next().context("no call")?;
+    for part in [
+        "StrictHostKeyChecking=yes",
+        "UserKnownHostsFile=",
+        "git@shop.example.com",
+        "git-upload-pack",
+    ] {
+        ensure!(call.contains(part), "{part}: {call}");
+    }
+    ensure!(read("key")?.lines().all(|line| line == "the key"));
+    ensure!(read("mode")?.lines().all(|line| line == "600"));
+    // The key does not stay on the disk.
+    let file = call.split(' ').nth(1).context("no key")?;
+    ensure!(!Path::new(file).exists(), "{file}");
     site.close().await
 }
 

@@ -132,3 +132,102 @@ fn a_site_follows_a_repository() {
         out.status.success().then_some(()).ok_or("not there".into())
     });
 }
+
+/// An archive of files as `flux push artifact` packs it.
+fn packed(files: &[(&str, &str)]) -> Vec<u8> {
+    let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut archive = tar::Builder::new(gzip);
+    for (path, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        archive
+            .append_data(&mut header, path, text.as_bytes())
+            .expect("archive");
+    }
+    let gzip = archive.into_inner().expect("archive");
+    gzip.finish().expect("gzip")
+}
+
+/// Pushes it, as a version.
+fn push(registry: &Registry, version: &str, files: &[(&str, &str)]) {
+    let config = ("application/vnd.cncf.flux.config.v1+json", b"{}".to_vec());
+    let layer = "application/vnd.cncf.flux.content.v1.tar+gzip";
+    registry.put(
+        &format!("shop:{version}"),
+        config,
+        &[(layer, packed(files))],
+    );
+}
+
+fn greeting(text: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: greeting}}\ndata: {{text: {text}}}\n"
+    )
+}
+
+/// Artifacts of a registry are followed by version; while it is away, and over a restart, the last
+/// one is kept and what drifts from it is corrected.
+#[test]
+fn a_site_follows_an_artifact_and_keeps_it_while_the_registry_is_away() {
+    let (registry, mut site) = (Registry::start(), Site::start());
+    let kustomization = "resources: [all.yaml]\nnameSuffix: -of-shop\n";
+    let folder = |text: &str| {
+        [
+            ("deploy/kustomization.yaml", kustomization.to_owned()),
+            ("deploy/all.yaml", greeting(text)),
+        ]
+    };
+    let release = |version: &str, text: &str| {
+        let files = folder(text);
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, text)| (*path, text.as_str()))
+            .collect();
+        push(&registry, version, &files);
+    };
+    release("1.0.0", "hello");
+    let address = registry.address.clone();
+    let kinds = ["get", "ocirepositories,kustomizations"];
+    eventually("the kinds are served", || {
+        let out = site.kubectl(&kinds);
+        out.status.success().then_some(()).ok_or_else(|| text(&out))
+    });
+    site.apply(&format!(
+        "apiVersion: source.toolkit.fluxcd.io/v1\nkind: OCIRepository\nmetadata: {{name: shop}}\nspec:\n  interval: 1s\n  url: oci://{address}/shop\n  insecure: true\n  ref: {{semver: '>=1.0.0'}}\n---\napiVersion: kustomize.toolkit.fluxcd.io/v1\nkind: Kustomization\nmetadata: {{name: shop}}\nspec:\n  interval: 1s\n  path: ./deploy\n  prune: true\n  sourceRef: {{kind: OCIRepository, name: shop}}\n"
+    ));
+    let map = ["get", "configmap", "greeting-of-shop"];
+    let says = |site: &Site, wanted: &str| {
+        eventually(&format!("it says {wanted}"), || {
+            let out = site.kubectl(&[&map[..], &["-o", "jsonpath={.data.text}"]].concat());
+            let said = text(&out);
+            (said == wanted).then_some(()).ok_or(said)
+        });
+    };
+    says(&site, "hello");
+    release("1.1.0", "welcome");
+    says(&site, "welcome");
+    let status = site.json(&["get", "ocirepository", "shop"])["status"].clone();
+    let revision = status["artifact"]["revision"].as_str().expect("revision");
+    assert!(revision.starts_with("1.1.0@sha256:"), "{status}");
+
+    // Nobody can be asked; the site starts again all the same.
+    registry.stop();
+    site.expects("shop");
+    site.signal("-KILL");
+    site.up(&[]);
+    site.ok(&["delete", "configmap", "greeting-of-shop"]);
+    says(&site, "welcome");
+    site.wait_for(
+        &["get", "ocirepository", "shop"],
+        "/status/conditions",
+        |c| {
+            let ready = c
+                .as_array()
+                .and_then(|c| c.iter().find(|c| c["type"] == "Ready"));
+            ready.is_some_and(|c| c["status"] == "False" && c["reason"] == "OCIArtifactPullFailed")
+        },
+    );
+    let status = site.json(&["get", "ocirepository", "shop"])["status"].clone();
+    assert_eq!(status["artifact"]["revision"], revision);
+}
