@@ -31,11 +31,11 @@ pub use wake::{Activator, NoActivator, Sleepers, TIMING_HEADER};
 
 use backend::Backend;
 use checkpoint::Known;
-use client::{Change, Informer, Informers, ObjectKey};
+use client::{Change, Informer, Informers, ObjectKey, Selected};
 use dns::Zone;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use hyper_util::server::conn::auto::Builder;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node as CoreNode, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lifecycle::Scope;
 use listeners::{Failures, Listeners};
@@ -50,6 +50,9 @@ use tokio::sync::{Semaphore, watch};
 
 /// Changes taken together before listeners and endpoints follow.
 const CHANGES_AT_ONCE: usize = 1024;
+
+/// Label of a Node that says where it is.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// What a proxy works with.
 pub struct ProxyConfig {
@@ -110,6 +113,8 @@ impl Proxy {
         let (is_ready, ready) = watch::channel(false);
         let services = config.informers.get::<Service>();
         let slices = config.informers.get::<EndpointSlice>();
+        let own = Selected::fields(format!("metadata.name={}", config.node_name));
+        let own_node = config.informers.get_selected::<CoreNode>(own);
         let known = config.checkpoint.as_deref().and_then(checkpoint::read);
         let keep = config
             .checkpoint
@@ -117,9 +122,11 @@ impl Proxy {
         let state = State {
             services,
             slices,
+            own_node,
             keep,
             node: Node {
                 name: config.node_name,
+                zone: None,
                 node_port_addresses: config.node_port_addresses,
                 reserved: reserved.into_iter().collect(),
             },
@@ -210,6 +217,7 @@ struct Shared {
 struct State {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    own_node: Informer<CoreNode>,
     keep: Option<checkpoint::Writer>,
     sleepers: watch::Receiver<Sleepers>,
     node: Node,
@@ -248,6 +256,8 @@ impl State {
         let mut known = sleepers.borrow_and_update().clone();
         let mut services = self.services.subscribe();
         let mut slices = self.slices.subscribe();
+        let mut own_node = self.own_node.subscribe();
+        self.node.zone = self.zone_of_node();
         loop {
             let mut dirty = Dirty::default();
             let again = self.listeners.again();
@@ -258,6 +268,14 @@ impl State {
                     let now = sleepers.borrow_and_update().clone();
                     self.selected(&known, &now, &mut dirty);
                     known = now;
+                }
+                Some(_) = own_node.next() => {
+                    let zone = self.zone_of_node();
+                    if zone == self.node.zone {
+                        continue;
+                    }
+                    self.node.zone = zone;
+                    dirty.all = true;
                 }
                 () = wait_until(again) => {}
             }
@@ -274,6 +292,12 @@ impl State {
             }
             self.ready.send_replace(true);
         }
+    }
+
+    /// The zone that this node's label names.
+    fn zone_of_node(&self) -> Option<String> {
+        let node = self.own_node.get("", &self.node.name)?;
+        node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned()
     }
 
     /// Serves what the last run knew, as far as it goes without the API server.

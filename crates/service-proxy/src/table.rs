@@ -4,7 +4,7 @@
 //! Start with [`ServiceTable::set`]; [`plan`] tells what to open and close.
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointHints, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -220,8 +220,10 @@ impl ServiceTable {
 /// What routes depend on besides API objects.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// This node's name, for `Local` traffic policies.
+    /// This node's name, for `Local` traffic policies and what is to be preferred.
     pub name: String,
+    /// The zone that its label names.
+    pub zone: Option<String>,
     /// Addresses on which node ports listen.
     pub node_port_addresses: Vec<IpAddr>,
     /// Addresses that are listened on by others (the cluster DNS).
@@ -307,7 +309,7 @@ fn routes(
             }
             let local_only = policy == Some("Local");
             let ipv4 = listens[0].is_ipv4();
-            let (endpoints, coming) = choose(&candidates, ipv4, local_only.then_some(&node.name));
+            let (endpoints, coming) = choose(&candidates, ipv4, local_only, node);
             let same = |s: &&SleepingEndpoint| s.address.is_ipv4() == ipv4;
             routes.push(Route {
                 name: RouteName {
@@ -368,6 +370,7 @@ fn protocol(protocol: Option<&str>) -> Option<Protocol> {
 struct Candidate<'a> {
     address: SocketAddr,
     node: Option<&'a str>,
+    hints: Option<&'a EndpointHints>,
     ready: bool,
     serving: bool,
     terminating: bool,
@@ -400,6 +403,7 @@ fn candidates<'a>(
             candidates.push(Candidate {
                 address: SocketAddr::new(ip, number),
                 node: endpoint.node_name.as_deref(),
+                hints: endpoint.hints.as_ref(),
                 ready,
                 serving: conditions.serving.unwrap_or(ready),
                 terminating: conditions.terminating.unwrap_or(false),
@@ -413,29 +417,48 @@ fn candidates<'a>(
 fn choose(
     candidates: &[Candidate<'_>],
     ipv4: bool,
-    only_node: Option<&String>,
+    local_only: bool,
+    node: &Node,
 ) -> (Vec<SocketAddr>, bool) {
-    let eligible = || {
-        candidates.iter().filter(|c| {
-            c.address.is_ipv4() == ipv4
-                && only_node.is_none_or(|node| c.node == Some(node.as_str()))
-        })
-    };
-    let pick = |wanted: fn(&Candidate<'_>) -> bool| {
-        let mut picked: Vec<_> = eligible()
-            .filter(|c| wanted(c))
-            .map(|c| c.address)
-            .collect();
-        picked.sort_unstable();
-        picked.dedup();
-        picked
-    };
-    let mut endpoints = pick(|c| c.ready);
-    if endpoints.is_empty() {
-        endpoints = pick(|c| c.serving && c.terminating);
+    let here = |c: &Candidate<'_>| c.node == Some(node.name.as_str());
+    let eligible: Vec<_> = candidates
+        .iter()
+        .filter(|c| c.address.is_ipv4() == ipv4 && (!local_only || here(c)))
+        .collect();
+    let mut picked: Vec<_> = eligible.iter().filter(|c| c.ready).copied().collect();
+    if !local_only {
+        prefer(&mut picked, node);
     }
-    let coming = eligible().any(|c| !c.ready && !c.terminating);
+    if picked.is_empty() {
+        let ending = eligible.iter().filter(|c| c.serving && c.terminating);
+        picked = ending.copied().collect();
+    }
+    let mut endpoints: Vec<_> = picked.iter().map(|c| c.address).collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    let coming = eligible.iter().any(|c| !c.ready && !c.terminating);
     (endpoints, coming)
+}
+
+/// Leaves those that are meant for this node, else those for its zone, as kube-proxy does: only
+/// when all say for whom they are, and some for here.
+fn prefer(picked: &mut Vec<&Candidate<'_>>, node: &Node) {
+    let nodes = |c: &Candidate<'_>| {
+        let nodes = c.hints?.for_nodes.as_deref().filter(|n| !n.is_empty())?;
+        Some(nodes.iter().any(|n| n.name == node.name))
+    };
+    let zones = |c: &Candidate<'_>| {
+        let zones = c.hints?.for_zones.as_deref().filter(|z| !z.is_empty())?;
+        Some(zones.iter().any(|z| Some(&z.name) == node.zone.as_ref()))
+    };
+    let by: [&dyn Fn(&Candidate<'_>) -> Option<bool>; 2] = [&nodes, &zones];
+    for meant in by {
+        let all_say = picked.iter().all(|c| meant(c).is_some());
+        if all_say && picked.iter().any(|c| meant(c) == Some(true)) {
+            picked.retain(|c| meant(c) == Some(true));
+            return;
+        }
+    }
 }
 
 impl fmt::Display for Listen {
@@ -480,6 +503,7 @@ mod tests {
     fn node() -> Node {
         Node {
             name: "here".into(),
+            zone: Some("z1".into()),
             node_port_addresses: vec!["127.0.0.1".parse().unwrap()],
             reserved: vec!["10.43.0.10:53".parse().unwrap()],
         }
@@ -589,6 +613,50 @@ mod tests {
             json!({"clusterIP": "10.43.0.10", "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}),
         ] {
             check(spec, json!([{"addresses": ["10.42.0.2"]}]), expect![""]);
+        }
+    }
+
+    #[test]
+    fn endpoints_meant_for_here_are_preferred() {
+        let spec = json!({"clusterIP": "10.43.0.7", "ports": [{"name": "http", "port": 80}]});
+        let at = |host: u8, hints: Value| json!({"addresses": [format!("10.42.0.{host}")], "hints": hints});
+        let of = |node: &str, zone: &str| json!({"forNodes": [{"name": node}], "forZones": [{"name": zone}]});
+        let zone = |zone: &str| json!({"forZones": [{"name": zone}]});
+        for (endpoints, expected) in [
+            // This node, this zone, anywhere.
+            (
+                json!([at(2, of("here", "z1")), at(3, of("there", "z1"))]),
+                "10.42.0.2:8080",
+            ),
+            (
+                json!([at(2, of("there", "z2")), at(3, of("near", "z1"))]),
+                "10.42.0.3:8080",
+            ),
+            (
+                json!([at(2, of("there", "z2")), at(3, of("far", "z3"))]),
+                "10.42.0.2:8080, 10.42.0.3:8080",
+            ),
+            (
+                json!([at(2, zone("z2")), at(3, zone("z1"))]),
+                "10.42.0.3:8080",
+            ),
+            // One that says nothing spoils it for all.
+            (
+                json!([at(2, of("here", "z1")), at(3, json!({}))]),
+                "10.42.0.2:8080, 10.42.0.3:8080",
+            ),
+        ] {
+            let service = json!({"metadata": {"name": "web", "namespace": "d"}, "spec": spec});
+            let service: Service = serde_json::from_value(service).unwrap();
+            let slices = [slice(endpoints.clone())];
+            let mut table = ServiceTable::default();
+            let routes = table.set("d", "web", Some(&service), &slices, &[], &node());
+            let shown: Vec<_> = routes[0]
+                .endpoints
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(shown.join(", "), expected, "{endpoints}");
         }
     }
 

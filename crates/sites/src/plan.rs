@@ -8,7 +8,7 @@ use crate::choose::{Candidate, choose, order};
 use crate::exported::Exported;
 use crate::kinds::{CLUSTER_LABEL, GROUP, ImportType, Port, SERVICE_LABEL, VERSION};
 use crate::merge::{Merged, Source, merge};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice, ForNode};
 use lattice::{SiteId, SiteName, SiteState};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,9 @@ use std::sync::Arc;
 pub(crate) const IMPORT_LABEL: &str = "salp.dev/service-import";
 /// Who writes these objects.
 pub(crate) const OWNER: &str = "salp-sites";
+
+/// Where requests to an import go when no export says it.
+const SAME_NODE: &str = "PreferSameNode";
 
 /// One site's export of the Service.
 #[derive(Clone, Debug)]
@@ -191,6 +194,9 @@ pub(crate) fn service(import: &Import, uid: &str) -> Value {
         })
         .collect();
     let mut body = json!({"type": "ClusterIP", "ports": ports});
+    // A pod of this node answers first, if nobody wants it otherwise.
+    let distribution = spec.traffic_distribution.as_deref();
+    body["trafficDistribution"] = json!(distribution.unwrap_or(SAME_NODE));
     if spec.type_ == ImportType::Headless {
         body["clusterIP"] = json!("None");
     } else if let Some(affinity) = &spec.session_affinity {
@@ -202,6 +208,19 @@ pub(crate) fn service(import: &Import, uid: &str) -> Value {
         "metadata": metadata(import, derived(&import.namespace, &import.name), uid, labels),
         "spec": body,
     })
+}
+
+/// Has a pod preferred by its own node.
+fn for_its_node(endpoint: &mut Endpoint) {
+    let ready = endpoint.conditions.as_ref().and_then(|c| c.ready);
+    if ready.unwrap_or(true)
+        && let Some(node) = endpoint.node_name.clone()
+    {
+        let hints = endpoint.hints.get_or_insert_default();
+        hints
+            .for_nodes
+            .get_or_insert_with(|| vec![ForNode { name: node }]);
+    }
 }
 
 /// The slices: this site's own endpoints, and the tunnels to others, whose gates are at one
@@ -227,11 +246,15 @@ pub(crate) fn slices(
     if let Some(site) = &import.own {
         for (i, slice) in own.iter().enumerate() {
             let name = format!("{derived}-{site}-{i}");
+            let mut endpoints = slice.endpoints.clone();
+            if import.merged.spec.traffic_distribution.is_none() {
+                endpoints.iter_mut().flatten().for_each(for_its_node);
+            }
             slices.push(json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": metadata(import, name, uid, labels(site)),
                 "addressType": slice.address_type,
-                "endpoints": slice.endpoints, "ports": slice.ports,
+                "endpoints": endpoints, "ports": slice.ports,
             }));
         }
     }
@@ -348,6 +371,7 @@ mod tests {
         import.merged.spec.session_affinity = Some("ClientIP".into());
         let made = service(&import, "u");
         assert_eq!(made["spec"]["sessionAffinity"], "ClientIP");
+        assert_eq!(made["spec"]["trafficDistribution"], "PreferSameNode");
         assert_eq!(made["spec"]["ports"][0]["name"], "http");
         let name = made["metadata"]["name"].as_str().unwrap();
         assert!(name.starts_with("derived-") && name.len() == 18, "{name}");

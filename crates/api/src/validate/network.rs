@@ -58,6 +58,11 @@ pub(crate) fn service(v: &Value) -> Vec<FieldError> {
         at(spec, "sessionAffinity"),
         &["ClientIP", "None"],
     );
+    c.optional_one_of(
+        "spec.trafficDistribution",
+        at(spec, "trafficDistribution"),
+        &["PreferClose", "PreferSameNode", "PreferSameZone"],
+    );
     c.labels("spec.selector", at(spec, "selector"));
     service_ports(&mut c, all, kind);
     for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
@@ -350,10 +355,11 @@ mod tests {
     #[test]
     fn services() {
         let mut v = json!({"spec": {"ports": [{"port": 80}, {"port": 80, "nodePort": 30000}, {"name": "x", "port": 0}],
-            "externalIPs": ["nope"]}});
+            "externalIPs": ["nope"], "trafficDistribution": "PreferMe"}});
         crate::defaults::network::service(&mut v);
         let all: Vec<String> = service(&v).iter().map(ToString::to_string).collect();
         expect![[r#"
+            spec.trafficDistribution: Unsupported value: "PreferMe": supported values: "PreferClose", "PreferSameNode", "PreferSameZone"
             spec.ports[0].name: Required value
             spec.ports[1].name: Required value
             spec.ports[1].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'

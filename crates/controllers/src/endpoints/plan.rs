@@ -5,7 +5,7 @@ use ::api::constants::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
 use apimachinery::selector::LabelSelector;
 use client::k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use client::k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice,
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use client::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -342,19 +342,38 @@ fn endpoint(
     let serving = pods::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+    let zone = node.as_deref().and_then(zone);
+    let ready = publishes_not_ready(service) || (serving && !terminating);
     Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes_not_ready(service) || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: hostname(service, pod),
-        zone: node.as_deref().and_then(zone),
+        hints: hints(service, node.as_deref(), zone.as_deref()).filter(|_| ready),
+        zone,
         node_name: node,
         target_ref: Some(target(pod)),
         ..Endpoint::default()
     }
+}
+
+/// Who is to prefer an endpoint, by `trafficDistribution`.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let spec = service.spec.as_ref()?;
+    let of_node = match spec.traffic_distribution.as_deref()? {
+        "PreferSameNode" => node,
+        "PreferSameZone" | "PreferClose" => None,
+        _ => return None,
+    };
+    let for_nodes = of_node.map(|n| vec![ForNode { name: n.to_owned() }]);
+    let for_zones = zone.map(|z| vec![ForZone { name: z.to_owned() }]);
+    (for_nodes.is_some() || for_zones.is_some()).then_some(EndpointHints {
+        for_nodes,
+        for_zones,
+    })
 }
 
 /// A pod's name within a headless Service.

@@ -162,6 +162,35 @@ fn named_ports_are_each_pods_own() {
 }
 
 #[test]
+fn who_is_to_prefer_an_endpoint() {
+    let pods = [
+        pod("ready", "10.0.0.1", json!({})),
+        pod("starting", "10.0.0.2", not_ready()),
+    ];
+    for (distribution, expected) in [
+        (None, json!([null, null])),
+        (
+            Some("PreferSameNode"),
+            json!([{"forNodes": [{"name": "n1"}], "forZones": [{"name": "z1"}]}, null]),
+        ),
+        (
+            Some("PreferSameZone"),
+            json!([{"forZones": [{"name": "z1"}]}, null]),
+        ),
+        (
+            Some("PreferClose"),
+            json!([{"forZones": [{"name": "z1"}]}, null]),
+        ),
+    ] {
+        let service = service(json!({"spec": {"trafficDistribution": distribution}}));
+        let slices = apply(&service, &pods, &[]);
+        let endpoints = slices[0].endpoints.iter().flatten();
+        let hints: Vec<_> = endpoints.map(|e| json!(e.hints)).collect();
+        assert_eq!(json!(hints), expected, "{distribution:?}");
+    }
+}
+
+#[test]
 fn a_headless_service_names_its_pods_and_labels_its_slices() {
     let service = service(json!({"spec": {"clusterIP": "None", "ports": null}}));
     let named = json!({"spec": {"hostname": "db-0", "subdomain": "web"}});

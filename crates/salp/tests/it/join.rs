@@ -1,10 +1,11 @@
 //! A second machine joins a site: two network namespaces, a link between them, and the real
 //! binary on both sides. Needs root; says so when it is not there.
 
-use crate::harness::{Following, eventually, repo_file, text, tool};
+use crate::harness::{Following, Running, eventually, repo_file, text, tool};
+use crate::serve::hello;
 use serde_json::Value;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A pod on the second machine that names a Secret.
@@ -100,6 +101,17 @@ impl Machines {
         serde_json::from_str(&out).expect("JSON")
     }
 
+    fn other(&self) -> PathBuf {
+        self.home.path().join("other")
+    }
+
+    /// `salp` for another site on the first machine.
+    fn at_other(&self, args: &[&str]) -> Command {
+        let mut command = self.salp(0);
+        command.args(args).env("SALP_DATA_DIR", self.other());
+        command
+    }
+
     fn link(&self, state: &str) {
         ip(&["-n", &self.names[0], "link", "set", "eth0", state]);
     }
@@ -145,8 +157,13 @@ impl Machines {
 
     /// The first machine's site.
     fn up(&self) -> Following {
+        self.up_with(&[])
+    }
+
+    fn up_with(&self, args: &[&str]) -> Following {
         let mut up = self.salp(0);
         up.args(["up", "--bind-address", "192.0.2.1", "--node-name", "a"]);
+        up.args(args);
         let site = Following::start(up);
         site.wait_for(|line| line.starts_with("Ready"));
         site
@@ -214,6 +231,9 @@ impl Drop for Machines {
     fn drop(&mut self) {
         for machine in [1, 0] {
             let _stopped = self.salp(machine).arg("down").output();
+        }
+        if self.other().exists() {
+            let _stopped = self.at_other(&["down"]).output();
         }
         for name in &self.names {
             let _gone = Command::new("ip").args(["netns", "del", name]).output();
@@ -490,4 +510,68 @@ fn a_dead_agent_is_no_way_around_a_contract() {
     machines.ok(&["wait", "--for=condition=Ready", "node/b", "--timeout=60s"]);
     let after = machines.json(&["get", "pod", "keeps"]);
     assert_eq!(identity(&after), identity(&before), "nothing was recreated");
+}
+
+/// What another site exports answers on every node, not only where the lattice is.
+#[test]
+fn a_joined_node_reaches_other_sites() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let mut nats = machines.on(0, &tool("nats-server").display().to_string());
+    let nats = nats.args(["--addr", "192.0.2.1", "--port", "4222"]);
+    let _nats = Running(
+        nats.stderr(Stdio::null())
+            .spawn()
+            .expect("start nats-server"),
+    );
+    let lattice = [
+        "--lattice",
+        "nats://192.0.2.1:4222",
+        "--lattice-listen",
+        "off",
+    ];
+    let site = machines.up_with(&[&lattice[..], &["--lattice-hub"]].concat());
+    let node = machines.joined(&machines.invitation());
+    let token = machines.salp(0).args(["sites", "token"]).output();
+    let token = String::from_utf8(token.expect("run salp").stdout).expect("text");
+    let mut other = machines.at_other(&["up", "--bind-address", "192.0.2.1"]);
+    other
+        .args(["--api-port", "7443", "--node-name", "other"])
+        .args(lattice)
+        .args(["--lattice-token", token.trim()]);
+    let other = Following::start(other);
+    other.wait_for(|line| line.starts_with("Ready"));
+    let wasm = repo_file("examples/hello/hello.wasm").display().to_string();
+    let loaded = machines.at_other(&["image", "load", &wasm, IMAGE]).output();
+    assert!(loaded.expect("run salp").status.success());
+    let export = "---\napiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: hello}\n";
+    let manifest = machines.home.path().join("hello.yaml");
+    std::fs::write(&manifest, hello(IMAGE, 1) + export).expect("write");
+    let kubectl = tool("kubectl").display().to_string();
+    eventually("the other site takes the export", || {
+        let mut apply = machines.on(0, &kubectl);
+        apply
+            .arg("--kubeconfig")
+            .arg(machines.other().join("kubeconfig.yaml"))
+            .args(["apply", "-f"])
+            .arg(&manifest);
+        let out = apply.output().expect("run kubectl");
+        out.status.success().then_some(()).ok_or_else(|| text(&out))
+    });
+    let url = eventually("the import has an address", || {
+        let out = machines.kubectl(&["get", "serviceimport", "hello", "-o", "json"]);
+        let import: Value = serde_json::from_slice(&out.stdout).map_err(|_| text(&out))?;
+        let ip = import["spec"]["ips"][0].as_str().ok_or("no address")?;
+        Ok(format!("http://{ip}:8080/"))
+    });
+    for machine in [0, 1] {
+        eventually("the other site answers on both machines", || {
+            machines
+                .answers(machine, &url)
+                .then_some(())
+                .ok_or_else(|| url.clone())
+        });
+    }
+    drop((other, node, site));
 }
