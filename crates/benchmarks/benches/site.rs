@@ -637,14 +637,53 @@ fn density(figures: &mut Map<String, Value>) {
     );
 }
 
-/// From zero to the first byte: each of many Deployments that sleep is asked once, and then
-/// again when it is awake.
+/// Requests to sleeping Services, each of which starts its pod, over what a request to the same
+/// Service takes when it is awake: one after the other with a pause, and without one, when the
+/// API's objects of those before are still being made.
 fn wake(figures: &mut Map<String, Value>) {
     let registry = Registry::start();
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
     let site = Site::start();
     let manifest: String = (0..SLEEPERS).map(|n| sleeper(n, &image)).collect();
     site.apply(&manifest);
+    asleep(&site);
+    let (_, data) = site_pss_mib(&site);
+    figure(figures, "PSS, data plane with 200 asleep", data, "MiB");
+    let list = site.json(&["get", "services", "-l", "bench=wake"]);
+    let services = list["items"].as_array().cloned().unwrap_or_default();
+    for (how, pause) in [
+        ("20 ms apart", Duration::from_millis(20)),
+        ("at once after another", Duration::ZERO),
+    ] {
+        asleep(&site);
+        let (mut cold, mut warm) = (Vec::new(), Vec::new());
+        for service in &services {
+            let address = format!("{}:80", service["spec"]["clusterIP"].as_str().expect("IP"));
+            let ask = || {
+                let began = Instant::now();
+                let answer = get(&address, "/").expect("answer");
+                assert_eq!(answer.code, 200, "{answer:?}");
+                ms(began.elapsed())
+            };
+            cold.push(ask());
+            warm.push(median((0..5).map(|_| ask()).collect()));
+            std::thread::sleep(pause);
+        }
+        let mut over: Vec<_> = cold.iter().zip(&warm).map(|(c, w)| c - w).collect();
+        over.sort_by(f64::total_cmp);
+        let p99 = over[over.len() * 99 / 100];
+        let mut tell = |what: &str, value| {
+            figure(figures, &format!("{what}, {how}"), value, "ms");
+        };
+        tell("warm request, new connection", median(warm));
+        tell("from zero to first byte", median(cold));
+        tell("wake over a warm request, median", median(over));
+        tell("wake over a warm request, p99", p99);
+    }
+}
+
+/// Waits until all sleep, and the API knows.
+fn asleep(site: &Site) {
     let all = |object: &Value| {
         object
             .as_array()
@@ -658,34 +697,6 @@ fn wake(figures: &mut Map<String, Value>) {
     site.wait_for(&["get", "pods", "-l", "bench=wake"], "/items", |pods| {
         pods.as_array().is_some_and(Vec::is_empty)
     });
-    let (_, data) = site_pss_mib(&site);
-    figure(figures, "PSS, data plane with 200 asleep", data, "MiB");
-    let list = site.json(&["get", "services", "-l", "bench=wake"]);
-    let services = list["items"].as_array().cloned().unwrap_or_default();
-    let (mut cold, mut warm) = (Vec::new(), Vec::new());
-    for service in &services {
-        let address = format!("{}:80", service["spec"]["clusterIP"].as_str().expect("IP"));
-        let ask = || {
-            let began = Instant::now();
-            let answer = get(&address, "/").expect("answer");
-            assert_eq!(answer.code, 200, "{answer:?}");
-            ms(began.elapsed())
-        };
-        cold.push(ask());
-        warm.push(median((0..5).map(|_| ask()).collect()));
-    }
-    let mut over: Vec<_> = cold.iter().zip(&warm).map(|(c, w)| c - w).collect();
-    over.sort_by(f64::total_cmp);
-    let p99 = over[over.len() * 99 / 100];
-    figure(figures, "warm request, new connection", median(warm), "ms");
-    figure(figures, "from zero to first byte", median(cold), "ms");
-    figure(
-        figures,
-        "wake over a warm request, median",
-        median(over),
-        "ms",
-    );
-    figure(figures, "wake over a warm request, p99", p99, "ms");
 }
 
 fn sleeper(n: u32, image: &str) -> String {

@@ -123,8 +123,10 @@ impl Body {
     /// Is in the lattice as these settings say, or in none. What is so already stays.
     async fn follow(&self, settings: Option<LatticeSettings>) -> Result<()> {
         let mut part = self.0.part.lock().await;
-        if part.as_ref().map(|p| &p.settings) == settings.as_ref() {
-            return Ok(());
+        match (&*part, &settings) {
+            (None, None) => return Ok(()),
+            (Some(part), Some(settings)) if part.is_as(settings) => return Ok(()),
+            _ => {}
         }
         if let Some(part) = part.take() {
             part.scope.close_within(STOP_DEADLINE).await.ok();
@@ -260,6 +262,19 @@ fn listen(settings: &DirectSettings, node_ip: IpAddr) -> Result<::sites::Direct>
 }
 
 impl Part {
+    /// Whether nothing is to be done to follow these settings. Who is a member needs no token,
+    /// whichever it is.
+    fn is_as(&self, settings: &LatticeSettings) -> bool {
+        if self.lattice.view().borrow().standing != Standing::Member {
+            return self.settings == *settings;
+        }
+        let without = |settings: &LatticeSettings| LatticeSettings {
+            token: None,
+            ..settings.clone()
+        };
+        without(&self.settings) == without(settings)
+    }
+
     async fn serve(
         &self,
         question: Question,

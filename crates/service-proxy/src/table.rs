@@ -451,8 +451,7 @@ fn prefer(picked: &mut Vec<&Candidate<'_>>, node: &Node) {
         let zones = c.hints?.for_zones.as_deref().filter(|z| !z.is_empty())?;
         Some(zones.iter().any(|z| Some(&z.name) == node.zone.as_ref()))
     };
-    let by: [&dyn Fn(&Candidate<'_>) -> Option<bool>; 2] = [&nodes, &zones];
-    for meant in by {
+    for meant in [&nodes as &dyn Fn(&Candidate<'_>) -> Option<bool>, &zones] {
         let all_say = picked.iter().all(|c| meant(c).is_some());
         if all_say && picked.iter().any(|c| meant(c) == Some(true)) {
             picked.retain(|c| meant(c) == Some(true));

@@ -517,7 +517,7 @@ fn schedule(seed: u64) {
         world.note_who_is_away();
         world.nothing_stale_is_preferred();
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         // Whoever is out counts for nobody, not even those that were away.
         let out = 1 + world.rng.one_of(world.sites.len() - 1);
         world.sites[out].revoked = true;
