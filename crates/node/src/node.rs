@@ -3,12 +3,12 @@
 use crate::addresses::Addresses;
 use crate::agent::{Agent, Fixed, Parts};
 use crate::checkpoint::{Checkpoint, Restored};
-use crate::config::{Config, Error};
+use crate::config::{Config, Error, TlsError};
 use crate::contact::Contact;
 use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
-use crate::server::Server;
+use crate::server::{Server, Serving};
 use crate::volumes;
 use client::{EventRecorder, Informer, Selected};
 use k8s_openapi::api::core::v1::Pod;
@@ -24,6 +24,7 @@ const CONTRACTS_LOOK: Duration = Duration::from_millis(500);
 /// A started node agent.
 pub struct Node {
     agent: Arc<Agent>,
+    serving: Arc<Serving>,
     scope: Scope,
 }
 
@@ -102,8 +103,20 @@ impl Node {
         if let Some(sleep) = config.sleep {
             crate::sleep::start(&agent, sleep, &config.informers);
         }
-        Server::start(agent.clone(), config.kubelet, &scope)?;
-        Ok(Self { agent, scope })
+        let serving = Server::start(agent.clone(), config.kubelet, &scope)?;
+        Ok(Self {
+            agent,
+            serving,
+            scope,
+        })
+    }
+
+    /// Serves the kubelet API with another certificate from now on; PEM.
+    ///
+    /// # Errors
+    /// When it and its key can't be used together: then the one before goes on.
+    pub fn serve_with(&self, cert_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+        self.serving.replace(cert_pem, key_pem)
     }
 
     /// Ends all containers with their grace, as at a machine's shutdown. Pods stay in the

@@ -12,12 +12,25 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a request for a certificate may take.
+/// How long a request for a certificate may take that needs nobody's word.
 const SIGNED_DEADLINE: Duration = Duration::from_secs(60);
-/// Days left at which a start renews a certificate.
-const RENEW_DAYS: i64 = 120;
+/// The same for one by a token, which somebody may have to approve.
+const APPROVED_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a machine with a certificate that is over looks for the server, before it starts
+/// without.
+const REACH_DEADLINE: Duration = Duration::from_secs(5);
+/// The part of its life after which a certificate is renewed, and over how much of it nodes
+/// spread, as upstream has it.
+const RENEW_AFTER: f64 = 0.7;
+const RENEW_SPREAD: f64 = 0.2;
+/// Longest wait before the clock is looked at again: it may have been set, or have slept.
+const LOOK_MAX: Duration = Duration::from_secs(3600);
+/// Pauses between tries to renew: doubled up to the longest.
+const RETRY: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(600);
 
 /// What a machine was told to join by.
 #[derive(Clone, Debug)]
@@ -40,124 +53,203 @@ pub fn kubeconfig(layout: &Layout) -> PathBuf {
     layout.pki().join("node.kubeconfig")
 }
 
+/// The certificate that the kubelet API is served with, and its key: one file, so that they
+/// belong together whenever the machine stops.
+fn serving_file(layout: &Layout) -> PathBuf {
+    layout.pki().join("serving.pem")
+}
+
+/// Everything that is kept here, also by earlier versions.
+pub fn files(layout: &Layout) -> Vec<PathBuf> {
+    let old = ["node.crt", "node.key", "serving.crt", "serving.key"];
+    let mut files = vec![kubeconfig(layout), serving_file(layout)];
+    files.extend(old.map(|file| layout.pki().join(file)));
+    files
+}
+
 /// Those of an earlier start, or new ones by the invitation.
 pub async fn obtain(
     layout: &Layout,
     node: &str,
     invitation: Option<&Invitation>,
 ) -> Result<Credentials> {
-    if let Some(known) = load(layout, node).await? {
+    let Some(known) = load(layout, node)? else {
+        let Some(invitation) = invitation else {
+            bail!(
+                "join as node {node}: it has no certificate yet; give --server, --token and --ca-hash as `salp token create` prints them"
+            );
+        };
+        reach(&invitation.server).await?;
+        return join(layout, node, invitation).await;
+    };
+    if !Life::of(&known.client.cert_pem).is_over() {
         return Ok(known);
     }
     let Some(invitation) = invitation else {
-        bail!(
-            "join as node {node}: it has no certificate yet; give --server, --token and --ca-hash as `salp token create` prints them"
+        tracing::warn!(
+            "the certificate of node {node} has expired; join again with --server, --token and --ca-hash as `salp token create` prints them"
         );
+        return Ok(known);
     };
-    reach(&invitation.server).await?;
+    // Without a server, or with a token that has expired too, it still serves what it has.
+    let reached = tokio::time::timeout(REACH_DEADLINE, reach(&invitation.server)).await;
+    let joined = match reached {
+        Ok(Ok(())) => join(layout, node, invitation).await,
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(anyhow::anyhow!("{} is not reached", invitation.server)),
+    };
+    joined.or_else(|error| {
+        tracing::warn!("renew the certificate that has expired: {error:#}");
+        Ok(known)
+    })
+}
+
+/// A certificate by the token.
+async fn join(layout: &Layout, node: &str, invitation: &Invitation) -> Result<Credentials> {
     let ca_pem = trusted_ca(invitation).await?;
     let token = access(&invitation.server, Some(&ca_pem), Some(&invitation.token))?;
-    let request = Request {
-        node,
-        signer: "kubernetes.io/kube-apiserver-client-kubelet",
-        usage: "client auth",
-        addresses: &[],
-    };
-    let client = certificate(layout, "node", &token, &request).await?;
+    let request = Request::client(node);
+    let client = certificate(&token, &request, APPROVED_DEADLINE).await?;
     let made = Credentials {
         server: invitation.server.clone(),
         ca_pem,
         client,
     };
-    pki::write_kubeconfig(
-        &kubeconfig(layout),
-        &made.server,
-        &made.ca_pem,
-        &format!("system:node:{node}"),
-        &made.client,
-    )?;
+    made.write(layout, node)?;
     Ok(made)
 }
 
-/// A certificate to serve the kubelet API with, kept from an earlier start if it is good.
+/// A certificate to serve the kubelet API with: that of an earlier start, whatever it is worth
+/// (it is renewed soon), or a new one.
 pub async fn serving(layout: &Layout, node: &str, address: IpAddr) -> Result<Pair> {
-    let (cert, key) = (
-        layout.pki().join("serving.crt"),
-        layout.pki().join("serving.key"),
-    );
-    if let (Ok(cert_pem), Ok(key_pem)) =
-        (std::fs::read_to_string(cert), std::fs::read_to_string(key))
-        && is_good(&cert_pem, Some(address))
-    {
-        return Ok(Pair { cert_pem, key_pem });
+    match kept_serving(layout) {
+        Some(pair) => Ok(pair),
+        None => new_serving(layout, node, address).await,
     }
-    let path = kubeconfig(layout);
-    let client = client::connect::from_kubeconfig(&path).await?;
-    let access = Access {
-        client,
-        namespace: "default".to_owned(),
-    };
+}
+
+fn kept_serving(layout: &Layout) -> Option<Pair> {
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----";
+    let text = std::fs::read_to_string(serving_file(layout)).ok()?;
+    let (cert_pem, key_pem) = text.split_at_checked(text.find(KEY)?)?;
+    Some(Pair {
+        cert_pem: cert_pem.to_owned(),
+        key_pem: key_pem.to_owned(),
+    })
+}
+
+async fn new_serving(layout: &Layout, node: &str, address: IpAddr) -> Result<Pair> {
+    let addresses = [address];
     let request = Request {
         node,
         signer: "kubernetes.io/kubelet-serving",
         usage: "server auth",
-        addresses: &[address],
+        addresses: &addresses,
     };
-    certificate(layout, "serving", &access, &request).await
+    let pair = certificate(&own_access(layout).await?, &request, SIGNED_DEADLINE).await?;
+    let text = format!("{}\n{}", pair.cert_pem.trim_end(), pair.key_pem);
+    write_atomic(&serving_file(layout), text.as_bytes(), 0o600)?;
+    Ok(pair)
 }
 
-async fn load(layout: &Layout, node: &str) -> Result<Option<Credentials>> {
+/// With the certificate that the node has.
+async fn own_access(layout: &Layout) -> Result<Access> {
+    Ok(Access {
+        client: client::connect::from_kubeconfig(&kubeconfig(layout)).await?,
+        namespace: "default".to_owned(),
+    })
+}
+
+/// Renews both certificates of a running node in time, each time. Clients follow the
+/// kubeconfig; the kubelet API is told.
+pub async fn keep_fresh(layout: Layout, name: String, address: IpAddr, node: Arc<node::Node>) {
+    // Nodes that joined together do not all ask together.
+    let jitter = rand::random::<f64>();
+    let mut pause = RETRY;
+    loop {
+        let left = match renew_due(&layout, &name, address, jitter, &node).await {
+            Ok(left) => {
+                pause = RETRY;
+                left.clamp(RETRY, LOOK_MAX)
+            }
+            Err(error) => {
+                tracing::warn!("renew certificates of node {name}: {error:#}");
+                pause = (pause * 2).min(RETRY_MAX);
+                pause
+            }
+        };
+        tokio::time::sleep(left).await;
+    }
+}
+
+/// Renews what is due; how long nothing is.
+async fn renew_due(
+    layout: &Layout,
+    name: &str,
+    address: IpAddr,
+    jitter: f64,
+    node: &node::Node,
+) -> Result<Duration> {
+    let mut known = load(layout, name)?.context("read node's kubeconfig: it has gone")?;
+    let mut left = Life::of(&known.client.cert_pem).left(jitter);
+    if left.is_zero() {
+        let request = Request::client(name);
+        let access = own_access(layout).await?;
+        known.client = certificate(&access, &request, SIGNED_DEADLINE).await?;
+        known.write(layout, name)?;
+        tracing::info!(node = name, "renewed the client certificate");
+        left = Life::of(&known.client.cert_pem).left(jitter);
+    }
+    let serving = kept_serving(layout).filter(|pair| names(&pair.cert_pem, address));
+    let mut serving_left =
+        serving.map_or(Duration::ZERO, |pair| Life::of(&pair.cert_pem).left(jitter));
+    if serving_left.is_zero() {
+        let pair = new_serving(layout, name, address).await?;
+        node.serve_with(&pair.cert_pem, &pair.key_pem)
+            .context("serve the kubelet API")?;
+        tracing::info!(node = name, "renewed the serving certificate");
+        serving_left = Life::of(&pair.cert_pem).left(jitter);
+    }
+    Ok(left.min(serving_left))
+}
+
+impl Credentials {
+    fn write(&self, layout: &Layout, node: &str) -> Result<()> {
+        let user = format!("system:node:{node}");
+        let path = kubeconfig(layout);
+        pki::write_kubeconfig(&path, &self.server, &self.ca_pem, &user, &self.client)
+    }
+}
+
+fn load(layout: &Layout, node: &str) -> Result<Option<Credentials>> {
     let path = kubeconfig(layout);
     if !path.exists() {
         return Ok(None);
     }
-    let config = kube::config::Kubeconfig::read_from(&path).context("read node's kubeconfig")?;
-    let user = config.auth_infos.first().map(|u| u.name.clone());
-    if user.as_deref() != Some(&*format!("system:node:{node}")) {
+    const READ: &str = "read node's kubeconfig";
+    let text = std::fs::read_to_string(&path).context(READ)?;
+    let config: Value = serde_saphyr::from_str(&text).context(READ)?;
+    let user = &config["users"][0];
+    let name = user["name"].as_str().unwrap_or_default();
+    if name != format!("system:node:{node}") {
         bail!(
-            "join as node {node}: this directory is that of {}; give another --data-dir, or leave first with `salp node leave`",
-            user.unwrap_or_default()
+            "join as node {node}: this directory is that of {name}; give another --data-dir, or leave first with `salp node leave`"
         );
     }
-    let cluster = config.clusters.into_iter().next().and_then(|c| c.cluster);
-    let cluster = cluster.context("read node's kubeconfig")?;
-    let ca = base64::engine::general_purpose::STANDARD
-        .decode(cluster.certificate_authority_data.unwrap_or_default())
-        .context("read node's kubeconfig")?;
-    let read = |file: &str| {
-        let path = layout.pki().join(file);
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    let decode = |value: &Value| -> Result<String> {
+        let text = value.as_str().context(READ)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+        String::from_utf8(bytes.context(READ)?).context(READ)
     };
-    let mut made = Credentials {
-        server: cluster.server.unwrap_or_default(),
-        ca_pem: String::from_utf8(ca).context("read node's kubeconfig")?,
+    let (cluster, user) = (&config["clusters"][0]["cluster"], &user["user"]);
+    Ok(Some(Credentials {
+        server: cluster["server"].as_str().context(READ)?.to_owned(),
+        ca_pem: decode(&cluster["certificate-authority-data"])?,
         client: Pair {
-            cert_pem: read("node.crt")?,
-            key_pem: read("node.key")?,
+            cert_pem: decode(&user["client-certificate-data"])?,
+            key_pem: decode(&user["client-key-data"])?,
         },
-    };
-    if !is_good(&made.client.cert_pem, None) {
-        // Still valid for a while: a server that is out of reach is no reason not to start.
-        let access = Access {
-            client: client::connect::from_kubeconfig(&path).await?,
-            namespace: "default".to_owned(),
-        };
-        let request = Request {
-            node,
-            signer: "kubernetes.io/kube-apiserver-client-kubelet",
-            usage: "client auth",
-            addresses: &[],
-        };
-        match certificate(layout, "node", &access, &request).await {
-            Ok(pair) => {
-                made.client = pair;
-                let user = format!("system:node:{node}");
-                pki::write_kubeconfig(&path, &made.server, &made.ca_pem, &user, &made.client)?;
-            }
-            Err(error) => tracing::warn!("renew node certificate: {error:#}"),
-        }
-    }
-    Ok(Some(made))
+    }))
 }
 
 /// The CA that the server names, if it is the one that was meant.
@@ -232,13 +324,19 @@ struct Request<'a> {
     addresses: &'a [IpAddr],
 }
 
-/// Asks for a certificate and waits for it; key and certificate are kept in `pki/`.
-async fn certificate(
-    layout: &Layout,
-    file: &str,
-    access: &Access,
-    asked: &Request<'_>,
-) -> Result<Pair> {
+impl<'a> Request<'a> {
+    fn client(node: &'a str) -> Self {
+        Self {
+            node,
+            signer: "kubernetes.io/kube-apiserver-client-kubelet",
+            usage: "client auth",
+            addresses: &[],
+        }
+    }
+}
+
+/// Asks for a certificate and waits for it.
+async fn certificate(access: &Access, asked: &Request<'_>, deadline: Duration) -> Result<Pair> {
     // A key of its own for each request: an old one may have been read.
     let key = KeyPair::generate().context("make key")?;
     let serves = !asked.addresses.is_empty();
@@ -275,27 +373,26 @@ async fn certificate(
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let waited = tokio::time::timeout(SIGNED_DEADLINE, signed(access, PATH, &name)).await;
+    let waited = tokio::time::timeout(deadline, signed(access, PATH, &name)).await;
     let cert_pem = match waited {
         Ok(certificate) => certificate?,
         Err(_) => bail!(
             "ask for a certificate: nobody signed it; see `kubectl describe csr {name}`, approve it with `kubectl certificate approve {name}` and start again"
         ),
     };
-    let pair = Pair {
+    Ok(Pair {
         cert_pem,
         key_pem: key.serialize_pem(),
-    };
-    let at = |kind: &str| layout.pki().join(format!("{file}.{kind}"));
-    write_atomic(&at("key"), pair.key_pem.as_bytes(), 0o600)?;
-    write_atomic(&at("crt"), pair.cert_pem.as_bytes(), 0o644)?;
-    Ok(pair)
+    })
 }
 
 /// Waits until a request is signed or refused.
 async fn signed(access: &Access, path: &str, name: &str) -> Result<String> {
     const LOOK: Duration = Duration::from_millis(50);
-    loop {
+    const LOOK_LATER: Duration = Duration::from_secs(1);
+    /// Looks after which it needs somebody's word.
+    const LOOKS: u32 = 60;
+    for looks in 0u32.. {
         let request = access
             .client
             .request::<Value>(http::Request::get(format!("{path}/{name}")).body(Vec::new())?)
@@ -317,32 +414,116 @@ async fn signed(access: &Access, path: &str, name: &str) -> Result<String> {
                 );
             }
         }
-        tokio::time::sleep(LOOK).await;
+        if looks == LOOKS {
+            output::note(format!(
+                "waiting for somebody to approve this: `kubectl certificate approve {name}`"
+            ));
+        }
+        let pause = if looks < LOOKS { LOOK } else { LOOK_LATER };
+        tokio::time::sleep(pause).await;
+    }
+    bail!("ask for a certificate: nobody signed it")
+}
+
+/// From when until when a certificate is good, seconds; one that can't be read never is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Life {
+    from: i64,
+    until: i64,
+}
+
+impl Life {
+    fn of(cert_pem: &str) -> Self {
+        let life = with_certificate(cert_pem, |cert| Self {
+            from: cert.validity().not_before.timestamp(),
+            until: cert.validity().not_after.timestamp(),
+        });
+        life.unwrap_or_default()
+    }
+
+    fn is_over(self) -> bool {
+        jiff::Timestamp::now().as_second() >= self.until
+    }
+
+    /// How long it need not be renewed; `jitter` is this node's own, from 0 to 1.
+    fn left(self, jitter: f64) -> Duration {
+        self.left_at(jiff::Timestamp::now().as_second(), jitter)
+    }
+
+    fn left_at(self, now: i64, jitter: f64) -> Duration {
+        let life = Duration::from_secs(u64::try_from(self.until - self.from).unwrap_or(0));
+        let due = life.mul_f64(RENEW_AFTER + RENEW_SPREAD * jitter.clamp(0.0, 1.0));
+        // Before its time the clock is wrong: no reason to ask again and again.
+        let age = Duration::from_secs(u64::try_from(now - self.from).unwrap_or(0));
+        due.saturating_sub(age)
     }
 }
 
-/// Whether a certificate is good for a while, and for an address.
-fn is_good(cert_pem: &str, address: Option<IpAddr>) -> bool {
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()) else {
-        return false;
+/// Whether a certificate is for an address.
+fn names(cert_pem: &str, address: IpAddr) -> bool {
+    use x509_parser::extensions::GeneralName;
+    let wanted = match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
     };
-    let Ok(cert) = pem.parse_x509() else {
-        return false;
-    };
-    let left = cert.validity().not_after.timestamp() - jiff::Timestamp::now().as_second();
-    let named = address.is_none_or(|address| {
+    let named = with_certificate(cert_pem, |cert| {
         let names = cert.subject_alternative_name().ok().flatten();
         names.is_some_and(|san| {
-            san.value.general_names.iter().any(|n| match (n, address) {
-                (x509_parser::extensions::GeneralName::IPAddress(raw), IpAddr::V4(a)) => {
-                    **raw == a.octets()
-                }
-                (x509_parser::extensions::GeneralName::IPAddress(raw), IpAddr::V6(a)) => {
-                    **raw == a.octets()
-                }
-                _ => false,
-            })
+            let mut names = san.value.general_names.iter();
+            names.any(|name| matches!(name, GeneralName::IPAddress(raw) if **raw == *wanted))
         })
     });
-    named && left > RENEW_DAYS * 86_400
+    named.unwrap_or(false)
+}
+
+fn with_certificate<T>(
+    cert_pem: &str,
+    read: impl FnOnce(&x509_parser::certificate::X509Certificate<'_>) -> T,
+) -> Option<T> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).ok()?;
+    pem.parse_x509().ok().map(|cert| read(&cert))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_renewed_late_in_their_life() {
+        let life = Life {
+            from: 1000,
+            until: 2000,
+        };
+        for (now, jitter, left) in [
+            (1000, 0.0, 700),
+            (1000, 1.0, 900),
+            (1000, 7.0, 900),
+            (1600, 0.5, 200),
+            (1900, 1.0, 0),
+            (2500, 0.0, 0),
+            // The clock is behind.
+            (10, 0.0, 700),
+        ] {
+            let found = life.left_at(now, jitter);
+            assert_eq!(found, Duration::from_secs(left), "{now} {jitter}");
+        }
+        assert_eq!(Life::of("nonsense").left_at(5, 0.0), Duration::ZERO);
+        assert!(Life::of("nonsense").is_over());
+    }
+
+    #[test]
+    fn a_certificate_s_life_and_addresses_are_read() {
+        let mut params = CertificateParams::new(vec!["n1".to_owned()]).unwrap();
+        let here: IpAddr = "192.0.2.1".parse().unwrap();
+        params.subject_alt_names.push(SanType::IpAddress(here));
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 11);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let life = Life::of(&pem);
+        assert_eq!(life.until - life.from, 10 * 86_400);
+        assert!(life.is_over());
+        assert!(names(&pem, here));
+        assert!(!names(&pem, "192.0.2.2".parse().unwrap()));
+    }
 }

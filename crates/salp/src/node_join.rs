@@ -240,6 +240,12 @@ async fn start(
         shares_pods: false,
     };
     let node = up::start_node(parts, client, informers, remote, stack).await?;
+    let scope = Scope::new();
+    let fresh = node_credentials::keep_fresh(layout.clone(), name.clone(), node_ip, node.clone());
+    scope.spawn_cancellable(fresh);
+    stack.push("certificates", STOP_DEADLINE, move || async move {
+        scope.close().await;
+    });
     Ok(Running {
         node,
         _lock: lock,
@@ -320,14 +326,7 @@ fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
     })?;
     stop::end_dataplane(&layout)?;
     block_on(site::clear(&layout))?;
-    for file in [
-        "node.kubeconfig",
-        "node.crt",
-        "node.key",
-        "serving.crt",
-        "serving.key",
-    ] {
-        let path = layout.pki().join(file);
+    for path in node_credentials::files(&layout) {
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e).with_context(|| format!("remove {}", path.display()));

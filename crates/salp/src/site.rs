@@ -215,6 +215,28 @@ pub async fn clear(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// Takes away the routes that a site left behind which was killed; whether there were any. By now
+/// its blocks may be another's: then they stay.
+pub async fn clear_leftovers(layout: &Layout) -> Result<bool> {
+    let Ok(bytes) = std::fs::read(layout.site_file()) else {
+        return Ok(false);
+    };
+    let site: Site = serde_json::from_slice(&bytes).context("read site facts")?;
+    if !site.needs_route() {
+        return Ok(false);
+    }
+    // Held while they go, so that no site that starts takes them for its own. Without routes
+    // there is nothing to hold.
+    let Ok(_claim) = claim(&site) else {
+        return Ok(false);
+    };
+    if unused(&site).is_err() {
+        return Ok(false);
+    }
+    clear(layout).await?;
+    Ok(true)
+}
+
 fn claim(site: &Site) -> std::io::Result<Claim> {
     UdpSocket::bind(SocketAddrV4::new(site.api_service(), CLAIM_PORT))
         .map(|socket| Claim { _socket: socket })

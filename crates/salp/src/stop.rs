@@ -22,8 +22,13 @@ pub fn down(data_dir: &Path) -> Result<ExitCode> {
     }
     stopped |= end_dataplane(&layout)?;
     if stopped {
-        // Only then: the blocks of a site that was not running may be another's by now.
         crate::api_access::block_on(crate::site::clear(&layout))?;
+    } else if crate::api_access::block_on(crate::site::clear_leftovers(&layout))? {
+        output::note(format!(
+            "took away the routes that the site in {} left when it was killed",
+            data_dir.display()
+        ));
+        return Ok(ExitCode::SUCCESS);
     }
     output::note(if stopped {
         format!("stopped the site in {}", data_dir.display())

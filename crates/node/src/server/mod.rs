@@ -23,6 +23,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tls::Identity;
+pub(crate) use tls::Serving;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -46,8 +47,8 @@ impl Server {
         agent: Arc<Agent>,
         kubelet: Kubelet,
         scope: &lifecycle::Scope,
-    ) -> Result<(), Error> {
-        let tls = tls::acceptor(&kubelet).map_err(Error::Tls)?;
+    ) -> Result<Arc<Serving>, Error> {
+        let (tls, serving) = tls::acceptor(&kubelet).map_err(Error::Tls)?;
         kubelet
             .listener
             .set_nonblocking(true)
@@ -59,7 +60,7 @@ impl Server {
             scope: scope.clone(),
         });
         scope.spawn_cancellable(server.accept(listener));
-        Ok(())
+        Ok(serving)
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {

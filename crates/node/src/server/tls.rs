@@ -1,8 +1,10 @@
 //! TLS of the kubelet API, and who a client is by its certificate.
 
 use crate::config::{Kubelet, TlsError};
+use parking_lot::RwLock;
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
@@ -55,10 +57,41 @@ impl Identity {
     }
 }
 
+/// What is served with now; connections that come later get what replaces it.
+#[derive(Debug)]
+pub(crate) struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    fn new(cert_pem: &str, key_pem: &str) -> Result<Arc<Self>, TlsError> {
+        let certified = certified(cert_pem, key_pem)?;
+        Ok(Arc::new(Self(RwLock::new(certified))))
+    }
+
+    /// Serves with another certificate from now on, if it and its key belong together.
+    pub(crate) fn replace(&self, cert_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+        *self.0.write() = certified(cert_pem, key_pem)?;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().clone())
+    }
+}
+
+fn certified(cert_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, TlsError> {
+    let certs = certificates(cert_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(TlsError::Pem)?;
+    let provider = rustls::crypto::ring::default_provider();
+    let certified =
+        CertifiedKey::from_der(certs, key, &provider).map_err(TlsError::Certificates)?;
+    Ok(Arc::new(certified))
+}
+
 /// Accepts TLS; checks a client's certificate if it shows one.
-pub(super) fn acceptor(kubelet: &Kubelet) -> Result<TlsAcceptor, TlsError> {
-    let certs = certificates(&kubelet.cert_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(kubelet.key_pem.as_bytes()).map_err(TlsError::Pem)?;
+pub(super) fn acceptor(kubelet: &Kubelet) -> Result<(TlsAcceptor, Arc<Serving>), TlsError> {
+    let serving = Serving::new(&kubelet.cert_pem, &kubelet.key_pem)?;
     let mut roots = RootCertStore::empty();
     for ca in certificates(&kubelet.client_ca_pem)? {
         roots.add(ca).map_err(TlsError::Certificates)?;
@@ -72,10 +105,9 @@ pub(super) fn acceptor(kubelet: &Kubelet) -> Result<TlsAcceptor, TlsError> {
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Certificates)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certs, key)
-        .map_err(TlsError::Certificates)?;
+        .with_cert_resolver(serving.clone());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok((TlsAcceptor::from(Arc::new(config)), serving))
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -107,5 +139,27 @@ pub(super) fn identity(stream: &TlsStream<TcpStream>) -> Identity {
             .next()
             .unwrap_or_default(),
         groups: texts(groups.collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_belongs_together_is_served() {
+        let made = || {
+            let made = rcgen::generate_simple_self_signed(["n1".to_owned()]).unwrap();
+            (made.cert.pem(), made.signing_key.serialize_pem())
+        };
+        let (first, second) = (made(), made());
+        let serving = Serving::new(&first.0, &first.1).unwrap();
+        let shown = || serving.0.read().cert.clone();
+        let before = shown();
+        assert!(serving.replace(&second.0, &first.1).is_err());
+        assert!(serving.replace("", &first.1).is_err());
+        assert_eq!(shown(), before);
+        serving.replace(&second.0, &second.1).unwrap();
+        assert_ne!(shown(), before);
     }
 }

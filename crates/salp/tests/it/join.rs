@@ -575,3 +575,170 @@ fn a_joined_node_reaches_other_sites() {
     }
     drop((other, node, site));
 }
+
+/// A pair of certificate and key of node b, signed by the site, that was made some time ago.
+fn node_pair(machines: &Machines, age: i64, left: i64, serves: bool) -> (String, String) {
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+    let read = |file: &str| {
+        let path = machines.dir(0).join("pki").join(file);
+        std::fs::read_to_string(path).expect("read")
+    };
+    let ca_key = KeyPair::from_pem(&read("ca.key")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), &ca_key).expect("a CA");
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let name = &mut params.distinguished_name;
+    name.push(DnType::OrganizationName, "system:nodes");
+    name.push(DnType::CommonName, "system:node:b");
+    let address = "192.0.2.2".parse().expect("an address");
+    params.extended_key_usages = if serves {
+        params.subject_alt_names = vec![SanType::IpAddress(address)];
+        vec![ExtendedKeyUsagePurpose::ServerAuth]
+    } else {
+        vec![ExtendedKeyUsagePurpose::ClientAuth]
+    };
+    let at = |offset: i64| {
+        let seconds = jiff::Timestamp::now().as_second() + offset;
+        let seconds = std::time::Duration::from_secs(seconds.cast_unsigned());
+        rcgen::date_time_ymd(1970, 1, 1) + seconds
+    };
+    (params.not_before, params.not_after) = (at(-age), at(left));
+    let key = KeyPair::generate().expect("a key");
+    let cert = params.signed_by(&key, &issuer).expect("a certificate");
+    (cert.pem(), key.serialize_pem())
+}
+
+/// Gives the second machine other certificates than it has.
+fn put_pairs(machines: &Machines, age: i64, left: i64) {
+    use base64::Engine as _;
+    let pki = machines.dir(1).join("pki");
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let (cert, key) = node_pair(machines, age, left, false);
+    let config = pki.join("node.kubeconfig");
+    let text = std::fs::read_to_string(&config).expect("read");
+    let lines = text.lines().map(|line| match line.split_once(": ") {
+        Some((k, _)) if k.ends_with("client-certificate-data") => {
+            format!("{k}: {}\n", encode(&cert))
+        }
+        Some((k, _)) if k.ends_with("client-key-data") => format!("{k}: {}\n", encode(&key)),
+        _ => format!("{line}\n"),
+    });
+    std::fs::write(&config, lines.collect::<String>()).expect("write");
+    let (cert, key) = node_pair(machines, age, left, true);
+    std::fs::write(pki.join("serving.pem"), format!("{cert}{key}")).expect("write");
+}
+
+/// Ends one of the machines' programs and leaves its data plane.
+fn terminate(mut program: Following) {
+    let pid = rustix::process::Pid::from_raw(program.pid().cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
+    assert!(program.ended().success());
+}
+
+#[test]
+fn certificates_are_renewed_while_a_node_runs_and_by_a_token_when_they_are_over() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let site = machines.up();
+    let node = machines.joined(&machines.invitation());
+    machines.load(1);
+    machines.pod("web", "{}");
+    let again: Vec<String> = ["node", "join"].map(str::to_owned).into();
+
+    // At 60 % of their life: good for a start, and renewed between 70 and 90 %.
+    terminate(node);
+    let left = 40;
+    let over = jiff::Timestamp::now().as_second() + left;
+    put_pairs(&machines, 60, left);
+    let files = ["node.kubeconfig", "serving.pem"].map(|f| machines.dir(1).join("pki").join(f));
+    let now = || {
+        files
+            .clone()
+            .map(|f| std::fs::read_to_string(f).expect("read"))
+    };
+    let before = now();
+    let node = machines.joined(&again);
+    eventually("both are renewed, and the first are over", || {
+        let renewed = now().iter().zip(&before).all(|(now, before)| now != before);
+        let is_over = jiff::Timestamp::now().as_second() > over;
+        (renewed && is_over)
+            .then_some(())
+            .ok_or_else(|| node.lines().join("\n"))
+    });
+    // Whoever connects now sees the new ones, on both sides.
+    let renewed = |machines: &Machines| {
+        let lease = machines.json(&["get", "lease", "-n", "kube-node-lease", "b"]);
+        lease["spec"]["renewTime"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let last = renewed(&machines);
+    terminate(site);
+    let site = machines.up();
+    eventually("the node is in touch again", || {
+        (renewed(&machines) != last)
+            .then_some(())
+            .ok_or_else(|| node.lines().join("\n"))
+    });
+    machines.ok(&["logs", "web"]);
+
+    // Over: without a token it starts all the same, and is not heard.
+    terminate(node);
+    put_pairs(&machines, 100, -10);
+    let node = machines.join(&again);
+    node.wait_for(|line| line.contains("has expired"));
+    node.wait_for(|line| line.starts_with("Node b runs"));
+    terminate(node);
+    // A token is for machines that the site does not have.
+    machines.ok(&["delete", "node", "b"]);
+    let node = machines.joined(&machines.invitation());
+    eventually("it serves with a new one too", || {
+        let logs = machines.kubectl(&["get", "--raw", "/api/v1/nodes/b/proxy/healthz"]);
+        logs.status
+            .success()
+            .then_some(())
+            .ok_or_else(|| text(&logs))
+    });
+    drop((node, site));
+}
+
+/// Whatever was killed and in whichever order, `salp down` leaves nothing on the machine.
+#[test]
+fn what_was_killed_is_cleared_away() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let mut site = machines.up();
+    let signal = |pid: i32, signal| {
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("kill");
+    };
+    let routes = || {
+        let mut show = machines.on(0, "ip");
+        show.args(["route", "show", "table", "local", "root", "10.0.0.0/8"]);
+        text(&show.output().expect("run ip"))
+    };
+    let pid_file = machines.dir(0).join("run/dataplane.pid");
+    let pid = std::fs::read_to_string(&pid_file).expect("a pid");
+    signal(site.pid().cast_signed(), rustix::process::Signal::KILL);
+    site.ended();
+    // Nobody is there any more to end it, so it does so when it is asked, but for Ctrl-C.
+    let pid = pid.trim().parse().expect("a pid");
+    signal(pid, rustix::process::Signal::INT);
+    signal(pid, rustix::process::Signal::TERM);
+    eventually("the data plane ends", || {
+        let there = std::path::Path::new(&format!("/proc/{pid}")).exists();
+        (!there)
+            .then_some(())
+            .ok_or_else(|| format!("{pid} is there"))
+    });
+    assert!(routes().contains("10.42.0.0/16"), "{}", routes());
+    let down = || text(&machines.salp(0).arg("down").output().expect("run salp"));
+    let said = down();
+    assert!(said.contains("took away"), "{said}");
+    assert!(!routes().contains("/16"), "{}", routes());
+    let said = down();
+    assert!(said.contains("nothing runs"), "{said}");
+}
