@@ -143,15 +143,18 @@ fn told(status: u16, kind: &str, body: &[u8]) -> Result<Option<Processes>, Unkno
     if let Ok(said) = serde_json::from_slice::<Value>(body)
         && let Some(message) = said["message"].as_str()
     {
-        return Err(Unknown::Said(message.to_owned()));
+        return Err(Unknown::Said(plain(message)));
     }
     // Who knows no such question says in a plain text that it may not be asked.
     if matches!(status, 403 | 404) {
         return Ok(None);
     }
-    Err(Unknown::Silent(
-        String::from_utf8_lossy(body).trim().to_owned(),
-    ))
+    Err(Unknown::Silent(plain(String::from_utf8_lossy(body).trim())))
+}
+
+/// What another site says, without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// Asks this site in its owner's name; status, content type, and the body yet to be read.

@@ -447,3 +447,116 @@ async fn signatures_are_checked_when_a_key_is_given() -> Result<()> {
     ensure!(kept["status"]["artifact"]["revision"] == format!("main@sha1:{signed}"));
     site.close().await
 }
+
+/// A home of gpg whose agent ends with it.
+struct Gpg(tempfile::TempDir);
+
+impl Gpg {
+    /// With a key; none where there is no gpg to make it.
+    fn new(user: &str) -> Result<Option<Self>> {
+        let gpg = Self(tempfile::tempdir()?);
+        let args = [
+            "--passphrase",
+            "",
+            "--quick-gen-key",
+            user,
+            "ed25519",
+            "sign",
+            "never",
+        ];
+        match gpg.run("gpg", &args) {
+            Ok(_) => Ok(Some(gpg)),
+            Err(error) if error.downcast_ref::<std::io::Error>().is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        if program == "gpg" {
+            command.args(["--batch", "--quiet"]);
+        }
+        let out = command
+            .args(args)
+            .env("GNUPGHOME", self.0.path())
+            .output()?;
+        ensure!(
+            out.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
+    /// What git calls to sign.
+    fn signer(&self) -> Result<String> {
+        let path = self.0.path().join("signer");
+        let home = self.0.path().display();
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\nGNUPGHOME={home} exec gpg \"$@\"\n"),
+        )?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, executable)?;
+        Ok(path.display().to_string())
+    }
+}
+
+impl Drop for Gpg {
+    fn drop(&mut self) {
+        // There may be none.
+        let _ = self.run("gpgconf", &["--kill", "all"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_and_tags_may_be_signed_by_openpgp() -> Result<()> {
+    let Some(owner) = Gpg::new("shop@example.com")? else {
+        return Ok(());
+    };
+    let other = Gpg::new("other@example.com")?.context("another key")?;
+    let repo = Repository::new()?;
+    repo.git(&["config", "gpg.program", &owner.signer()?])?;
+    repo.git(&["config", "user.signingKey", "shop@example.com"])?;
+    repo.git(&["config", "commit.gpgSign", "true"])?;
+    let signed = repo.commit(&[("a.yaml", Some(&config_map("one", "1")))])?;
+    repo.git(&["tag", "-s", "-m", "t", "v1.0.0"])?;
+    repo.git(&["tag", "v1.1.0"])?;
+    let site = Site::start(None).await?;
+    for (name, gpg) in [("owner", &owner), ("other", &other)] {
+        let public = gpg.run("gpg", &["--armor", "--export"])?;
+        site.apply(
+            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "data": {"shop.asc": encoded(&public)}}),
+        )
+        .await?;
+    }
+    let url = repo.url();
+    let with = |reference: serde_json::Value, mode: &str, secret: &str| json!({"url": url, "ref": reference, "verify": {"mode": mode, "secretRef": {"name": secret}}});
+    let main = json!({"branch": "main"});
+    let tag = json!({"tag": "v1.0.0"});
+    site.follow("head", with(main.clone(), "HEAD", "owner"))
+        .await?;
+    until_revision(&site, "head", &format!("main@sha1:{signed}")).await?;
+    site.follow("both", with(tag, "TagAndHEAD", "owner"))
+        .await?;
+    until_revision(&site, "both", &format!("v1.0.0@sha1:{signed}")).await?;
+    for (name, spec) in [
+        ("stranger", with(main, "HEAD", "other")),
+        // A tag that is only a name can't be signed.
+        ("bare", with(json!({"tag": "v1.1.0"}), "Tag", "owner")),
+    ] {
+        site.follow(name, spec).await?;
+        let refused = site
+            .until("the refusal", &repository(name), |r| {
+                ready(r)["status"] == "False"
+            })
+            .await?;
+        ensure!(
+            ready(&refused)["reason"] == "VerificationError",
+            "{refused}"
+        );
+        ensure!(refused["status"].get("artifact").is_none());
+    }
+    site.close().await
+}

@@ -231,3 +231,28 @@ fn a_site_follows_an_artifact_and_keeps_it_while_the_registry_is_away() {
     let status = site.json(&["get", "ocirepository", "shop"])["status"].clone();
     assert_eq!(status["artifact"]["revision"], revision);
 }
+
+/// The user's folder of manifests is applied at start and as it changes.
+#[test]
+fn a_folder_of_manifests_is_applied() {
+    let mut site = Site::new();
+    let file = |name: &str| site.manifests().join(name);
+    let (map, other) = (file("greeting.yaml"), file("more/other.yaml"));
+    std::fs::create_dir_all(other.parent().expect("folder")).expect("folder");
+    std::fs::write(&map, greeting("hello")).expect("write");
+    std::fs::write(&other, greeting("more").replace("greeting", "other")).expect("write");
+    site.up(&[]);
+    let says = |name: &str, wanted: &str| {
+        eventually(&format!("{name} says {wanted}"), || {
+            let out = site.kubectl(&["get", "configmap", name, "-o", "jsonpath={.data.text}"]);
+            let said = text(&out);
+            said.contains(wanted).then_some(()).ok_or(said)
+        });
+    };
+    says("greeting", "hello");
+    says("other", "more");
+    std::fs::write(&map, greeting("welcome")).expect("write");
+    std::fs::remove_file(&other).expect("remove");
+    says("greeting", "welcome");
+    says("other", "NotFound");
+}

@@ -364,6 +364,11 @@ impl Site {
         }
     }
 
+    /// The folder of manifests of the user that the site runs as.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.home.path().join("config/salp/manifests")
+    }
+
     /// Names a part of lines that this test makes the site log as WARN or ERROR.
     pub(crate) fn expects(&self, part: &str) {
         self.expected.lock().expect("lock").push(part.to_owned());
@@ -400,6 +405,8 @@ impl Site {
             .args(["--api-port", &self.port.to_string()])
             .args(args)
             .env_remove("KUBECONFIG")
+            // Not the tests' user's: there may be manifests.
+            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

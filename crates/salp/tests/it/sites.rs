@@ -336,7 +336,7 @@ fn a_site_says_how_much_it_answers() {
     let registry = Registry::start();
     let hub = hub(&nats, &[]);
     let mute = shop(&nats, &hub, "mute", &["--lattice-answers", "off"]);
-    let shy = shop(&nats, &hub, "shy", &["--lattice-answers", "shown"]);
+    let mut shy = shop(&nats, &hub, "shy", &["--lattice-answers", "shown"]);
     shy.ok(&["create", "namespace", "shown"]);
     let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
     for (site, name, namespace) in [
@@ -399,6 +399,12 @@ fn a_site_says_how_much_it_answers() {
         let refused = list.contains("site shy: does not answer questions about pods");
         refused.then_some(()).ok_or(list)
     });
+
+    // The site is there without its API server, which can't be asked.
+    shy.signal("-KILL");
+    let list = text(&hub.salp(&["ps", "--site", "shy", "-A"]));
+    let down = "site shy is silent: its control plane is down";
+    assert!(list.contains(down), "{list}");
 }
 
 #[test]

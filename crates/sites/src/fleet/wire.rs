@@ -11,8 +11,9 @@ use std::io::{self, Read as _};
 
 /// The content type.
 pub const KIND: &str = "application/vnd.salp.processes+zstd";
-/// Bytes of a list that is read, as it comes and unpacked; a longer one is refused.
-pub const LIST_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a list that is read, as it comes and unpacked; a longer one is refused. A hundred
+/// thousand pods have room.
+pub const LIST_MAX: u64 = 16 * 1024 * 1024;
 /// The quickest is small enough.
 const LEVEL: i32 = 1;
 
@@ -100,6 +101,12 @@ pub fn decode(packed: &[u8]) -> io::Result<Processes> {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     let mut c: Columns = serde_json::from_slice(&plain)?;
+    // It is shown in a terminal, which must not obey another site.
+    let nodes = c.nodes.iter_mut().map(|node| &mut node.name);
+    let texts = c.words.iter_mut().chain(&mut c.pod).chain(&mut c.ip);
+    for text in texts.chain(nodes) {
+        text.retain(|letter| !letter.is_control());
+    }
     let word = |column: &[u32], row: usize| {
         let number = column.get(row).and_then(|n| usize::try_from(*n).ok());
         let word = number.and_then(|n| c.words.get(n));
@@ -182,6 +189,9 @@ mod tests {
         let read = decode(&pack(other)).unwrap().processes;
         assert_eq!((&*read[0].namespace, &*read[1].namespace), ("shop", ""));
         assert_eq!(read[1].memory_bytes, None);
+        let rude = r#"{"words":["\u001b[2J"],"state":[0],"pod":["a\u0007"],"ip":["\n"]}"#;
+        let read = decode(&pack(rude)).unwrap().processes.remove(0);
+        assert_eq!((&*read.state, &*read.pod, &*read.ip), ("[2J", "a", ""));
         assert!(decode(b"[]").is_err());
         assert!(decode(&pack("7")).is_err());
         let cut = pack(other);
