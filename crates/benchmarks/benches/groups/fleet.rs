@@ -119,7 +119,8 @@ pub(crate) fn run(figures: &mut Map<String, Value>) {
     };
     let others =
         ["kiosk", "till"].map(|name| start(&["--site", name, "--lattice-token", &token()]));
-    let all = ["ps", "--sites", "-A"];
+    // However slow it is, it is measured.
+    let all = ["ps", "--sites", "-A", "--deadline", "60"];
     let wanted = (PODS + 3) * 3;
     eventually("all sites are listed", || {
         let (_, list) = timed(&hub, &[&all[..], &["--no-headers"]].concat());

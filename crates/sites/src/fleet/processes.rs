@@ -371,13 +371,33 @@ fn shown(pod: &core::Pod, now: i64) -> (String, String) {
     let inits = spec.and_then(|s| s.init_containers.as_deref());
     let inits = inits.unwrap_or_default().iter();
     let inits = inits.map(|c| json!({"name": c.name, "restartPolicy": c.restart_policy}));
+    let status = pod.status.as_ref();
+    let conditions = status.iter().flat_map(|s| &s.conditions).flatten();
+    let conditions =
+        conditions.map(|c| json!({"type": c.type_, "status": c.status, "reason": c.reason}));
+    let containers = |list: fn(&core::PodStatus) -> &Option<Vec<core::ContainerStatus>>| {
+        let statuses = status.and_then(|s| list(s).as_deref()).unwrap_or_default();
+        let statuses = statuses.iter().map(|c| {
+            json!({
+                "name": c.name, "ready": c.ready, "started": c.started,
+                "restartCount": c.restart_count, "state": c.state, "lastState": c.last_state,
+            })
+        });
+        statuses.collect::<Vec<_>>()
+    };
     let looked_at = json!({
         "metadata": {"deletionTimestamp": pod.metadata.deletion_timestamp},
         "spec": {
             "containers": vec![Value::Null; spec.map_or(0, |s| s.containers.len())],
             "initContainers": inits.collect::<Vec<_>>(),
         },
-        "status": pod.status,
+        "status": {
+            "phase": status.and_then(|s| s.phase.as_deref()),
+            "reason": status.and_then(|s| s.reason.as_deref()),
+            "conditions": conditions.collect::<Vec<_>>(),
+            "initContainerStatuses": containers(|s| &s.init_container_statuses),
+            "containerStatuses": containers(|s| &s.container_statuses),
+        },
     });
     columns(&looked_at, now)
 }
@@ -523,6 +543,10 @@ mod tests {
         let mut leaving = till();
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:30Z");
         pods.push(leaving);
+        pods.push(change("/status/phase", json!("Failed")));
+        let mut evicted = till();
+        evicted["status"] = json!({"phase": "Failed", "reason": "Evicted"});
+        pods.push(evicted);
         for value in pods {
             let pod = pod(value);
             let whole = serde_json::to_value(&pod).unwrap();
