@@ -31,6 +31,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
+/// How long after they have met sites are idle.
+const SETTLE: Duration = Duration::from_secs(90);
 /// How long an idle lattice is listened to.
 const WINDOW: Duration = Duration::from_secs(180);
 /// What TLS, TCP and IP add to a packet, and an acknowledgement alone.
@@ -264,8 +266,8 @@ async fn measure(sites: usize) {
         began.elapsed().as_secs_f64(),
         "s",
     );
-    // What measures the ways, and what is still under way.
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    // What measures the ways, and heartbeats of when they were few.
+    tokio::time::sleep(SETTLE).await;
     let per_site = (hub.memory_kib() - alone) / (sites - 1) as f64;
     figure("memory of the hub alone", alone / 1024.0, "MiB");
     figure("memory of the hub for each site", per_site, "KiB");

@@ -333,7 +333,7 @@ impl Membership {
     fn interval(&mut self) -> Duration {
         let most = self.stretch(self.timing.beat);
         let beat = self.pace.min(most).as_millis() as u64;
-        self.pace = (self.pace * 2).min(most);
+        self.pace = self.pace.max((self.pace * 2).min(most));
         let jitter = self.entropy.below(beat / 5 + 1);
         Duration::from_millis(beat - beat / 10 + jitter)
     }

@@ -390,3 +390,104 @@ impl Machine {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SITES: usize = 60;
+
+    fn id(i: usize) -> SiteId {
+        // In another order than they start in.
+        SiteId([(i * 37 % 251) as u8; 16])
+    }
+
+    struct World {
+        now: Duration,
+        machines: Vec<Option<Machine>>,
+        flying: BTreeMap<(Duration, u64), (usize, Envelope)>,
+        count: u64,
+    }
+
+    impl World {
+        fn input(&mut self, i: usize, input: Input) {
+            let Some(machine) = &mut self.machines[i] else {
+                return;
+            };
+            for envelope in machine.step(self.now, input) {
+                for to in (0..SITES).filter(|to| *to != i) {
+                    if envelope.to.is_none_or(|site| site == id(to)) {
+                        self.count += 1;
+                        let at = self.now + Duration::from_millis(20);
+                        let key = (at, self.count);
+                        self.flying.insert(key, (to, envelope.clone()));
+                    }
+                }
+            }
+        }
+
+        fn pass(&mut self, time: Duration) {
+            let until = self.now + time;
+            loop {
+                let timers = self.machines.iter().flatten().filter_map(Machine::next);
+                let first = self.flying.first_key_value().map(|((at, _), _)| *at);
+                let Some(at) = timers.chain(first).min().filter(|at| *at <= until) else {
+                    self.now = until;
+                    return;
+                };
+                self.now = self.now.max(at);
+                while let Some(entry) = self.flying.first_entry()
+                    && entry.key().0 <= self.now
+                {
+                    let (to, envelope) = entry.remove();
+                    self.input(to, Input::Received(envelope));
+                }
+                for i in 0..SITES {
+                    let due = self.machines[i].as_ref().and_then(Machine::next);
+                    if due.is_some_and(|at| at <= self.now) {
+                        self.input(i, Input::Tick);
+                    }
+                }
+            }
+        }
+
+        fn all_see(&self, of: usize, state: SiteState) -> bool {
+            let others = self.machines.iter().flatten().filter(|m| m.own != id(of));
+            let mut seen = others.map(|m| m.seen().find(|s| s.0 == id(of)).map(|s| s.1.state));
+            seen.all(|s| s == Some(state))
+        }
+    }
+
+    #[test]
+    fn many_sites_meet_rest_and_miss_one() {
+        let machine = |i| {
+            let disk = Disk {
+                incarnation: 1,
+                ..Disk::default()
+            };
+            Some(Machine::new(id(i), i as u64, disk))
+        };
+        let mut world = World {
+            now: Duration::ZERO,
+            machines: (0..SITES).map(machine).collect(),
+            flying: BTreeMap::new(),
+            count: 0,
+        };
+        for i in 0..SITES {
+            world.input(i, Input::Link(true));
+            world.pass(Duration::from_millis(5));
+        }
+        world.pass(Duration::from_secs(30));
+        assert!((0..SITES).all(|i| world.all_see(i, SiteState::Alive)));
+        // Long after, each is asked once a minute and asks once, and one heartbeat is heard
+        // every twelve seconds.
+        world.pass(Duration::from_secs(3600));
+        let before = world.count;
+        world.pass(Duration::from_secs(3600));
+        let each = (world.count - before) / SITES as u64;
+        assert!((360..500).contains(&each), "{each} envelopes an hour");
+        world.machines[7] = None;
+        world.pass(Duration::from_secs(90));
+        assert!(world.all_see(7, SiteState::Gone));
+    }
+}

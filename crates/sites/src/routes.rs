@@ -15,7 +15,7 @@ use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lattice::{Lattice, SiteId};
+use lattice::{Lattice, SiteId, SiteState, View};
 use lifecycle::Scope;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ const PING_MAX: Duration = Duration::from_millis(600);
 /// A site whose connection has just broken is suspected for so long; by then it is reached
 /// again, or the lattice knows better.
 const SUSPECTED_FOR: Duration = Duration::from_secs(2);
+/// How often a site that the lattice does not hear is asked on its connection.
+const DOUBTED_AGAIN: Duration = Duration::from_secs(5);
 /// The first and the longest pause before a site is tried again.
 const AGAIN_MIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
@@ -185,6 +187,7 @@ impl Routes {
                     // How it ended says no more than that it did.
                     _ = connection => self.suspect(site),
                     () = until_no_member(&self.0.lattice, site) => {}
+                    () = self.doubt(site) => {}
                 }
                 self.lost(site);
             }
@@ -196,6 +199,25 @@ impl Routes {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Asks for an answer over the connection while the lattice does not hear the site: on an
+    /// idle one nobody notices that the line is cut, and with a request on it it ends by itself.
+    async fn doubt(&self, site: SiteId) {
+        let mut view = self.0.lattice.view();
+        let silent = |v: &Arc<View>| {
+            let seen = v.sites.iter().find(|s| s.id == site);
+            seen.is_some_and(|s| s.state != SiteState::Alive)
+        };
+        loop {
+            if view.wait_for(silent).await.is_err() {
+                // The lattice has stopped.
+                return std::future::pending().await;
+            }
+            // Whatever it says to this is a sign of life.
+            let _refused = self.connect(site, "").await;
+            tokio::time::sleep(DOUBTED_AGAIN).await;
         }
     }
 
@@ -301,7 +323,7 @@ where
     }
 }
 
-fn told(view: &lattice::View, site: SiteId) -> Option<Vec<String>> {
+fn told(view: &View, site: SiteId) -> Option<Vec<String>> {
     let seen = view.sites.iter().find(|s| s.id == site)?;
     Some(Told::read(seen.entries.get(KEY)?)?.addresses)
 }

@@ -1,10 +1,12 @@
 //! Parts of a site in one process, for tests: an API server on a store of its own, with
-//! clients in the process and over HTTPS.
+//! clients in the process and over HTTPS. And lines between machines that are slow.
 //!
 //! Start with [`TestApi::start`]. For tests only: keys are made anew each time.
 
+mod line;
 mod pki;
 
+pub use line::Line;
 pub use pki::{Identity, Pki};
 
 use anyhow::{Context as _, Result};

@@ -16,9 +16,10 @@ const HELD_BACK_MAX: Duration = Duration::from_secs(10);
 pub(super) const MEASURED_MIN: u8 = 4;
 /// Pings of a site that may be on their way.
 const PINGS_MAX: usize = 16;
-/// How long a site that is gone is looked for, and how often.
+/// How long a site that is gone is looked for, and how often; more rarely where so many do.
 const LOOKED_FOR: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(5);
+const LOOK_IN_CIRCLE: Duration = Duration::from_secs(15);
 /// How long a site stays watched after traffic.
 const WATCHED_FOR: Duration = Duration::from_secs(10);
 /// How long an answer to a question about state may take.
@@ -366,8 +367,11 @@ impl Peer {
         match self.state {
             SiteState::Left => None,
             SiteState::Gone if self.watched(now) => Some(now + timing.probe),
-            SiteState::Gone if circle => self.ward.map(|_| now + timing.look),
-            SiteState::Gone => (now < self.since + LOOKED_FOR).then(|| now + LOOK),
+            SiteState::Gone if self.ward.is_some() => Some(now + timing.look),
+            SiteState::Gone => {
+                let look = if circle { LOOK_IN_CIRCLE } else { LOOK };
+                (now < self.since + LOOKED_FOR).then(|| now + look)
+            }
             _ if self.watched(now) => Some(now + timing.watch),
             SiteState::Suspect => Some(now + timing.probe),
             SiteState::Alive if self.measured < measured => Some(now + timing.probe),

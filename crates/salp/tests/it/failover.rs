@@ -23,7 +23,7 @@ struct Outcome {
 }
 
 /// Clients without a pause.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     clients: Vec<std::thread::JoinHandle<u64>>,
@@ -31,12 +31,19 @@ struct Load {
 
 impl Load {
     fn on(address: &str) -> Self {
+        Self::from(address, || {})
+    }
+
+    /// Clients whose threads do something first: go where they are to be.
+    pub(crate) fn from(address: &str, go: impl Fn() + Clone + Send + 'static) -> Self {
         let address: SocketAddr = address.parse().expect("address");
         let stop = Arc::new(AtomicBool::new(false));
         let outcomes = Arc::new(Mutex::new(Vec::new()));
         let clients = (0..2 * CLIENTS).map(|n| {
             let (stop, outcomes) = (stop.clone(), outcomes.clone());
+            let go = go.clone();
             std::thread::spawn(move || {
+                go();
                 let mut client = Client::new(address, n < CLIENTS);
                 let mut sent = 0;
                 while !stop.load(Ordering::Relaxed) {
@@ -61,7 +68,7 @@ impl Load {
     }
 
     /// Waits until so many answers in a row were as wanted, from now on.
-    fn settles(&self, what: &str, accept: impl Fn(&str) -> bool) {
+    pub(crate) fn settles(&self, what: &str, accept: impl Fn(&str) -> bool) {
         let from = self.outcomes.lock().expect("lock").len();
         eventually(what, || {
             let outcomes = self.outcomes.lock().expect("lock");
@@ -85,7 +92,7 @@ impl Load {
     }
 
     /// Ends it: each request that was sent must have been answered.
-    fn expect_no_failure(self) {
+    pub(crate) fn expect_no_failure(self) {
         self.stop.store(true, Ordering::Relaxed);
         let sent: u64 = self
             .clients

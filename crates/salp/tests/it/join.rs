@@ -344,7 +344,7 @@ fn a_machine_joins_is_cut_off_and_leaves() {
 }
 
 /// What a pod is known by, and that it was not started again.
-fn identity(pod: &Value) -> (String, String, i64) {
+pub(crate) fn identity(pod: &Value) -> (String, String, i64) {
     let container = &pod["status"]["containerStatuses"][0];
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     (

@@ -54,7 +54,7 @@ pub(crate) fn shop(nats: &Nats, hub: &Site, name: &str, more: &[&str]) -> Site {
     site
 }
 
-const EXPORT: &str =
+pub(crate) const EXPORT: &str =
     "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: hello}\n";
 
 /// The address of an import at a site, once it has one.
