@@ -150,9 +150,10 @@ impl Hub {
     fn memory_kib(&self) -> f64 {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        let pss = text.lines().find_map(|l| l.strip_prefix("Pss:"));
-        let pss = pss.map(|v| v.trim().trim_end_matches(" kB"));
-        pss.and_then(|v| v.trim().parse().ok()).unwrap_or(f64::NAN)
+        // Not what it shares with this process: the program.
+        let own = text.lines().find_map(|l| l.strip_prefix("Anonymous:"));
+        let own = own.map(|v| v.trim().trim_end_matches(" kB"));
+        own.and_then(|v| v.trim().parse().ok()).unwrap_or(f64::NAN)
     }
 }
 

@@ -31,8 +31,8 @@ const BATCH: usize = 64;
 /// How long a changed view waits for further changes, for each site in it: to make one of a
 /// thousand sites for each of a thousand answers would take all there is.
 const SHOW_PAUSE: Duration = Duration::from_micros(50);
-/// How long certificates of others wait for further ones before they are written down. What is
-/// lost of them is asked for again.
+/// How long certificates of others wait for further ones before they are written down, and as
+/// long again for each hundred in the file. What is lost of them is asked for again.
 const REMEMBER_PAUSE: Duration = Duration::from_secs(1);
 
 /// A site's place in the lattice.
@@ -605,7 +605,9 @@ impl Task {
         if save {
             self.save_at = Some(now);
         } else if remember {
-            self.save_at.get_or_insert(now + REMEMBER_PAUSE);
+            let known = u32::try_from(self.member.known()).unwrap_or(u32::MAX);
+            let pause = REMEMBER_PAUSE * (1 + known / 100);
+            self.save_at.get_or_insert(now + pause);
         }
         if self.save_at.is_some_and(|at| at <= now) {
             self.save();
