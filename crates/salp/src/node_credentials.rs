@@ -8,6 +8,8 @@ use crate::output;
 use crate::pki::{self, Pair};
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -271,25 +273,40 @@ async fn trusted_ca(invitation: &Invitation) -> Result<String> {
     Ok(found.ca_pem)
 }
 
-/// Waits until something listens there.
+/// Waits until something listens there. Tries overlap: one that was made before the network
+/// came may take a second to notice.
 async fn reach(server: &str) -> Result<()> {
-    const ANSWER: Duration = Duration::from_secs(1);
-    const AGAIN: Duration = Duration::from_millis(250);
+    const ANSWER: Duration = Duration::from_secs(3);
+    const AGAIN: Duration = Duration::from_millis(200);
     let url = address(server)?;
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let at = (host, url.port_u16().unwrap_or(443));
-    let mut told = false;
-    loop {
-        let connected = tokio::time::timeout(ANSWER, tokio::net::TcpStream::connect(at)).await;
-        if let Ok(Ok(_)) = connected {
-            return Ok(());
-        }
-        if !std::mem::replace(&mut told, true) {
+    let mut tries = FuturesUnordered::new();
+    let mut again = tokio::time::interval(AGAIN);
+    for tick in 0u64.. {
+        again.tick().await;
+        if tick == 1 {
             output::note(format!("waiting for {server}"));
         }
-        tokio::time::sleep(AGAIN).await;
+        tries.push(tokio::time::timeout(
+            ANSWER,
+            tokio::net::TcpStream::connect(at),
+        ));
+        let connected = async {
+            while let Some(tried) = tries.next().await {
+                if matches!(tried, Ok(Ok(_))) {
+                    return true;
+                }
+            }
+            // The next tick makes another.
+            std::future::pending().await
+        };
+        if let Ok(true) = tokio::time::timeout(AGAIN, connected).await {
+            return Ok(());
+        }
     }
+    bail!("reach {server}")
 }
 
 fn address(server: &str) -> Result<http::Uri> {

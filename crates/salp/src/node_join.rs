@@ -197,26 +197,12 @@ async fn start(
     let credentials = node_credentials::obtain(layout, name, invitation.as_ref()).await?;
     let kubeconfig = node_credentials::kubeconfig(layout);
     let client = client::connect::from_kubeconfig_as(&kubeconfig, Agent("kubelet")).await?;
-    let serving = node_credentials::serving(layout, name, node_ip).await?;
-
-    phases.begin("addresses");
-    let (site, claim) = place(layout, &client, name).await?;
-    let dataplane_config = dataplane::Config {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        socket: layout.dataplane_socket(),
-        pid_file: layout.dataplane_pid(),
-        images: layout.images(),
-        state: layout.dataplane_state(),
-        kubeconfig,
-        node_name: name.clone(),
-        node_port_addresses: vec![node_ip],
-        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
-        sites: None,
-    };
-    dataplane::ensure(layout, &dataplane_config)?;
-
     phases.begin("data plane");
-    let remote = dataplane::connect(layout, stack).await?;
+    // Beside it the certificate to serve with, which takes as long.
+    let (serving, (site, claim, remote)) = tokio::try_join!(
+        node_credentials::serving(layout, name, node_ip),
+        Box::pin(serve_pods(layout, &client, name, node_ip, stack)),
+    )?;
 
     phases.begin("node");
     let images = up::open_images(config, layout).await?;
@@ -251,6 +237,32 @@ async fn start(
         _lock: lock,
         _claim: claim,
     })
+}
+
+/// Settles the node's addresses, and starts the data plane or finds it.
+async fn serve_pods(
+    layout: &Layout,
+    client: &kube::Client,
+    name: &str,
+    node_ip: IpAddr,
+    stack: &mut Stack,
+) -> Result<(Site, site::Claim, runtime_wasm::Remote)> {
+    let (site, claim) = place(layout, client, name).await?;
+    let dataplane_config = dataplane::Config {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        socket: layout.dataplane_socket(),
+        pid_file: layout.dataplane_pid(),
+        images: layout.images(),
+        state: layout.dataplane_state(),
+        kubeconfig: node_credentials::kubeconfig(layout),
+        node_name: name.to_owned(),
+        node_port_addresses: vec![node_ip],
+        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
+        sites: None,
+    };
+    dataplane::ensure(layout, &dataplane_config)?;
+    let remote = dataplane::connect(layout, stack).await?;
+    Ok((site, claim, remote))
 }
 
 /// Address blocks: the site's for services, one that no other node has for pods.

@@ -24,3 +24,4 @@ mod sites;
 mod terminal;
 mod tour;
 mod wake;
+mod websocket;

@@ -164,7 +164,7 @@ pub(crate) fn by(names: &[String]) -> impl Fn(&str) -> bool {
     move |body| names.iter().any(|n| body.contains(n.as_str()))
 }
 
-fn export(site: &Site) {
+pub(crate) fn export(site: &Site) {
     eventually("the export is served", || {
         let out = site.apply_output(EXPORT, &[]);
         out.status.success().then_some(()).ok_or_else(|| text(&out))
