@@ -107,6 +107,7 @@ fn a_data_plane_alone_serves_what_it_knew() {
             .ok_or(text)
     });
     site.signal("-KILL");
+    let held = site.hold_addresses();
     let pid = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
     let killed = std::process::Command::new("kill")
         .args(["-KILL", pid.trim()])
@@ -135,6 +136,7 @@ fn a_data_plane_alone_serves_what_it_knew() {
     assert_eq!(pods.len(), 2, "{pods:?}");
 
     // A control plane that comes back adopts what it finds: the pods' next run.
+    drop(held);
     site.up(&[]);
     let args = ["get", "pods", "-l", "app=hello"];
     for pod in ["0", "1"] {

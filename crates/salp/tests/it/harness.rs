@@ -457,6 +457,16 @@ impl Site {
         child.wait().expect("wait for salp");
     }
 
+    /// Keeps other sites off this one's addresses, as its control plane does, which is dead.
+    pub(crate) fn hold_addresses(&self) -> std::net::UdpSocket {
+        let facts = std::fs::read(self.dir.join("site.json")).expect("facts");
+        let facts: Value = serde_json::from_slice(&facts).expect("JSON");
+        let network = facts["serviceNetwork"].as_str().expect("a network");
+        let network: std::net::Ipv4Addr = network.parse().expect("an address");
+        let first = std::net::Ipv4Addr::from(u32::from(network) + 1);
+        std::net::UdpSocket::bind((first, 10_256)).expect("claim")
+    }
+
     /// kubectl against this site.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
         self.kubectl_command(args).output().expect("run kubectl")

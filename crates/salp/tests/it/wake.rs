@@ -70,6 +70,8 @@ impl Sleeper {
 
     fn kill_dataplane(&self) {
         self.site.expects("the data plane ended; starting it again");
+        // Who was just about to say something to it.
+        self.site.expects("the data plane does not answer at");
         let pid = std::fs::read_to_string(self.site.dir.join("run/dataplane.pid")).expect("pid");
         let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
         assert!(killed.expect("kill").success());
@@ -200,6 +202,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     // Both killed, and the data plane alone started.
     sleeper.asleep();
     sleeper.site.signal("-KILL");
+    let held = sleeper.site.hold_addresses();
     sleeper.kill_dataplane();
     let alone = Command::new(env!("CARGO_BIN_EXE_salp"))
         .args(["dataplane", "--config"])
@@ -212,6 +215,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     let pod = eventually("woken by the data plane alone", || {
         answer(&sleeper.node_port)
     });
+    drop(held);
     sleeper.site.up(&[]);
     sleeper.awake(1);
     assert_eq!(answer(&sleeper.cluster), Ok(pod));
