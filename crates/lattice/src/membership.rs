@@ -41,6 +41,8 @@ const HEARD_EVERY: Duration = Duration::from_secs(12);
 /// By how much longer a site may take to ask another for each that asks it as well, so that
 /// it is not asked by a thousand at once.
 const SPREAD: Duration = Duration::from_millis(2);
+/// Sites that may be asked in a second, when all are suspects.
+const ASKED_A_SECOND: u32 = 250;
 /// A site that has just said that it is here does not say it again.
 const SAID: Duration = Duration::from_secs(5);
 /// How long changes are gathered before they are told.
@@ -530,14 +532,27 @@ impl Membership {
         let revision = self.published.revision();
         let circle = self.present > CIRCLE_MIN;
         let silence = self.stretch(self.timing.silence);
+        // A thousand that are asked at once have more time to answer, and are not asked again
+        // meanwhile.
+        let more = 1 + u32::try_from(self.present).unwrap_or(u32::MAX) / ASKED_A_SECOND;
+        let patient = Timing {
+            probe: self.timing.probe * more,
+            confirm: self.timing.confirm * more,
+            ..self.timing
+        };
         let (mut changed, mut turned) = (false, false);
         for (site, peer) in self.peers.range_mut(which) {
+            let timing = if peer.is_close(now) {
+                &self.timing
+            } else {
+                &patient
+            };
             let Tended {
                 turned: by_time,
                 missed,
                 ping,
                 fetch,
-            } = peer.tend(now, &self.timing, silence, circle, self.link);
+            } = peer.tend(now, timing, silence, circle, self.link);
             changed |= by_time;
             turned |= std::mem::take(&mut peer.turned);
             let site = *site;
@@ -558,7 +573,7 @@ impl Membership {
                 let message = Message::Fetch { since };
                 self.out.push(Effect::Send { site, message });
             }
-            let due = peer.due(now, &self.timing, silence, self.link);
+            let due = peer.due(now, timing, silence, self.link);
             self.peers_due = self.peers_due.into_iter().chain(due).min();
         }
         if changed {

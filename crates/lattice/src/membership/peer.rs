@@ -248,6 +248,11 @@ impl Peer {
         self.watched_until > now
     }
 
+    /// Whether there is traffic to it, or it is looked after.
+    pub(super) fn is_close(&self, now: Duration) -> bool {
+        self.watched(now) || self.ward.is_some()
+    }
+
     /// How long a watched site may be silent.
     fn patience(&self, timing: &Timing) -> Duration {
         timing.watch_silence + self.rtt.unwrap_or_default() * 2
