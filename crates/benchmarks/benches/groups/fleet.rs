@@ -19,10 +19,12 @@ const ROUNDS: usize = 9;
 const FORGOTTEN: Duration = Duration::from_secs(16);
 
 fn pod(n: usize) -> Value {
+    // As a ReplicaSet names them: nothing that packs well.
+    let suffix = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": format!("till-6d5f8c7b94-{n:05x}"),
+            "name": format!("till-6d5f8c7b94-{suffix:06x}"),
             "labels": {"app": "till", "aisle": format!("{}", n % 50), "pod-template-hash": "6d5f8c7b94"},
         },
         "spec": {
