@@ -5,11 +5,13 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
 
 /// Held while a site's control plane runs; the file has its process id.
 #[derive(Debug)]
@@ -55,6 +57,16 @@ pub fn lock_holder(layout: &Layout) -> Option<Pid> {
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
     text.trim().parse().ok().and_then(Pid::from_raw)
+}
+
+/// Listens at a unix socket that only this user can open, in place of one that was left there.
+pub fn listen_for_owner(path: &Path) -> Result<UnixListener> {
+    let _stale = std::fs::remove_file(path);
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("restrict {}", path.display()))?;
+    Ok(listener)
 }
 
 /// Starts `salp dataplane` as a process group of its own, so that it outlives this process.

@@ -5,6 +5,7 @@
 //! and each further line of it says what the site is ([`About`]).
 
 use crate::config::{DirectSettings, LatticeSettings};
+use crate::process;
 use crate::sites::{About, Answer, Listed, Listing, Question};
 use ::sites::fleet;
 use anyhow::{Context as _, Result};
@@ -14,13 +15,12 @@ use lattice::{Lattice, SiteState, SiteStream, Standing, View};
 use lifecycle::Scope;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 
 /// How long the lattice may take to say that it leaves.
@@ -55,12 +55,7 @@ pub struct Config {
 
 /// Listens at the socket until the scope is cancelled.
 pub fn start(config: Config, scope: &Scope) -> Result<Body> {
-    let path = &config.socket;
-    let _stale = std::fs::remove_file(path);
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("restrict {}", path.display()))?;
+    let listener = process::listen_for_owner(&config.socket)?;
     let body = Body(Arc::new(Inner {
         config,
         part: Mutex::new(None),
@@ -113,10 +108,8 @@ impl Body {
     /// Leaves the lattice, for as long as nobody says otherwise.
     pub async fn leave(&self) {
         let part = self.0.part.lock().await.take();
-        if let Some(part) = part
-            && let Err(left) = part.scope.close_within(STOP_DEADLINE).await
-        {
-            tracing::error!(left, "leave the lattice: tasks still run");
+        if let Some(part) = part {
+            part.leave().await;
         }
     }
 
@@ -129,7 +122,7 @@ impl Body {
             _ => {}
         }
         if let Some(part) = part.take() {
-            part.scope.close_within(STOP_DEADLINE).await.ok();
+            part.leave().await;
         }
         match settings {
             Some(settings) => *part = Some(self.join(settings).await?),
@@ -262,6 +255,12 @@ fn listen(settings: &DirectSettings, node_ip: IpAddr) -> Result<::sites::Direct>
 }
 
 impl Part {
+    async fn leave(self) {
+        if let Err(left) = self.scope.close_within(STOP_DEADLINE).await {
+            tracing::error!(left, "leave the lattice: tasks still run");
+        }
+    }
+
     /// Whether nothing is to be done to follow these settings. Who is a member needs no token,
     /// whichever it is.
     fn is_as(&self, settings: &LatticeSettings) -> bool {

@@ -6,13 +6,13 @@
 use crate::failover::Load;
 use crate::harness::{Following, Running, eventually, program, repo_file, text, tool};
 use crate::join::identity;
+use crate::netns::{self, enter, inside, ip};
 use crate::serve::hello;
 use crate::sites::{EXPORT, by};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use testkit::Line;
 
@@ -36,43 +36,10 @@ struct Fabric {
     more: &'static [&'static str],
 }
 
-fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("run ip");
-    let words = args.join(" ");
-    assert!(output.status.success(), "ip {words}: {}", text(&output));
-}
-
-/// Runs something in a network namespace; what it makes stays there.
-pub(crate) fn inside<T: Send>(namespace: &str, run: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            enter(namespace);
-            run()
-        });
-        there.join().expect("a thread in the namespace")
-    })
-}
-
-/// Moves this thread, and those that it starts, into a network namespace.
-pub(crate) fn enter(namespace: &str) {
-    use std::os::fd::AsFd as _;
-    let path = format!("/var/run/netns/{namespace}");
-    let file = std::fs::File::open(path).expect("namespace");
-    let kind = rustix::thread::LinkNameSpaceType::Network;
-    rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind)).expect("enter namespace");
-}
-
 impl Fabric {
     /// The namespaces and their lines; nothing runs yet.
-    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
     fn lay(more: &'static [&'static str]) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: network namespaces need root");
-            return None;
-        }
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let made = MADE.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}-{made}", std::process::id());
+        let id = netns::id()?;
         let fabric = Self {
             sites: NAMES.map(|name| format!("salp-{name}-{id}")),
             switch: format!("salp-switch-{id}"),
@@ -122,13 +89,12 @@ impl Fabric {
 
     /// A program in a site's namespace.
     fn on(&self, site: usize, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.sites[site], program])
-            .env("SALP_DATA_DIR", self.dir(site))
-            .env("HOME", self.home.path())
-            .env_remove("KUBECONFIG");
-        command
+        netns::command(
+            &self.sites[site],
+            program,
+            &self.dir(site),
+            self.home.path(),
+        )
     }
 
     fn salp(&self, site: usize, args: &[&str]) -> Output {

@@ -2,11 +2,11 @@
 //! binary on both sides. Needs root; says so when it is not there.
 
 use crate::harness::{Following, Running, eventually, repo_file, text, tool};
+use crate::netns::{self, ip};
 use crate::serve::hello;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A pod on the second machine that names a Secret.
 const READER: &str = r#"{"spec":{"nodeName":"b","containers":[{"name":"c","image":"none",
@@ -19,26 +19,9 @@ struct Machines {
     home: tempfile::TempDir,
 }
 
-fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("run ip");
-    assert!(
-        output.status.success(),
-        "ip {}: {}",
-        args.join(" "),
-        text(&output)
-    );
-}
-
 impl Machines {
-    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
     fn new() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: network namespaces need root");
-            return None;
-        }
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let made = MADE.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}-{made}", std::process::id());
+        let id = netns::id()?;
         let names = [format!("salp-a-{id}"), format!("salp-b-{id}")];
         let home = tempfile::tempdir().expect("directory");
         let machines = Self { names, home };
@@ -63,13 +46,12 @@ impl Machines {
 
     /// A program on one of the machines.
     fn on(&self, machine: usize, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.names[machine], program])
-            .env("SALP_DATA_DIR", self.dir(machine))
-            .env("HOME", self.home.path())
-            .env_remove("KUBECONFIG");
-        command
+        netns::command(
+            &self.names[machine],
+            program,
+            &self.dir(machine),
+            self.home.path(),
+        )
     }
 
     fn salp(&self, machine: usize) -> Command {

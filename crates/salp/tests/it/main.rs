@@ -15,6 +15,7 @@ mod harness;
 mod join;
 mod kubectl;
 mod nats;
+mod netns;
 mod network;
 mod packages;
 mod pods;
