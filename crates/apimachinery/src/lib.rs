@@ -6,6 +6,7 @@
 //! Start with [`schema`], which everything else is driven by.
 
 pub mod apply;
+pub mod cel;
 pub mod decode;
 pub mod gvk;
 pub mod json_path;

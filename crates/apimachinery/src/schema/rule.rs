@@ -194,10 +194,14 @@ impl Pattern {
 
     /// Whether the pattern is found in a text. One that does not compile accepts everything.
     pub fn is_match(&self, text: &str) -> bool {
+        self.regex().is_none_or(|r| r.is_match(text))
+    }
+
+    /// The compiled pattern; `None` for one that does not compile.
+    pub(crate) fn regex(&self) -> Option<&regex::Regex> {
         self.compiled
             .get_or_init(|| compile(&self.source).ok())
             .as_ref()
-            .is_none_or(|r| r.is_match(text))
     }
 }
 
