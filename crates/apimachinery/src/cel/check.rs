@@ -290,7 +290,7 @@ impl<'e> Checker<'e> {
                 made.cost = walked.times(cost::TRAVERSAL).add(args);
             }
             Binary::In if !matches!(b.ty, Type::Map(_)) => made.cost = b.size.add(args),
-            Binary::Add if has_parts(&a.ty) || has_parts(&b.ty) => {
+            Binary::Add if has_parts(&made.ty) => {
                 let size = a.size.add(b.size);
                 made.size = size;
                 made.ty = sized(made.ty, size.max);

@@ -51,6 +51,7 @@ pub fn check(open_api: &Value, path: &str) -> Vec<FieldError> {
     c.metadata(&open_api["properties"]["metadata"], path);
     if c.errors.is_empty() {
         c.defaults(open_api, path);
+        c.errors.extend(super::rules::check(open_api, path));
     }
     c.errors
 }

@@ -84,7 +84,11 @@ fn object(node: &Value, root: bool) -> Option<Declared> {
         let fit = (REQUEST_BYTES_MAX - 2) / (value.bytes_min + 6);
         let max = node["maxProperties"].as_u64().unwrap_or(fit);
         let key = Type::String(REQUEST_BYTES_MAX - 2);
-        let map = MapType { key, value: value.ty, max };
+        let map = MapType {
+            key,
+            value: value.ty,
+            max,
+        };
         return Some(Declared::new(Type::Map(Arc::new(map)), 2));
     }
     let required: Vec<&str> = node["required"]
@@ -122,7 +126,10 @@ fn object(node: &Value, root: bool) -> Option<Declared> {
         ];
         fields.push(FieldType::plain("apiVersion", text()));
         fields.push(FieldType::plain("kind", text()));
-        fields.push(FieldType::plain("metadata", Type::object("object", metadata)));
+        fields.push(FieldType::plain(
+            "metadata",
+            Type::object("object", metadata),
+        ));
     }
     let ty = Type::Object(Arc::new(ObjectType::new("object", fields)));
     Some(Declared::new(ty, bytes_min))
@@ -145,7 +152,9 @@ fn string(node: &Value) -> Declared {
         .flatten()
         .map(|v| v.as_str().map_or(0, str::len) as u64)
         .max();
-    let length = node["maxLength"].as_i64().map(|n| u64::try_from(n).unwrap_or(0));
+    let length = node["maxLength"]
+        .as_i64()
+        .map(|n| u64::try_from(n).unwrap_or(0));
     let max = match (length, longest) {
         (Some(n), _) => n.saturating_mul(CHAR_BYTES_MAX),
         (None, Some(n)) => n,
@@ -174,6 +183,12 @@ mod tests {
         assert_eq!(max(list), 1_048_575);
         let map = json!({"type": "object", "additionalProperties": {"type": "integer"}});
         assert_eq!(max(map), 449_389);
-        assert!(declare(&json!({"x-kubernetes-preserve-unknown-fields": true}), false).is_none());
+        assert!(
+            declare(
+                &json!({"x-kubernetes-preserve-unknown-fields": true}),
+                false
+            )
+            .is_none()
+        );
     }
 }

@@ -3,20 +3,25 @@
 //! A definition's `openAPIV3Schema` is checked by [`check`](fn@check) (upstream's rules for structural
 //! schemas), compiled by [`compile`](fn@compile) to the same [`Schema`] that built-in kinds have, and
 //! then drives pruning and strict decoding ([`crate::decode`]), ownership
-//! ([`crate::apply`]), [`default`](fn@default) and [`validate`](fn@validate).
+//! ([`crate::apply`]), [`default`](fn@default) and [`validate`](fn@validate). Its rules in the
+//! Common Expression Language are [`Rules`].
 //!
 //! The reference is `k8s.io/apiextensions-apiserver/pkg/apiserver/schema` and `…/validation`.
 
 mod check;
 mod compile;
+mod declare;
 mod default;
 mod formats;
+mod rules;
+mod rules_run;
 mod validate;
 
 pub use check::{KEYWORDS_MAX, check};
 pub use compile::{Compiled, compile};
 pub use default::default;
 pub(crate) use formats::has_format;
+pub use rules::Rules;
 pub use validate::{ERRORS_MAX, validate};
 
 use crate::schema::Schema;
@@ -31,5 +36,7 @@ fn builtin() -> &'static Schema {
     Schema::builtin()
 }
 
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;

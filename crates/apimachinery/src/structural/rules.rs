@@ -143,7 +143,8 @@ impl Builder {
             rules: Vec::new(),
             json_type: form["type"].as_str().unwrap_or_default().into(),
             items: None,
-            keys: (form["x-kubernetes-list-type"] == "map").then(|| texts(&form["x-kubernetes-list-map-keys"])),
+            keys: (form["x-kubernetes-list-type"] == "map")
+                .then(|| texts(&form["x-kubernetes-list-map-keys"])),
             values: None,
             properties: Vec::new(),
             all_of: Vec::new(),
@@ -156,11 +157,19 @@ impl Builder {
                 made.rules.push(rule);
             }
         }
-        let lost = |here: bool, at: &str| place.lost_at.clone().or_else(|| here.then(|| at.to_owned()));
+        let lost = |here: bool, at: &str| {
+            place
+                .lost_at
+                .clone()
+                .or_else(|| here.then(|| at.to_owned()))
+        };
         if node["items"].is_object() && form["items"].is_object() {
             let at = format!("{path}.items");
             let inner = Place {
-                count: place.count.zip(form["maxItems"].as_u64()).map(|(a, b)| a.saturating_mul(b)),
+                count: place
+                    .count
+                    .zip(form["maxItems"].as_u64())
+                    .map(|(a, b)| a.saturating_mul(b)),
                 lost_at: lost(made.keys.is_none(), path),
                 structural: &form["items"],
             };
@@ -169,11 +178,16 @@ impl Builder {
         if node["additionalProperties"].is_object() && form["additionalProperties"].is_object() {
             let at = format!("{path}.additionalProperties");
             let inner = Place {
-                count: place.count.zip(form["maxProperties"].as_u64()).map(|(a, b)| a.saturating_mul(b)),
+                count: place
+                    .count
+                    .zip(form["maxProperties"].as_u64())
+                    .map(|(a, b)| a.saturating_mul(b)),
                 lost_at: lost(made.atomic, path),
                 structural: &form["additionalProperties"],
             };
-            made.values = self.below(&node["additionalProperties"], &at, &inner).map(Box::new);
+            made.values = self
+                .below(&node["additionalProperties"], &at, &inner)
+                .map(Box::new);
         }
         for (name, property) in node["properties"].as_object().into_iter().flatten() {
             let inner = Place {
@@ -207,7 +221,13 @@ impl Builder {
         self.node(node, declared, path, place)
     }
 
-    fn rule(&mut self, rule: &Value, declared: &Declared, path: &str, place: &Place<'_>) -> Option<OneRule> {
+    fn rule(
+        &mut self,
+        rule: &Value,
+        declared: &Declared,
+        path: &str,
+        place: &Place<'_>,
+    ) -> Option<OneRule> {
         let text = |name: &str| rule[name].as_str().unwrap_or_default().trim();
         let source = text("rule");
         if source.is_empty() {
@@ -221,7 +241,9 @@ impl Builder {
         } else {
             declared.ty.clone()
         };
-        let env = Env::new().with("self", declared.ty.clone()).with("oldSelf", old);
+        let env = Env::new()
+            .with("self", declared.ty.clone())
+            .with("oldSelf", old);
         let program = match Program::compile(&env, source) {
             Ok(p) if !p.gives(&Type::Bool) => Err("cel expression must evaluate to a bool".into()),
             Ok(p) => Ok(p),
@@ -231,13 +253,21 @@ impl Builder {
         match &program {
             Err(e) => self.report(|| told(format!("{path}.rule"), rule, e)),
             Ok(p) => {
-                self.cost(p, declared, place, &format!("{path}.rule"), "estimated rule cost");
+                self.cost(
+                    p,
+                    declared,
+                    place,
+                    &format!("{path}.rule"),
+                    "estimated rule cost",
+                );
                 if uses_old && !optional_old {
                     if let Some(lost) = &place.lost_at {
                         let detail = format!(
                             "oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}"
                         );
-                        self.report(|| FieldError::invalid(format!("{path}.rule"), &rule["rule"], detail));
+                        self.report(|| {
+                            FieldError::invalid(format!("{path}.rule"), &rule["rule"], detail)
+                        });
                     }
                 } else if optional_old && !uses_old {
                     self.report(|| {
@@ -256,7 +286,9 @@ impl Builder {
             source: source.into(),
             message: own("message"),
             reason: own("reason"),
-            field_path: field_path(text("fieldPath"), place.structural).ok().flatten(),
+            field_path: field_path(text("fieldPath"), place.structural)
+                .ok()
+                .flatten(),
             optional_old,
             uses_old,
             program,
@@ -275,7 +307,9 @@ impl Builder {
         let source = rule["messageExpression"].as_str()?;
         let at = format!("{path}.messageExpression");
         if source.trim().is_empty() {
-            self.report(|| FieldError::required(at, "messageExpression must be non-empty if specified"));
+            self.report(|| {
+                FieldError::required(at, "messageExpression must be non-empty if specified")
+            });
             return None;
         }
         let problem = match Program::compile(env, source) {
@@ -299,19 +333,33 @@ impl Builder {
         if let Some(m) = message.filter(|m| !m.is_empty()) {
             if m.trim().is_empty() {
                 self.report(|| {
-                    FieldError::invalid(at("message"), &rule["message"], "message must be non-empty if specified")
+                    FieldError::invalid(
+                        at("message"),
+                        &rule["message"],
+                        "message must be non-empty if specified",
+                    )
                 });
             } else if has_lines(m.trim()) {
                 self.report(|| {
-                    FieldError::invalid(at("message"), &rule["message"], "message must not contain line breaks")
+                    FieldError::invalid(
+                        at("message"),
+                        &rule["message"],
+                        "message must not contain line breaks",
+                    )
                 });
             }
         } else if has_lines(source) {
             self.report(|| {
-                FieldError::required(at("message"), "message must be specified if rule contains line breaks")
+                FieldError::required(
+                    at("message"),
+                    "message must be specified if rule contains line breaks",
+                )
             });
         }
-        if rule["reason"].as_str().is_some_and(|r| !REASONS.contains(&r)) {
+        if rule["reason"]
+            .as_str()
+            .is_some_and(|r| !REASONS.contains(&r))
+        {
             self.report(|| FieldError::not_supported(at("reason"), &rule["reason"], &REASONS));
         }
         if let Some(p) = rule["fieldPath"].as_str().filter(|p| !p.is_empty())
@@ -330,7 +378,14 @@ impl Builder {
         }
     }
 
-    fn cost(&mut self, program: &Program, declared: &Declared, place: &Place<'_>, path: &str, what: &str) {
+    fn cost(
+        &mut self,
+        program: &Program,
+        declared: &Declared,
+        place: &Place<'_>,
+        path: &str,
+        what: &str,
+    ) {
         if !self.reporting {
             return;
         }
@@ -344,12 +399,16 @@ impl Builder {
     }
 
     fn finish(mut self, path: &str) -> Vec<FieldError> {
-        let total = self.costs.iter().fold(0u64, |n, (c, _)| n.saturating_add(*c));
+        let total = self
+            .costs
+            .iter()
+            .fold(0u64, |n, (c, _)| n.saturating_add(*c));
         if total > cel::SCHEMA_ESTIMATE_MAX {
             /// The dearest rules, which are told.
             const TOLD: usize = 4;
             self.costs.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
-            self.costs.retain(|(cost, _)| *cost > cel::SCHEMA_ESTIMATE_MAX / 100);
+            self.costs
+                .retain(|(cost, _)| *cost > cel::SCHEMA_ESTIMATE_MAX / 100);
             self.costs.truncate(TOLD);
             for (_, path) in &self.costs {
                 self.errors.push(FieldError::forbidden(
@@ -357,7 +416,8 @@ impl Builder {
                     "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema",
                 ));
             }
-            let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+            let what =
+                "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
             let detail = over(what, total, cel::SCHEMA_ESTIMATE_MAX);
             self.errors.push(FieldError::forbidden(path, detail));
         }

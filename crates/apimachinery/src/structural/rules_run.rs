@@ -132,7 +132,9 @@ impl Run {
             Err(EvalError::Failed(e)) if e.starts_with("no such overload") => {
                 self.fail(node, None, &format!("'{e}': call arguments did not match a supported operator, function or macro signature for rule: {said}"));
             }
-            Err(EvalError::Failed(e)) => self.fail(node, None, &format!("{e} evaluating rule: {said}")),
+            Err(EvalError::Failed(e)) => {
+                self.fail(node, None, &format!("{e} evaluating rule: {said}"))
+            }
         }
     }
 
@@ -157,7 +159,8 @@ impl Run {
             match value {
                 Ok(Cel::String(s)) => {
                     let text = s.trim();
-                    let good = !text.is_empty() && text.len() <= MESSAGE_BYTES_MAX && !text.contains('\n');
+                    let good =
+                        !text.is_empty() && text.len() <= MESSAGE_BYTES_MAX && !text.contains('\n');
                     good.then(|| text.to_owned())
                 }
                 _ => None,

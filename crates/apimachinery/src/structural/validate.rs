@@ -370,7 +370,7 @@ enum Step<'a> {
 }
 
 /// The item of an old keyed list with the same keys.
-fn twin<'o>(old: &'o Value, item: &Value, keys: &[Box<str>]) -> Option<&'o Value> {
+pub(super) fn twin<'o>(old: &'o Value, item: &Value, keys: &[Box<str>]) -> Option<&'o Value> {
     old.as_array()?
         .iter()
         .find(|o| keys.iter().all(|k| o.get(&**k) == item.get(&**k)))

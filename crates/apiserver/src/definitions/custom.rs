@@ -3,7 +3,7 @@
 
 use super::column::Column;
 use crate::cache::Object;
-use apimachinery::structural::{self, Compiled};
+use apimachinery::structural::{self, Compiled, Rules};
 use apimachinery::{FieldError, Status};
 use serde_json::Value;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -75,6 +75,7 @@ struct Shape {
     hash: u64,
     since: u64,
     compiled: OnceLock<Compiled>,
+    rules: OnceLock<Rules>,
 }
 
 impl Definition {
@@ -169,6 +170,7 @@ impl Custom {
                 hash,
                 since: source.revision,
                 compiled: OnceLock::new(),
+                rules: OnceLock::new(),
             }),
         };
         let path = |v: &Value| -> Option<Box<str>> {
@@ -263,12 +265,24 @@ impl Custom {
         }
     }
 
-    /// Checks an object, against the one that it replaces if any.
+    /// Checks an object, against the one that it replaces if any. Rules are asked when the
+    /// object has the form that they reckon with.
     pub(crate) fn validate(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        match self.compiled() {
-            Ok(c) => structural::validate(&c.schema, c.root, new, old),
-            Err(_) => Vec::new(),
+        let Ok(c) = self.compiled() else {
+            return Vec::new();
+        };
+        let mut errors = structural::validate(&c.schema, c.root, new, old);
+        let rules = (self.shape.rules).get_or_init(|| Rules::compile(&self.open_api()));
+        if rules.is_empty() {
+            return errors;
         }
+        if errors.iter().any(|e| e.reason != "FieldValueInvalid") {
+            let text = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.push(FieldError::invalid("<nil>", &Value::Null, text));
+        } else {
+            errors.extend(rules.validate(new, old));
+        }
+        errors
     }
 }
 

@@ -659,3 +659,71 @@ async fn roles_hold_for_custom_resources() -> Result<()> {
     assert_eq!(list.code, 403, "{}", list.text);
     api.close().await
 }
+
+/// Documentation of CustomResourceDefinitions, "Validation rules".
+#[tokio::test]
+async fn rules_hold_objects_and_are_held_themselves() -> Result<()> {
+    let api = TestApi::start().await?;
+    let with_rule = |rule: &str| {
+        let mut definition = crontabs();
+        let spec = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+            ["spec"];
+        spec["x-kubernetes-validations"] = json!([
+            {"rule": rule},
+            {"rule": "self.cronSpec == oldSelf.cronSpec", "message": "the schedule stays"},
+        ]);
+        definition
+    };
+    let refused = api
+        .call("POST", CRDS, Some(&with_rule("self.nope > 1")))
+        .await?;
+    assert_eq!(refused.code, 422, "{}", refused.text);
+    let message = refused.json["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("properties[spec].x-kubernetes-validations[0].rule: Invalid value: apiextensions.ValidationRule{Rule:\"self.nope > 1\""),
+        "{message}"
+    );
+    assert!(
+        message.contains("compilation failed: ERROR: <input>:1:5: undefined field 'nope'"),
+        "{message}"
+    );
+    define(&api, &with_rule("self.replicas % 2 == 1")).await?;
+    let even = api
+        .call(
+            "POST",
+            TABS,
+            Some(&tab("a", json!({"cronSpec": "* * * * *", "replicas": 2}))),
+        )
+        .await?;
+    assert_eq!(even.code, 422, "{}", even.text);
+    assert_eq!(
+        even.json["message"],
+        "CronTab.stable.example.com \"a\" is invalid: spec: Invalid value: \"object\": failed rule: self.replicas % 2 == 1"
+    );
+    // The default is there before the rule is asked.
+    let made = api.call("POST", TABS, Some(&good("a"))).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let path = format!("{TABS}/a");
+    let changed = patch(
+        &api,
+        &path,
+        "merge-patch+json",
+        json!({"spec": {"cronSpec": "1 * * * *"}}),
+    )
+    .await?;
+    assert_eq!(changed.code, 422, "{}", changed.text);
+    assert!(
+        changed.text.contains("the schedule stays"),
+        "{}",
+        changed.text
+    );
+    let grown = patch(
+        &api,
+        &path,
+        "merge-patch+json",
+        json!({"spec": {"replicas": 3}}),
+    )
+    .await?;
+    assert_eq!(grown.code, 200, "{}", grown.text);
+    api.close().await
+}
