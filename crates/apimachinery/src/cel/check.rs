@@ -6,7 +6,7 @@
 use super::ast::{Binary, Call, Expr, Form, Kind, Macro, Select, Unary};
 use super::cost::{self, Range};
 use super::declare::{self, Function};
-use super::types::{Type, UNBOUNDED};
+use super::ty::{Type, UNBOUNDED};
 use super::value::Value;
 use super::{CompileError, Env};
 use crate::schema::Pattern;
@@ -582,13 +582,13 @@ fn sized(ty: Type, max: u64) -> Type {
         Type::String(_) => Type::String(max),
         Type::Bytes(_) => Type::Bytes(max),
         Type::List(l) if max != UNBOUNDED || l.max != UNBOUNDED => {
-            Type::List(std::sync::Arc::new(super::types::ListType {
+            Type::List(std::sync::Arc::new(super::ty::ListType {
                 max,
                 ..(*l).clone()
             }))
         }
         Type::Map(m) if max != UNBOUNDED || m.max != UNBOUNDED => {
-            Type::Map(std::sync::Arc::new(super::types::MapType {
+            Type::Map(std::sync::Arc::new(super::ty::MapType {
                 max,
                 ..(*m).clone()
             }))

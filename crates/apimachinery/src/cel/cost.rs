@@ -2,7 +2,7 @@
 
 use super::ast::Form;
 use super::check::Node;
-use super::types::{Type, UNBOUNDED};
+use super::ty::{Type, UNBOUNDED};
 use super::value::Value;
 
 /// A list literal, and a map literal.

@@ -5,7 +5,7 @@
 //! has them. Types are written as `receiver.(arguments)->result`.
 
 use super::eval::EvalError;
-use super::types::{Opaque, Type};
+use super::ty::{Opaque, Type};
 use super::value::Value;
 use super::{authorize, lists, net, standard, texts};
 use std::collections::HashMap;
@@ -112,7 +112,7 @@ fn one_type(text: &str) -> Type {
         "uint" => Type::Uint,
         "double" => Type::Double,
         "string" => Type::TEXT,
-        "bytes" => Type::Bytes(super::types::UNBOUNDED),
+        "bytes" => Type::Bytes(super::ty::UNBOUNDED),
         "time" => Type::Timestamp,
         "duration" => Type::Duration,
         "type" => Type::Type,

@@ -23,7 +23,7 @@ mod parse;
 mod standard;
 mod texts;
 mod time;
-mod types;
+mod ty;
 mod value;
 
 #[cfg(test)]
@@ -32,7 +32,7 @@ mod tests;
 pub use authorize::{Authorize, Check, Question};
 pub use escape::{escape, unescape};
 pub use eval::EvalError;
-pub use types::{FieldType, ListType, MapType, ObjectType, Opaque, Type, UNBOUNDED};
+pub use ty::{FieldType, ListType, MapType, ObjectType, Opaque, Type, UNBOUNDED};
 pub use value::{Key, List, Map, Text, Value};
 
 use std::cell::RefCell;

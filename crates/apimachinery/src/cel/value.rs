@@ -3,7 +3,7 @@
 
 use super::authorize::Check;
 use super::net::{Cidr, Url};
-use super::types::{ObjectType, Type};
+use super::ty::{ObjectType, Type};
 use crate::quantity::Quantity;
 use crate::schema::ListKind;
 use jiff::Timestamp;
