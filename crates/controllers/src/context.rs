@@ -43,6 +43,8 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     };
     crate::replicaset::start(&context);
     crate::deployment::start(&context);
+    crate::statefulset::start(&context);
+    crate::daemonset::start(&context);
     crate::endpoints::start(&context);
     crate::gc::start(&context);
     crate::namespace::start(&context);

@@ -7,16 +7,19 @@
 
 mod certificates;
 mod context;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod error;
 mod gc;
+mod history;
 mod job;
 mod namespace;
 mod nodes;
 mod pods;
 mod replicaset;
 mod roots;
+mod statefulset;
 mod tokens;
 mod writes;
 

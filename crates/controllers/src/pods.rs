@@ -8,6 +8,7 @@ use apimachinery::selector::LabelSelector;
 use client::informer::Kind;
 use client::k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use client::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use client::{Informer, ObjectKey, labels};
 use jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -71,6 +72,32 @@ pub(crate) fn available_in(pod: &Pod, min_ready: Duration, now: Timestamp) -> Op
 /// Seconds of an API field; negative ones count as none.
 pub(crate) fn seconds(value: Option<i32>) -> Duration {
     Duration::from_secs(value.and_then(|s| u64::try_from(s).ok()).unwrap_or(0))
+}
+
+/// A number or a percentage of `total`.
+pub(crate) fn share(value: &IntOrString, total: i32, round_up: bool) -> i32 {
+    match value {
+        IntOrString::Int(n) => (*n).max(0),
+        IntOrString::String(text) => {
+            let percent = text
+                .trim_end_matches('%')
+                .parse::<i64>()
+                .unwrap_or(0)
+                .max(0);
+            let hundredths = percent * i64::from(total);
+            let whole = if round_up {
+                (hundredths + 99) / 100
+            } else {
+                hundredths / 100
+            };
+            i32::try_from(whole).unwrap_or(i32::MAX)
+        }
+    }
+}
+
+/// A number of things as the API tells it.
+pub(crate) fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 /// The reference by which `owner` controls what it makes.
@@ -160,6 +187,21 @@ where
     O: Kind,
     K: Kind + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
 {
+    claim_where(client, owner, selector, informer, |_| true).await
+}
+
+/// [`claim`], which adopts only those that `fits` picks.
+pub(crate) async fn claim_where<O, K>(
+    client: &kube::Client,
+    owner: &O,
+    selector: &LabelSelector,
+    informer: &Informer<K>,
+    fits: impl Fn(&K) -> bool,
+) -> Result<Vec<Arc<K>>, Error>
+where
+    O: Kind,
+    K: Kind + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+{
     let uid = owner.meta().uid.as_deref().unwrap_or_default();
     let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
     let matches = |o: &K| labels::matches(selector, o.meta().labels.as_ref());
@@ -183,6 +225,7 @@ where
         o.meta().namespace.as_deref().unwrap_or_default() == namespace
             && o.meta().deletion_timestamp.is_none()
             && matches(o)
+            && fits(o)
     });
     for orphan in orphans {
         let reference = controller_reference(owner);

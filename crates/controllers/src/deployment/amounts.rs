@@ -1,6 +1,7 @@
 //! How many pods each ReplicaSet of a Deployment should have: pure arithmetic.
 
 use super::revision::{DESIRED_REPLICAS, MAX_REPLICAS};
+use crate::pods::share;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use client::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub(super) fn fenceposts(deployment: &Deployment) -> (i32, i32) {
         .and_then(|s| s.rolling_update.as_ref());
     let wanted = desired(deployment);
     let quarter = IntOrString::String("25%".to_owned());
-    let of = |value: Option<&IntOrString>, up: bool| resolve(value.unwrap_or(&quarter), wanted, up);
+    let of = |value: Option<&IntOrString>, up: bool| share(value.unwrap_or(&quarter), wanted, up);
     let surge = of(rolling.and_then(|r| r.max_surge.as_ref()), true);
     let mut lacking = of(rolling.and_then(|r| r.max_unavailable.as_ref()), false);
     if surge == 0 && lacking == 0 {
@@ -52,27 +53,6 @@ pub(super) fn fenceposts(deployment: &Deployment) -> (i32, i32) {
         lacking = 1;
     }
     (surge, lacking.min(wanted))
-}
-
-/// A number or a percentage of `total`.
-fn resolve(value: &IntOrString, total: i32, round_up: bool) -> i32 {
-    match value {
-        IntOrString::Int(n) => (*n).max(0),
-        IntOrString::String(text) => {
-            let percent = text
-                .trim_end_matches('%')
-                .parse::<i64>()
-                .unwrap_or(0)
-                .max(0);
-            let hundredths = percent * i64::from(total);
-            let whole = if round_up {
-                (hundredths + 99) / 100
-            } else {
-                hundredths / 100
-            };
-            i32::try_from(whole).unwrap_or(i32::MAX)
-        }
-    }
 }
 
 /// The size of the new set in the next step of a rollout; `all` includes it if it exists.

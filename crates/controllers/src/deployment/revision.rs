@@ -2,9 +2,9 @@
 //! `kubectl rollout history` and `undo` read.
 
 use super::amounts::{self, by_age};
+use crate::history::template_hash;
 use crate::pods::controller_reference;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
-use client::k8s_openapi::api::core::v1::PodTemplateSpec;
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -172,25 +172,4 @@ pub(super) fn new_set(deployment: &Deployment, next: i64, replicas: i32) -> Repl
         },
         status: None,
     }
-}
-
-/// A short name for a template: FNV-1a over its JSON (whose maps are sorted) and the
-/// number of collisions, in letters and digits that spell no words.
-pub(super) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut hash = 0x811c_9dc5_u32;
-    let mut feed = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        }
-    };
-    // What came from JSON can be written as JSON.
-    feed(&serde_json::to_vec(template).unwrap_or_default());
-    if collisions > 0 {
-        feed(&collisions.to_le_bytes());
-    }
-    hash.to_string()
-        .bytes()
-        .map(|digit| char::from(LETTERS[usize::from(digit) % LETTERS.len()]))
-        .collect()
 }

@@ -400,16 +400,16 @@ fn the_hash_differs_by_template_and_collision_but_not_by_chance() {
         .spec
         .template;
     assert_eq!(
-        revision::template_hash(&one, 0),
-        revision::template_hash(&one, 0)
+        crate::history::template_hash(&one, 0),
+        crate::history::template_hash(&one, 0)
     );
     assert_ne!(
-        revision::template_hash(&one, 0),
-        revision::template_hash(&two, 0)
+        crate::history::template_hash(&one, 0),
+        crate::history::template_hash(&two, 0)
     );
     assert_ne!(
-        revision::template_hash(&one, 0),
-        revision::template_hash(&one, 1)
+        crate::history::template_hash(&one, 0),
+        crate::history::template_hash(&one, 1)
     );
 }
 

@@ -2,6 +2,8 @@
 //! node that makes pods ready at once.
 
 mod collection;
+mod kubectl;
 mod nodes;
+mod sets;
 mod site;
 mod workloads;
