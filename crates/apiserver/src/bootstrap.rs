@@ -2,6 +2,7 @@
 //! Written when missing; what users changed stays as it is. Default roles and bindings of an
 //! earlier version get what they lack.
 
+use crate::admission::Warnings;
 use crate::authz::policy;
 use crate::authz::reconcile::{Reconciled, concerns, reconcile};
 use crate::config::ServiceCidr;
@@ -139,6 +140,7 @@ fn call<'a>(
         user,
         dry_run: false,
         manager: "apiserver",
+        warnings: Warnings::nobody(),
     }
 }
 

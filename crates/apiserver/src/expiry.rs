@@ -1,5 +1,6 @@
 //! What the server forgets by itself: Events after an hour, and superseded revisions.
 
+use crate::admission::Warnings;
 use crate::authn::User;
 use crate::cache::{Cache, Object};
 use crate::registry::Call;
@@ -48,6 +49,7 @@ async fn events(core: Weak<Core>) {
                 user: &user,
                 dry_run: false,
                 manager: "apiserver",
+                warnings: Warnings::nobody(),
             };
             if let Err(e) = call.remove(&object, &object.value()).await {
                 // Written meanwhile: it lives on.

@@ -1,5 +1,6 @@
 //! What happens to a request: who calls, may he, which resource, and the verb.
 
+use crate::admission::Warnings;
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
@@ -15,7 +16,7 @@ use crate::registry::delete::{self, Deleted};
 use crate::registry::list::Filter;
 use crate::registry::patch;
 use crate::registry::render::{Include, View};
-use crate::registry::{Call, list, subresource, token_request, update, watch};
+use crate::registry::{Call, eviction, list, subresource, token_request, update, watch};
 use crate::row::Row;
 use crate::server_state::Core;
 use apimachinery::Status;
@@ -264,6 +265,7 @@ async fn resource(
     let named =
         !matches!(info.verb, "list" | "watch" | "deletecollection" | "create") || !sub.is_empty();
     let manager = manager_of(ctx, method);
+    let warnings = Warnings::default();
     let call = Call {
         core: ctx.core,
         row,
@@ -273,23 +275,37 @@ async fn resource(
         user: ctx.user,
         dry_run: ctx.query.dry_run()?,
         manager: &manager,
+        warnings: &warnings,
     };
+    let mut response = answer_to(ctx, &call, method, body, upgrade).await?;
+    respond::warn(&mut response, &warnings.take());
+    Ok(response)
+}
+
+async fn answer_to(
+    ctx: &Ctx<'_>,
+    call: &Call<'_>,
+    method: &Method,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+) -> Result<Response<Body>, Status> {
+    let (info, row, sub) = (ctx.info, call.row, call.subresource);
     if sub.is_empty() {
         if !row.verbs().contains(&info.verb) {
             return Err(not_allowed());
         }
         if !row.stored() {
-            return transient(ctx, &call, body).await;
+            return transient(ctx, call, body).await;
         }
         return match info.verb {
-            "get" => show(ctx, &call).await,
-            "list" => lists(ctx, row, namespace).await,
-            "watch" => watches(ctx, row, namespace).await,
-            "create" => creates(ctx, &call, body).await,
-            "update" => puts(ctx, &call, body).await,
-            "patch" => patches(ctx, &call, body).await,
-            "delete" => deletes(ctx, &call, body).await,
-            "deletecollection" => deletes_all(ctx, &call, body).await,
+            "get" => show(ctx, call).await,
+            "list" => lists(ctx, row, call.namespace).await,
+            "watch" => watches(ctx, row, call.namespace).await,
+            "create" => creates(ctx, call, body).await,
+            "update" => puts(ctx, call, body).await,
+            "patch" => patches(ctx, call, body).await,
+            "delete" => deletes(ctx, call, body).await,
+            "deletecollection" => deletes_all(ctx, call, body).await,
             _ => Err(not_allowed()),
         };
     }
@@ -308,9 +324,9 @@ async fn resource(
             body,
             upgrade,
         };
-        return kubelet::serve(&call, forwarded).await;
+        return kubelet::serve(call, forwarded).await;
     }
-    subresources(ctx, &call, body).await
+    subresources(ctx, call, body).await
 }
 
 async fn subresources(
@@ -349,7 +365,7 @@ async fn subresources(
             Ok(respond::value(
                 201,
                 Accepted::JSON,
-                &subresource::evict(call, &v).await?,
+                &eviction::evict(call, &v).await?,
             ))
         }
         ("token", "create") => {

@@ -50,6 +50,9 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::namespace::start(&context);
     crate::nodes::start(&context);
     crate::job::start(&context);
+    crate::cronjob::start(&context);
+    crate::quota::start(&context);
+    crate::disruption::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
     crate::tokens::start(&context);
     if let Some(signer) = config.signer {

@@ -7,8 +7,10 @@
 
 mod certificates;
 mod context;
+mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod error;
 mod gc;
@@ -17,6 +19,7 @@ mod job;
 mod namespace;
 mod nodes;
 mod pods;
+mod quota;
 mod replicaset;
 mod roots;
 mod statefulset;

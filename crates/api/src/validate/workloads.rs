@@ -322,16 +322,21 @@ pub(crate) fn cron_job(v: &Value) -> Vec<FieldError> {
             at(v, "spec.schedule"),
             "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
         );
-    } else if !schedule.starts_with('@') && schedule.split_whitespace().count() != 5 {
-        let n = schedule.split_whitespace().count();
-        c.invalid(
-            "spec.schedule",
-            at(v, "spec.schedule"),
-            format!(
-                "expected exactly 5 fields, found {n}: [{}]",
-                schedule.split_whitespace().collect::<Vec<_>>().join(" ")
-            ),
-        );
+    } else if let Err(e) = crate::cron::Schedule::parse(schedule) {
+        c.invalid("spec.schedule", at(v, "spec.schedule"), e);
+    }
+    let zone = at(v, "spec.timeZone");
+    match zone.as_str() {
+        None => {}
+        Some("" | "Local") => c.invalid(
+            "spec.timeZone",
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        ),
+        Some(name) if crate::cron::zone(name).is_none() => {
+            c.invalid("spec.timeZone", zone, format!("unknown time zone {name}"));
+        }
+        Some(_) => {}
     }
     c.one_of(
         "spec.concurrencyPolicy",
@@ -440,6 +445,22 @@ mod tests {
         .assert_eq(&shown(&deployment(&bad)));
         expect![[r#"spec.selector: Invalid value: {"matchLabels":{"a":"2"}}: field is immutable"#]]
             .assert_eq(&shown(&selector_stays(&bad, &good)));
+    }
+
+    #[test]
+    fn cron_jobs() {
+        let of = |schedule: &str, zone: &str| {
+            let mut v = json!({"metadata": {"name": "c"}, "spec": {"schedule": schedule, "timeZone": zone,
+                "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never",
+                    "containers": [{"name": "a", "image": "x"}]}}}}}});
+            defaults::cron_job(&mut v);
+            shown(&cron_job(&v))
+        };
+        assert_eq!(of("*/5 * * * *", "Europe/Berlin"), "");
+        expect![[r#"
+            spec.schedule: Invalid value: "61 * * * *": end of range (61) above maximum (59): 61
+            spec.timeZone: Invalid value: "Mars/North": unknown time zone Mars/North"#]]
+        .assert_eq(&of("61 * * * *", "Mars/North"));
     }
 
     #[test]

@@ -2,11 +2,19 @@
 //! kind's own rules. One module a plug-in, in upstream's order.
 
 mod certificate;
+mod limits;
 mod namespace;
 pub(crate) mod node_restriction;
 mod pod_defaults;
+mod pod_security;
+mod quota;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
+mod storage_class;
+mod warnings;
+
+pub(crate) use warnings::Warnings;
 
 use crate::registry::Call;
 use apimachinery::Status;
@@ -30,10 +38,15 @@ pub(crate) async fn mutate(
     namespace::mutate(call, operation, new).await?;
     if call.row.group().is_empty() && call.row.plural() == "pods" && call.subresource.is_empty() {
         if operation == Operation::Create {
+            limits::mutate(call, new);
             service_account::mutate(call, new).await?;
             pod_defaults::priority(call, new)?;
+            runtime_class::mutate(call, new)?;
         }
         pod_defaults::tolerations(new);
+    }
+    if call.row.known() == "persistentvolumeclaims" && operation == Operation::Create {
+        storage_class::mutate(call, new);
     }
     certificate::mutate(call, operation, new, old);
     Ok(())
@@ -50,5 +63,9 @@ pub(crate) async fn validate(
     if operation == Operation::Delete {
         return namespace::validate_delete(call);
     }
-    rbac_escalation::validate(call, new, old)
+    rbac_escalation::validate(call, new, old)?;
+    limits::validate(call, operation, new)?;
+    pod_security::validate(call, operation, new, old)?;
+    // Last: what another refuses is not charged.
+    quota::validate(call, operation, new, old).await
 }

@@ -3,6 +3,7 @@
 
 use super::custom::is_true;
 use super::{Definition, cleanup};
+use crate::admission::Warnings;
 use crate::registry::Call;
 use crate::registry::create::Tracking;
 use crate::registry::update::{Part, modify};
@@ -60,6 +61,7 @@ async fn settle(core: &Arc<Core>, name: &str) -> Result<(), Status> {
         user: &user,
         dry_run: false,
         manager: "apiserver",
+        warnings: Warnings::nobody(),
     };
     if definition.deleting {
         return cleanup::clean(&call, &definition).await;

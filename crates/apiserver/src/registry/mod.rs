@@ -5,6 +5,7 @@
 
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod eviction;
 pub(crate) mod list;
 pub(crate) mod meta;
 pub(crate) mod patch;
@@ -14,6 +15,7 @@ pub(crate) mod token_request;
 pub(crate) mod update;
 pub(crate) mod watch;
 
+use crate::admission::Warnings;
 use crate::authn::User;
 use crate::cache::{Object, encode, store_key};
 use crate::convert;
@@ -46,6 +48,8 @@ pub(crate) struct Call<'a> {
     pub(crate) dry_run: bool,
     /// `fieldManager`.
     pub(crate) manager: &'a str,
+    /// What admission tells the client besides the answer.
+    pub(crate) warnings: &'a Warnings,
 }
 
 /// A body and how it is encoded.

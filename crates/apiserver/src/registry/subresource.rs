@@ -1,8 +1,7 @@
-//! Subresources that change objects in their own way: scale, binding, eviction,
+//! Subresources that change objects in their own way: scale, binding,
 //! finalize, ephemeral containers, resize, approval, tokens.
 
 use super::create::Tracking;
-use super::delete::{self, DeleteOptions};
 use super::patch::Patch;
 use super::update::{Part, modify};
 use super::{Call, Input, meta, patch};
@@ -308,56 +307,6 @@ fn set_condition(pod: &mut Value, condition: Value) {
         Some(c) => *c = condition,
         None => list.push(condition),
     }
-}
-
-/// `pods/eviction`: a deletion that PodDisruptionBudgets may refuse.
-pub(crate) async fn evict(call: &Call<'_>, eviction: &Value) -> Result<Value, Status> {
-    let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
-    options.dry_run |= call.dry_run;
-    let pod = call.view(&*call.current().await?);
-    let finished = matches!(
-        pod["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed" | "Pending")
-    );
-    if !finished && !meta::deleting(&pod) {
-        check_budgets(call, &pod)?;
-    }
-    delete::delete(call, &options).await?;
-    Ok(
-        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-    )
-}
-
-fn check_budgets(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
-    let Some(kind) = call.core.cache.named("policy", "poddisruptionbudgets") else {
-        return Ok(());
-    };
-    for object in kind
-        .all()
-        .into_iter()
-        .filter(|o| o.namespace() == call.namespace)
-    {
-        let budget = object.value();
-        let Ok(selector) =
-            apimachinery::selector::LabelSelector::from_object(&budget["spec"]["selector"])
-        else {
-            continue;
-        };
-        let covered = selector.matches(|k| pod["metadata"]["labels"][k].as_str());
-        if covered && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
-            return Err(Status::new(
-                429,
-                "TooManyRequests",
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-            )
-            .with_details(json!({"causes": [{
-                "reason": "DisruptionBudget",
-                "message": format!("The disruption budget {} needs {} healthy pods and has {} currently",
-                    object.name(), budget["status"]["desiredHealthy"], budget["status"]["currentHealthy"]),
-            }]})));
-        }
-    }
-    Ok(())
 }
 
 /// Runs a patch against a subresource of [`part`].

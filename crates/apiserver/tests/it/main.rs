@@ -1,6 +1,7 @@
 //! The API server as its clients see it.
 
 mod access;
+mod admission;
 mod crds;
 mod crud;
 mod deletion;

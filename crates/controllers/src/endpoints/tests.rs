@@ -57,9 +57,14 @@ fn apply(
             }
         }
     }
-    for (n, mut made) in changes.create.into_iter().enumerate() {
-        let taken = slices.len();
-        made.metadata.name = Some(format!("web-{taken}-{n}-{}", known.len()));
+    for mut made in changes.create {
+        // As the API server: a name that no other has.
+        let is_free = |name: &String| {
+            !slices
+                .iter()
+                .any(|s| s.metadata.name.as_ref() == Some(name))
+        };
+        made.metadata.name = (0..).map(|n| format!("web-{n}")).find(is_free);
         slices.push(Arc::new(made));
     }
     slices

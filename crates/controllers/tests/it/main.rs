@@ -1,7 +1,9 @@
 //! The controllers against a real API server in this process, with a stand-in for the
 //! node that makes pods ready at once.
 
+mod bounds;
 mod collection;
+mod cron;
 mod kubectl;
 mod nodes;
 mod sets;

@@ -81,10 +81,7 @@ async fn a_stateful_set_keeps_names_and_claims_through_rollouts() -> Result<()> 
         let done = kubectl
             .run("rollout status statefulset/db --timeout=30s")
             .await?;
-        assert!(
-            done.contains("rolling update complete 2 pods at revision db-"),
-            "{done}"
-        );
+        assert!(done.contains("2 new pods have been updated"), "{done}");
         let history = kubectl.run("rollout history statefulset/db").await?;
         assert!(
             history.contains("1         <none>\n2         <none>"),

@@ -1,0 +1,177 @@
+//! Built-in admission: limits, quotas, pod security, runtime classes, storage classes.
+
+use super::{PODS, default_account, pod};
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Answer, TestApi};
+
+async fn post(api: &TestApi, path: &str, object: Value) -> Result<Answer> {
+    api.call("POST", path, Some(&object)).await
+}
+
+async fn made(api: &TestApi, path: &str, object: Value) -> Result<Value> {
+    let answer = post(api, path, object).await?;
+    anyhow::ensure!(answer.code == 201, "{path}: {}", answer.text);
+    Ok(answer.json)
+}
+
+fn message(answer: &Answer) -> &str {
+    answer.json["message"].as_str().unwrap_or_default()
+}
+
+fn warnings(answer: &Answer) -> Vec<String> {
+    let all = answer.headers.get_all("warning").iter();
+    all.filter_map(|w| w.to_str().ok())
+        .map(|w| w.trim_start_matches("299 - ").replace("\\\"", "\""))
+        .collect()
+}
+
+/// Upstream: "Limit Ranges".
+#[tokio::test]
+async fn limit_ranges_fill_in_and_bound_pods() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let range = json!({"metadata": {"name": "limits"}, "spec": {"limits": [
+        {"type": "Container", "max": {"cpu": "1"}, "defaultRequest": {"cpu": "100m"}}]}});
+    made(&api, "/api/v1/namespaces/default/limitranges", range).await?;
+    let filled = made(&api, PODS, pod("a", None)).await?;
+    assert_eq!(
+        filled["spec"]["containers"][0]["resources"],
+        json!({"limits": {"cpu": "1"}, "requests": {"cpu": "100m"}})
+    );
+    let mut large = pod("b", None);
+    large["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "2".into();
+    let refused = post(&api, PODS, large).await?;
+    assert_eq!(refused.code, 403);
+    assert_eq!(
+        message(&refused),
+        "pods \"b\" is forbidden: maximum cpu usage per Container is 1, but limit is 2"
+    );
+    api.close().await
+}
+
+/// Upstream: "Resource Quotas": what is over is refused with what was asked, used and left.
+#[tokio::test]
+async fn quotas_are_charged_and_exceeded_only_once() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {
+        "pods": "2", "requests.cpu": "1", "count/configmaps": "1"}}});
+    made(&api, quotas, quota).await?;
+    let refused = post(&api, PODS, pod("a", None)).await?;
+    assert_eq!(
+        message(&refused),
+        "pods \"a\" is forbidden: failed quota: q: must specify requests.cpu for: c"
+    );
+    let sized = |name: &str, cpu: &str| {
+        let mut pod = pod(name, None);
+        pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = cpu.into();
+        pod
+    };
+    made(&api, PODS, sized("a", "600m")).await?;
+    let refused = post(&api, PODS, sized("b", "500m")).await?;
+    assert_eq!(refused.code, 403);
+    assert_eq!(
+        message(&refused),
+        "pods \"b\" is forbidden: exceeded quota: q, requested: requests.cpu=500m, used: requests.cpu=600m, limited: requests.cpu=1"
+    );
+    // Many at once never share what is left: one of these fits.
+    let all = (0..8).map(|n| post(&api, PODS, sized(&format!("c{n}"), "400m")));
+    let codes = futures::future::try_join_all(all).await?;
+    let fit = codes.iter().filter(|a| a.code == 201).count();
+    assert_eq!(
+        fit,
+        1,
+        "{:?}",
+        codes.iter().map(message).collect::<Vec<_>>()
+    );
+    let status = api.call("GET", &format!("{quotas}/q"), None).await?.json;
+    assert_eq!(
+        status["status"]["used"],
+        json!({"pods": "2", "requests.cpu": "1", "count/configmaps": "0"})
+    );
+    let map = |name: &str| json!({"metadata": {"name": name}});
+    let maps = "/api/v1/namespaces/default/configmaps";
+    made(&api, maps, map("a")).await?;
+    let dry = post(&api, &format!("{maps}?dryRun=All"), map("b")).await?;
+    assert_eq!(
+        message(&dry),
+        "configmaps \"b\" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=1, limited: count/configmaps=1"
+    );
+    api.close().await
+}
+
+/// Upstream: "Pod Security Admission".
+#[tokio::test]
+async fn pods_keep_to_the_level_of_their_namespace() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let mut host = pod("host", None);
+    host["spec"]["hostPID"] = true.into();
+    made(&api, PODS, host.clone()).await?;
+    let namespace = "/api/v1/namespaces/default";
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline",
+        "pod-security.kubernetes.io/warn": "restricted"}}});
+    let patch = async |body: Value| {
+        let headers = [("content-type", "application/merge-patch+json")];
+        let body = body.to_string().into_bytes();
+        api.send("PATCH", namespace, &headers, body).await
+    };
+    let labelled = patch(labels).await?;
+    assert_eq!(labelled.code, 200, "{}", labelled.text);
+    let told = warnings(&labelled);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("violate the new PodSecurity enforce level \"baseline:latest\""));
+    assert!(told[1].contains("host: host namespaces"));
+    host["metadata"]["name"] = "other".into();
+    let refused = post(&api, PODS, host).await?;
+    assert_eq!(refused.code, 403);
+    assert_eq!(
+        message(&refused),
+        "pods \"other\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true)"
+    );
+    let plain = post(&api, PODS, pod("plain", None)).await?;
+    assert_eq!(plain.code, 201, "{}", plain.text);
+    assert!(warnings(&plain)[0].contains("would violate PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false (container \"c\" must"));
+    let deployment = post(&api, super::DEPLOYMENTS, super::deployment("d")).await?;
+    assert_eq!(deployment.code, 201);
+    assert!(warnings(&deployment)[0].contains("would violate PodSecurity"));
+    let bad =
+        patch(json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "x"}}})).await?;
+    assert_eq!(bad.code, 422);
+    api.close().await
+}
+
+/// Upstream: "Runtime Class", "Default StorageClass".
+#[tokio::test]
+async fn classes_fill_in_pods_and_claims() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let mut small = pod("a", None);
+    small["spec"]["runtimeClassName"] = "vm".into();
+    let refused = post(&api, PODS, small.clone()).await?;
+    assert_eq!(
+        message(&refused),
+        "pods \"a\" is forbidden: pod rejected: RuntimeClass \"vm\" not found"
+    );
+    let class = json!({"metadata": {"name": "vm"}, "handler": "vm",
+        "overhead": {"podFixed": {"memory": "100Mi"}}, "scheduling": {"nodeSelector": {"kvm": "yes"}}});
+    made(&api, "/apis/node.k8s.io/v1/runtimeclasses", class).await?;
+    let filled = made(&api, PODS, small).await?;
+    assert_eq!(filled["spec"]["overhead"], json!({"memory": "100Mi"}));
+    assert_eq!(filled["spec"]["nodeSelector"], json!({"kvm": "yes"}));
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let claim = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    let none = made(&api, claims, claim("none")).await?;
+    assert!(none["spec"]["storageClassName"].is_null());
+    let class = json!({"metadata": {"name": "local", "annotations":
+        {"storageclass.kubernetes.io/is-default-class": "true"}}, "provisioner": "p"});
+    made(&api, "/apis/storage.k8s.io/v1/storageclasses", class).await?;
+    let some = made(&api, claims, claim("some")).await?;
+    assert_eq!(some["spec"]["storageClassName"], "local");
+    api.close().await
+}
