@@ -10,6 +10,7 @@ mod log_file;
 mod names;
 mod protocol;
 mod remote;
+mod session;
 
 pub use host::{Host, HostConfig, HostError, HttpEndpoint, ResponseBody, Standby, Standbys};
 pub use log_file::{LogFile, LogLimits};

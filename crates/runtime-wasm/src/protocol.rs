@@ -3,11 +3,12 @@
 //! A frame is a length (four bytes, big endian) and so many bytes of JSON. The agent greets with
 //! its protocol number and the host answers with its own or refuses; then requests with ids go
 //! one way, and replies in any order and hints of change the other. Fields may be added without
-//! a new number; anything else needs one.
+//! a new number; anything else needs one, but for what is asked on a connection of its own
+//! (sessions): a host that knows no such question ends that connection.
 
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerStats, RuntimeError, SandboxId, SandboxSpec,
-    SandboxStatus, ServiceName, ServiceTraffic,
+    Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, RuntimeError, SandboxId,
+    SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,15 @@ const FRAME_MAX_BYTES: u32 = 64 << 20;
 /// From agent to host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToHost {
-    Hello { protocol: u32 },
-    Request { id: u64, call: Call },
+    Hello {
+        protocol: u32,
+    },
+    Request {
+        id: u64,
+        call: Call,
+    },
+    /// Instead of a greeting: what follows the reply is a session (`session`).
+    Exec(Box<ExecSpec>),
 }
 
 /// An operation of [`runtime::PodRuntime`] or [`runtime::Traffic`].
@@ -105,6 +113,11 @@ pub struct Frames<S> {
 }
 
 impl<S> Frames<S> {
+    /// The stream; nothing was read beyond the last message.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+
     /// Frames over a stream.
     pub fn new(stream: S) -> Self {
         Self {

@@ -11,8 +11,8 @@ use futures::stream::BoxStream;
 use lifecycle::Scope;
 use parking_lot::Mutex;
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerStats, PodRuntime, RuntimeError, SandboxId,
-    SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic, Traffic,
+    Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, PodRuntime, RuntimeError,
+    SandboxId, SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic, Session, Traffic,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,8 @@ const CHANGES_QUEUED_MAX: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Remote {
     shared: Arc<Shared>,
+    /// Where sessions live.
+    scope: Scope,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Remote {
                 connection,
                 version,
             }),
+            scope: scope.clone(),
         }
     }
 
@@ -111,6 +114,30 @@ impl Remote {
             return Err(self.unavailable());
         }
         answer.await.unwrap_or_else(|_| Err(self.unavailable()))
+    }
+
+    /// A connection of its own that goes on as a session.
+    async fn session(&self, asked: ToHost) -> Result<Session, RuntimeError> {
+        let open = async {
+            let (reader, writer) = UnixStream::connect(&self.shared.socket).await?.into_split();
+            let (mut reader, mut writer) = (Frames::new(reader), Frames::new(writer));
+            writer.write(&asked).await?;
+            let reply = reader.read().await?;
+            Ok::<_, ProtocolError>((reply, reader.into_inner(), writer.into_inner()))
+        };
+        match open.await {
+            Ok((FromHost::Reply { result, .. }, reader, writer)) => {
+                result?;
+                Ok(crate::session::of(reader, writer, &self.scope))
+            }
+            Ok(_) => Err(self.confused()),
+            Err(ProtocolError::Io(_)) => Err(self.unavailable()),
+            Err(ProtocolError::Closed) => Err(RuntimeError::Unavailable(
+                "the data plane ended the connection; if it is of an older version, restart it"
+                    .to_owned(),
+            )),
+            Err(error) => Err(RuntimeError::Unavailable(chain(&error))),
+        }
     }
 
     async fn done(&self, call: Call) -> Result<(), RuntimeError> {
@@ -166,6 +193,10 @@ impl PodRuntime for Remote {
 
     async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
         self.done(Call::Contact { at_ms }).await
+    }
+
+    async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
+        self.session(ToHost::Exec(Box::new(spec))).await
     }
 
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

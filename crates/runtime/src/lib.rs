@@ -4,6 +4,10 @@
 //! The words follow the Container Runtime Interface: a sandbox is a pod's address and
 //! surroundings, containers live in it.
 
+mod session;
+
+pub use session::{AttachSpec, ExecSpec, Said, Session};
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
@@ -250,6 +254,14 @@ pub enum RuntimeError {
     /// The runtime process can't be reached; try again.
     #[error("reach runtime: {0}")]
     Unavailable(String),
+    /// A program can't be run beside the container's, or nobody can take part in that.
+    #[error("exec: {message}")]
+    Exec {
+        /// What a shell would exit with: 127 not found, 126 found and no program for this.
+        code: i32,
+        /// What is wrong, and what could be run.
+        message: String,
+    },
 }
 
 /// A pod runtime. All operations are idempotent: doing what is already done succeeds.
@@ -300,6 +312,24 @@ pub trait PodRuntime: Send + Sync + 'static {
     async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
         let _ = at_ms;
         Ok(())
+    }
+
+    /// Runs a program beside a container's own.
+    async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
+        let _ = spec;
+        Err(RuntimeError::Exec {
+            code: 126,
+            message: "this runtime runs no further programs".to_owned(),
+        })
+    }
+
+    /// Takes part in what a container runs, from now on.
+    async fn attach(&self, spec: AttachSpec) -> Result<Session, RuntimeError> {
+        let _ = spec;
+        Err(RuntimeError::Exec {
+            code: 126,
+            message: "this runtime lets nobody take part".to_owned(),
+        })
     }
 
     /// All sandboxes: what a restarted agent adopts.

@@ -8,7 +8,9 @@ use crate::engine::{EngineSet, Runtime};
 use crate::kind::GuestKind;
 use crate::precompiled::{Fresh, Trusted};
 use crate::program::{Compiled, LinkError, LoadError, Program, link};
+use bytes::Bytes;
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -119,19 +121,43 @@ impl Runtime {
         let source = Source {
             runtime: self.clone(),
             digest: digest.to_owned(),
-            path: path.to_owned(),
+            origin: Origin::File(path.to_owned()),
+            stored: true,
         };
         let program = Arc::new(source.load().await?);
         *slot = Arc::downgrade(&program);
         Ok(program)
     }
+
+    /// The program in these bytes, which may be WebAssembly's text. `stored` says whether the
+    /// compiled code is kept for the next time; what pods can write should not fill the disk.
+    ///
+    /// # Errors
+    /// As [`Runtime::load`].
+    pub async fn load_bytes(&self, wasm: Bytes, stored: bool) -> Result<Arc<Program>, LoadError> {
+        let source = Source {
+            runtime: self.clone(),
+            digest: format!("sha256:{}", hex::encode(Sha256::digest(&wasm))),
+            origin: Origin::Bytes(wasm),
+            stored,
+        };
+        source.load().await.map(Arc::new)
+    }
+}
+
+#[derive(Clone)]
+enum Origin {
+    File(PathBuf),
+    Bytes(Bytes),
 }
 
 #[derive(Clone)]
 struct Source {
     runtime: Runtime,
     digest: String,
-    path: PathBuf,
+    origin: Origin,
+    /// Whether compiled code is looked for on disk, and left there.
+    stored: bool,
 }
 
 impl Source {
@@ -163,11 +189,17 @@ impl Source {
     }
 
     fn read(&self) -> Result<Vec<u8>, LoadError> {
-        let fail = |reason: String| LoadError::Read {
-            path: self.path.clone(),
-            reason,
+        let fail = |reason: String| match &self.origin {
+            Origin::File(path) => LoadError::Read {
+                path: path.clone(),
+                reason,
+            },
+            Origin::Bytes(_) => LoadError::Compile(reason),
         };
-        let bytes = std::fs::read(&self.path).map_err(|error| fail(error.to_string()))?;
+        let bytes = match &self.origin {
+            Origin::File(path) => std::fs::read(path).map_err(|error| fail(error.to_string()))?,
+            Origin::Bytes(bytes) => bytes.to_vec(),
+        };
         // Text is a packaging of its own: an entry point that ends in `.wat`.
         match wat::Detect::from_bytes(&bytes) {
             wat::Detect::WasmText => wat::parse_bytes(&bytes)
@@ -181,6 +213,9 @@ impl Source {
     fn stored(&self) -> Result<(GuestKind, Option<crate::program::Code>), LoadError> {
         let kind = GuestKind::of(&self.read()?)?;
         let set = self.engine(kind)?;
+        if !self.stored {
+            return Ok((kind, None));
+        }
         let path = self.runtime.shared.cache.file(&self.digest, set);
         let file = match Trusted::open(&path) {
             Ok(file) => file,
@@ -219,25 +254,28 @@ impl Source {
             .install(|| Fresh::compile(&set.engine, &wasm, component))
             .map_err(|error| fail(&error))?;
         drop(wasm);
-        let path = self.runtime.shared.cache.file(&self.digest, set);
-        let compiled = match self
-            .runtime
-            .shared
-            .cache
-            .store(&path, fresh.bytes())
-            .and_then(|()| Trusted::open(&path))
-        {
+        link(set, kind, self.keep(set, fresh)).map_err(|error| match error {
+            LinkError::Stale(error) => fail(&error),
+            LinkError::Import(error) => error,
+        })
+    }
+
+    /// Leaves compiled code on disk, where it is to be found the next time.
+    fn keep(&self, set: &EngineSet, fresh: Fresh) -> Compiled {
+        if !self.stored {
+            return Compiled::Fresh(fresh);
+        }
+        let cache = &self.runtime.shared.cache;
+        let path = cache.file(&self.digest, set);
+        let stored = cache.store(&path, fresh.bytes());
+        match stored.and_then(|()| Trusted::open(&path)) {
             Ok(file) => Compiled::Stored(file),
             Err(error) => {
                 // A full disk must not stop a pod whose image is here.
                 tracing::warn!(%error, path = %path.display(), "could not store compiled code");
                 Compiled::Fresh(fresh)
             }
-        };
-        link(set, kind, compiled).map_err(|error| match error {
-            LinkError::Stale(error) => fail(&error),
-            LinkError::Import(error) => error,
-        })
+        }
     }
 }
 

@@ -31,6 +31,10 @@ impl CommandGuest {
         }
     }
 
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
     /// Live instances.
     pub fn instances(&self) -> u32 {
         self.bound.live.load(Ordering::Relaxed)

@@ -6,6 +6,7 @@ use crate::http::HttpGuest;
 use crate::keyvalue::KeyValue;
 use crate::limits::{CpuMeter, Limiter, MemoryMeter};
 use crate::names::Resolve;
+use crate::pipe::Stdio;
 use crate::program::{Code, Program};
 use crate::state::{ComponentState, Live, ModuleState};
 use crate::stdio::{GuestOutput, LogSink, LogStream};
@@ -133,6 +134,52 @@ impl Program {
     }
 }
 
+impl Guest {
+    /// Program name and arguments that it was given.
+    pub fn args(&self) -> &[String] {
+        &self.bound().args
+    }
+
+    /// Its environment, each name once.
+    pub fn env(&self) -> &[(String, String)] {
+        &self.bound().around.settings
+    }
+
+    /// Its working directory.
+    pub fn cwd(&self) -> Option<&str> {
+        self.bound().cwd.as_deref()
+    }
+
+    /// The directories that it sees.
+    pub fn preopens(&self) -> &[Preopen] {
+        &self.bound().preopens
+    }
+
+    /// What it runs.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.bound().program
+    }
+
+    /// Another program in the same surroundings, with the same limits, for one run. `None`
+    /// for a program that serves requests: it runs to no end.
+    pub fn beside(
+        &self,
+        program: &Arc<Program>,
+        args: Vec<String>,
+        stdio: Stdio,
+    ) -> Option<CommandGuest> {
+        let command = !program.kind.is_http();
+        command.then(|| CommandGuest::new(self.bound().beside(program.clone(), args, stdio)))
+    }
+
+    fn bound(&self) -> &Bound {
+        match self {
+            Self::Http(guest) => guest.bound(),
+            Self::Command(guest) => guest.bound(),
+        }
+    }
+}
+
 /// What every new instance of a container is made from.
 pub(crate) struct Bound {
     pub(crate) program: Arc<Program>,
@@ -143,6 +190,8 @@ pub(crate) struct Bound {
     args: Vec<String>,
     cwd: Option<String>,
     preopens: Vec<Preopen>,
+    /// Of a run that somebody takes part in; else there is no input, and output is logged.
+    stdio: Option<Stdio>,
     filesystem: WasiFilesystemCtx,
     sockets: WasiSocketsCtx,
 }
@@ -170,17 +219,47 @@ impl Bound {
             args: spec.args,
             cwd: spec.cwd,
             preopens: spec.preopens,
+            stdio: None,
             filesystem: template.filesystem().clone(),
             sockets: template.sockets().clone(),
         })
     }
 
+    fn beside(&self, program: Arc<Program>, args: Vec<String>, stdio: Stdio) -> Self {
+        Self {
+            program,
+            // What it needs says nothing about what the container's own instances need.
+            memory: Arc::new(MemoryMeter::new(None, Some(self.memory.clone()))),
+            cpu: self.cpu.clone(),
+            live: Arc::default(),
+            around: self.around.clone(),
+            args,
+            cwd: self.cwd.clone(),
+            preopens: self.preopens.clone(),
+            stdio: Some(stdio),
+            filesystem: self.filesystem.clone(),
+            sockets: self.sockets.clone(),
+        }
+    }
+
     fn builder(&self) -> WasiCtxBuilder {
         let mut builder = WasiCtxBuilder::new();
-        builder
-            .args(&self.args)
-            .stdout(self.output(LogStream::Stdout))
-            .stderr(self.output(LogStream::Stderr));
+        builder.args(&self.args);
+        match &self.stdio {
+            Some(stdio) => {
+                if let Some(input) = stdio.take_input() {
+                    builder.stdin(input);
+                }
+                builder
+                    .stdout(stdio.output(LogStream::Stdout))
+                    .stderr(stdio.output(LogStream::Stderr));
+            }
+            None => {
+                builder
+                    .stdout(self.output(LogStream::Stdout))
+                    .stderr(self.output(LogStream::Stderr));
+            }
+        }
         if let Some(cwd) = &self.cwd {
             builder.initial_cwd(cwd);
         }

@@ -186,6 +186,10 @@ impl HttpGuest {
         self.shared.in_flight.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.shared.bound
+    }
+
     /// Live instances.
     pub fn instances(&self) -> u32 {
         self.shared.bound.live.load(Ordering::Relaxed)

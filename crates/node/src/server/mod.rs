@@ -1,11 +1,12 @@
-//! The kubelet's HTTPS API: what the API server asks of a node (logs, stats) and what
-//! monitoring reads (metrics, stats).
+//! The kubelet's HTTPS API: what the API server asks of a node (logs, exec, port-forward, stats)
+//! and what monitoring reads (metrics, stats).
 //!
 //! Clients show a certificate of the cluster's CA; only `/healthz` answers without.
 //! Start with [`Server::start`] and [`Server::route`].
 
 mod metrics;
 mod stats;
+mod streams;
 mod tls;
 
 use crate::agent::{Agent, Slot};
@@ -38,6 +39,7 @@ type Body = BoxBody<Bytes, io::Error>;
 pub(crate) struct Server {
     agent: Arc<Agent>,
     tls: tokio_rustls::TlsAcceptor,
+    sessions: Arc<Semaphore>,
     scope: lifecycle::Scope,
 }
 
@@ -57,6 +59,7 @@ impl Server {
         let server = Arc::new(Self {
             agent,
             tls,
+            sessions: Arc::new(Semaphore::new(streams::SESSIONS_MAX)),
             scope: scope.clone(),
         });
         scope.spawn_cancellable(server.accept(listener));
@@ -101,6 +104,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
         if let Err(error) = served {
             tracing::debug!(%error, "connection ended");
@@ -120,7 +124,10 @@ impl Server {
             }
             Identity::Known { .. } => {}
         }
-        if let ["exec" | "attach" | "portForward" | "run" | "checkpoint", ..] = parts.as_slice() {
+        if let ["exec" | "attach" | "portForward", ..] = parts.as_slice() {
+            return self.stream(request).await;
+        }
+        if let ["run" | "checkpoint", ..] = parts.as_slice() {
             let words = format!("{} is not supported by this node's runtimes", parts[0]);
             return text(StatusCode::NOT_IMPLEMENTED, &words);
         }

@@ -138,7 +138,10 @@ async fn answers_those_who_may_ask() {
     let (status, exec) = get(port, &certs, admin(), "/exec/default/web/c").await;
     assert_eq!(
         (status, exec.as_str()),
-        (501, "exec is not supported by this node's runtimes\n")
+        (
+            400,
+            "you must specify at least 1 of stdin, stdout, stderr\n"
+        )
     );
 
     let log = rig.dir.path().join("logs/pods/default_web_web/c/0.log");

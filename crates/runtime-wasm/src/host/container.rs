@@ -22,7 +22,7 @@ use wasm::{CommandGuest, CpuMeter, Guest, GuestSpec, HttpGuest, KeyValue, Memory
 const TERMINATED: i32 = 143;
 
 /// Exit code of a container that was ended by force, as after SIGKILL.
-const KILLED: i32 = 137;
+pub(super) const KILLED: i32 = 137;
 
 /// Between looks at requests that came past the listeners, while a container drains.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -47,6 +47,8 @@ pub(super) struct Container {
     state: watch::Sender<ContainerState>,
     /// Starting, stopping: one at a time.
     phase: Mutex<Phase>,
+    /// What somebody takes part in while it runs.
+    sessions: Scope,
 }
 
 enum Phase {
@@ -125,11 +127,29 @@ impl Container {
             ports,
             state: watch::Sender::new(ContainerState::Created),
             phase: Mutex::new(Phase::Created),
+            sessions: host.scope.child(),
         }))
     }
 
     pub(super) fn id(&self) -> &ContainerId {
         &self.id
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Where sessions live: they end with it.
+    pub(super) fn sessions(&self) -> Result<&Scope, String> {
+        match *self.state.borrow() {
+            ContainerState::Running { .. } => Ok(&self.sessions),
+            ContainerState::Created => Err(format!("container {:?} waits to start", self.name)),
+            ContainerState::Exited(_) => Err(format!("container {:?} has ended", self.name)),
+        }
     }
 
     pub(super) fn ports(&self) -> &[Port] {
@@ -352,6 +372,7 @@ impl Container {
                 kept.ended(&self.sandbox, &self.name);
             }
         }
+        self.sessions.token().cancel();
         let finished_ms = now_ms();
         let first = self.state.send_if_modified(|state| {
             let started_ms = match state {

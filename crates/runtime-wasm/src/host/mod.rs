@@ -5,7 +5,9 @@
 //! in `serve`, the socket in `server`.
 
 mod container;
+mod exec;
 mod kept;
+mod programs;
 mod serve;
 mod server;
 mod silence;
@@ -23,14 +25,14 @@ use kept::{Kept, KeptSandbox, Runs};
 use lifecycle::Scope;
 use parking_lot::RwLock;
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, PodRuntime, RuntimeError,
-    SandboxId, SandboxSpec, SandboxStatus, Traffic,
+    Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, ExecSpec, PodRuntime,
+    RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session, Traffic,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use wasm::{KeyValue, MemoryMeter};
 
 /// Sandboxes of before that are made again at once.
@@ -117,6 +119,8 @@ struct Sandbox {
     creating: tokio::sync::Mutex<()>,
     /// What it is to whoever wakes it.
     standby: standby::Phase,
+    /// Programs that may run beside its containers'.
+    execs: Arc<Semaphore>,
 }
 
 impl Host {
@@ -344,6 +348,7 @@ impl PodRuntime for Host {
                 containers: RwLock::default(),
                 creating: tokio::sync::Mutex::default(),
                 standby,
+                execs: Arc::new(Semaphore::new(exec::EXECS_MAX)),
             }),
         );
         drop(sandboxes);
@@ -421,6 +426,10 @@ impl PodRuntime for Host {
         }
         self.shared.changed(id);
         Ok(())
+    }
+
+    async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
+        self.run_beside(spec).await
     }
 
     async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {

@@ -3,13 +3,13 @@
 use super::Host;
 use crate::protocol::{Answer, Call, Frames, FromHost, PROTOCOL, ProtocolError, ToHost};
 use lifecycle::Scope;
-use runtime::{PodRuntime as _, RuntimeError};
+use runtime::{PodRuntime as _, RuntimeError, Session};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc};
@@ -80,8 +80,12 @@ async fn serve(
 ) -> Result<std::convert::Infallible, ProtocolError> {
     let (reader, writer) = stream.into_split();
     let (mut reader, mut writer) = (Frames::new(reader), Frames::new(writer));
-    let ToHost::Hello { protocol } = reader.read().await? else {
-        return Err(ProtocolError::OutOfTurn("a call before the greeting"));
+    let protocol = match reader.read().await? {
+        ToHost::Hello { protocol } => protocol,
+        ToHost::Exec(spec) => return session(host.exec(*spec).await, reader, writer).await,
+        ToHost::Request { .. } => {
+            return Err(ProtocolError::OutOfTurn("a call before the greeting"));
+        }
     };
     if protocol != PROTOCOL {
         let reason = format!(
@@ -131,6 +135,9 @@ async fn serve(
                     });
                 }
                 Ok(ToHost::Hello { .. }) => return ProtocolError::OutOfTurn("a second greeting"),
+                Ok(ToHost::Exec(_)) => {
+                    return ProtocolError::OutOfTurn("a session after the greeting");
+                }
                 Err(error) => return error,
             }
         }
@@ -140,6 +147,27 @@ async fn serve(
         error = reading => error,
         error = write(writer, queued) => error,
     })
+}
+
+/// The rest of a connection that is a session.
+async fn session(
+    session: Result<Session, RuntimeError>,
+    reader: Frames<OwnedReadHalf>,
+    mut writer: Frames<OwnedWriteHalf>,
+) -> Result<std::convert::Infallible, ProtocolError> {
+    let (session, result) = match session {
+        Ok(session) => (Some(session), Ok(Answer::Done)),
+        Err(error) => (None, Err(error)),
+    };
+    writer.write(&FromHost::Reply { id: 0, result }).await?;
+    if let Some(session) = session {
+        let (reader, writer) = (reader.into_inner(), writer.into_inner());
+        let ended = crate::session::serve(session, reader, writer).await;
+        if let Err(error) = ended {
+            tracing::debug!(%error, "session ended");
+        }
+    }
+    Err(ProtocolError::Closed)
 }
 
 async fn write(

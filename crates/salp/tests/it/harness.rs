@@ -113,6 +113,12 @@ impl Following {
         }
     }
 
+    /// Writes to its standard input, which was made a pipe.
+    pub(crate) fn type_in(&mut self, bytes: &[u8]) {
+        let stdin = self.process.0.stdin.as_mut().expect("a pipe");
+        stdin.write_all(bytes).expect("write");
+    }
+
     /// Waits for a line; that line.
     pub(crate) fn wait_for(&self, accept: impl Fn(&str) -> bool) -> String {
         let seen = self.lines.0.lock().expect("lock");

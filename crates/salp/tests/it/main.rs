@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod crds;
 mod disk;
+mod exec;
 mod fabric;
 mod failover;
 mod faults;

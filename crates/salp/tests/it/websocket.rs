@@ -14,7 +14,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// What a server answers to [`KEY`], as the standard has it.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const TEXT: u8 = 0x81;
-const CLOSE: u8 = 0x88;
+pub(crate) const CLOSE: u8 = 0x88;
 
 fn accept_of(key: &str) -> String {
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -23,7 +23,7 @@ fn accept_of(key: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(digest)
 }
 
-fn head(stream: &mut TcpStream) -> io::Result<String> {
+pub(crate) fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -33,14 +33,14 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let mut found = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
     found.next().map(|(_, value)| value.trim())
 }
 
 /// Reads one frame of at most 64 KiB: kind and payload.
-fn read_frame(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
+pub(crate) fn read_frame(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let mut start = [0; 2];
     stream.read_exact(&mut start)?;
     let mut length = usize::from(start[1] & 0x7f);
@@ -61,7 +61,7 @@ fn read_frame(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((start[0], payload))
 }
 
-fn write_frame(
+pub(crate) fn write_frame(
     stream: &mut TcpStream,
     kind: u8,
     payload: &[u8],

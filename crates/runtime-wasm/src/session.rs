@@ -1,0 +1,138 @@
+//! A session's streams over the socket between agent and data plane: a connection of its own
+//! for each, which begins as any and goes on in pieces once the host has agreed.
+//!
+//! A piece is its kind (one byte), a length (four, big endian) and so many bytes. Such
+//! connections have no number of a protocol of their own: a host that knows none refuses.
+
+use bytes::Bytes;
+use futures::channel::mpsc;
+use futures::{SinkExt as _, StreamExt as _};
+use runtime::{Said, Session};
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// Pieces of input not yet read by the guest; past it the client waits.
+const INPUT_PIECES_MAX: usize = 4;
+
+/// Largest piece; a longer one ends the connection.
+const PIECE_MAX_BYTES: u32 = 1 << 20;
+
+const INPUT: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const EXITED: u8 = 3;
+const INPUT_ENDS: u8 = 4;
+
+/// Where input goes to a guest.
+pub(crate) fn input() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
+    mpsc::channel(INPUT_PIECES_MAX)
+}
+
+/// Joins a session of this host with the agent, until either ends.
+pub(crate) async fn serve(
+    session: Session,
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let Session { input, mut output } = session;
+    let reading = async {
+        let mut input = Some(input);
+        loop {
+            let (kind, bytes) = read(&mut reader).await?;
+            match (kind, &mut input) {
+                // A guest that reads no more is no error of who writes.
+                (INPUT, Some(to)) => {
+                    if to.send(bytes).await.is_err() {
+                        input = None;
+                    }
+                }
+                (INPUT, None) => {}
+                (INPUT_ENDS, _) => input = None,
+                _ => return Err(io::Error::from(io::ErrorKind::InvalidData)),
+            }
+        }
+    };
+    let writing = async {
+        while let Some(said) = output.next().await {
+            match said {
+                Said::Stdout(bytes) => write(&mut writer, STDOUT, &bytes).await?,
+                Said::Stderr(bytes) => write(&mut writer, STDERR, &bytes).await?,
+                Said::Exited { code } => write(&mut writer, EXITED, &code.to_be_bytes()).await?,
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        // Endless but for errors: the agent has left.
+        left = reading => left,
+        written = writing => written,
+    }
+}
+
+/// The agent's end of what [`serve`] does.
+pub(crate) fn of(
+    reader: impl AsyncRead + Unpin + Send + 'static,
+    mut writer: impl AsyncWrite + Unpin + Send + 'static,
+    scope: &lifecycle::Scope,
+) -> Session {
+    let (input, mut given) = input();
+    // Ends when the guest's end closes the connection, or `output` is dropped.
+    let (alive, gone) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
+    scope.spawn_cancellable(async move {
+        let writing = async {
+            while let Some(bytes) = given.next().await {
+                for piece in bytes.chunks(PIECE_MAX_BYTES as usize) {
+                    write(&mut writer, INPUT, piece).await?;
+                }
+            }
+            write(&mut writer, INPUT_ENDS, &[]).await?;
+            std::future::pending::<io::Result<()>>().await
+        };
+        let written = tokio::select! {
+            written = writing => written,
+            _ = gone => Ok(()),
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "input of a session");
+        }
+    });
+    let output = futures::stream::unfold((reader, alive), |(mut reader, alive)| async move {
+        let said = match read(&mut reader).await.ok()? {
+            (STDOUT, bytes) => Said::Stdout(bytes),
+            (STDERR, bytes) => Said::Stderr(bytes),
+            (EXITED, bytes) => Said::Exited {
+                code: i32::from_be_bytes(bytes.as_ref().try_into().ok()?),
+            },
+            _ => return None,
+        };
+        Some((said, (reader, alive)))
+    });
+    Session {
+        input,
+        output: output.boxed(),
+    }
+}
+
+async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, Bytes)> {
+    let mut head = [0; 5];
+    reader.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    if length > PIECE_MAX_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    let read = reader.take(length.into()).read_to_end(&mut bytes).await?;
+    if read < length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((head[0], bytes.into()))
+}
+
+async fn write(writer: &mut (impl AsyncWrite + Unpin), kind: u8, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut piece = Vec::with_capacity(5 + bytes.len());
+    piece.push(kind);
+    piece.extend_from_slice(&length.to_be_bytes());
+    piece.extend_from_slice(bytes);
+    writer.write_all(&piece).await
+}
