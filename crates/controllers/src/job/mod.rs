@@ -4,7 +4,9 @@
 //! counted twice or lost, whoever deletes it. Start with [`plan::plan`].
 
 mod indexes;
+mod members;
 mod plan;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,8 @@ use client::k8s_openapi::api::batch::v1::{Job, JobStatus};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use plan::{Plan, TRACKING_FINALIZER};
+use members::{New, TRACKING_FINALIZER};
+use plan::Plan;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,14 +106,9 @@ impl Controller {
         Ok(Outcome::after(plan.look_again_in))
     }
 
-    async fn create(
-        &self,
-        key: &ObjectKey,
-        job: &Job,
-        indexes: &[Option<i32>],
-    ) -> Result<(), Error> {
-        let (_, failure) = slow_start(indexes.len(), |n| async move {
-            let pod = plan::pod(job, indexes[n]);
+    async fn create(&self, key: &ObjectKey, job: &Job, new: &[New]) -> Result<(), Error> {
+        let (_, failure) = slow_start(new.len(), |n| async move {
+            let pod = members::pod(job, new[n]);
             let made = pods::create(&self.context, &self.unseen, key, &pod).await?;
             let name = made.metadata.name.unwrap_or_default();
             self.recorder
@@ -198,7 +196,7 @@ impl Controller {
     /// Takes the finalizers from pods whose Job is gone.
     async fn release_orphans(&self, key: &ObjectKey) -> Result<(), Error> {
         let orphans = self.pods.select_namespace(&key.namespace, |pod| {
-            plan::is_tracked(pod) && controller_key::<Job>(pod).as_ref() == Some(key)
+            members::is_tracked(pod) && controller_key::<Job>(pod).as_ref() == Some(key)
         });
         let result = for_each(orphans, |pod| self.release(key, pod)).await;
         self.unseen.forget(key);

@@ -1,22 +1,20 @@
 //! What a Job needs next, and what its status says: pure.
 
 use super::indexes;
+use super::members::{New, ended_at, failures_before, index_of, is_tracked, restarts};
+use super::policy::{self, Consequence};
 use crate::pods;
 use client::EventType;
 use client::k8s_openapi::api::batch::v1::{
     Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods,
 };
-use client::k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
+use client::k8s_openapi::api::core::v1::Pod;
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Finalizer of pods whose end is not in the status yet.
-pub(super) const TRACKING_FINALIZER: &str = "batch.kubernetes.io/job-tracking";
-/// Label and annotation: a pod's completion index.
-const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// Delay after the first failure in a row; doubles with each further one, as upstream.
 const RETRY_DELAY_MIN: SignedDuration = SignedDuration::from_secs(10);
 const RETRY_DELAY_MAX: SignedDuration = SignedDuration::from_secs(600);
@@ -26,20 +24,19 @@ const BURST_MAX: usize = 500;
 /// What to do.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Completion indexes of pods to make; none for those without.
-    pub(super) create: Vec<Option<i32>>,
+    pub(super) create: Vec<New>,
     pub(super) delete: Vec<Arc<Pod>>,
     /// Pods to take the finalizer from once the status is written.
     pub(super) release: Vec<Arc<Pod>>,
     pub(super) status: JobStatus,
-    pub(super) events: Vec<(EventType, &'static str, &'static str)>,
+    pub(super) events: Vec<(EventType, &'static str, String)>,
     pub(super) look_again_in: Option<Duration>,
     /// It is over, and was for as long as it is to be kept.
     pub(super) expired: bool,
 }
 
 /// A reason and a message of a condition.
-type Verdict = (&'static str, &'static str);
+type Verdict = (&'static str, String);
 
 /// Plans the next step of a Job with these pods, sorted by name.
 pub(super) fn plan(job: &Job, mine: &[Arc<Pod>], now: Timestamp) -> Plan {
@@ -48,6 +45,8 @@ pub(super) fn plan(job: &Job, mine: &[Arc<Pod>], now: Timestamp) -> Plan {
         status: job.status.clone().unwrap_or_default(),
         plan: Plan::default(),
         completed: BTreeSet::new(),
+        failed_indexes: BTreeSet::new(),
+        fail_job: None,
         active: mine
             .iter()
             .filter(|p| pods::is_active(p))
@@ -68,46 +67,6 @@ pub(super) fn plan(job: &Job, mine: &[Arc<Pod>], now: Timestamp) -> Plan {
     planner.finish()
 }
 
-/// Whether a pod's end is not counted yet.
-pub(super) fn is_tracked(pod: &Pod) -> bool {
-    pod.metadata
-        .finalizers
-        .iter()
-        .flatten()
-        .any(|f| f == TRACKING_FINALIZER)
-}
-
-/// A pod of a Job, with its completion index if it has one.
-pub(super) fn pod(job: &Job, index: Option<i32>) -> Pod {
-    let spec = job.spec.clone().unwrap_or_default();
-    let mut pod = pods::from_template(job, &spec.template);
-    let meta = &mut pod.metadata;
-    meta.finalizers
-        .get_or_insert_default()
-        .push(TRACKING_FINALIZER.to_owned());
-    let Some(index) = index else {
-        return pod;
-    };
-    let job_name = job.metadata.name.as_deref().unwrap_or_default();
-    meta.generate_name = Some(format!("{job_name}-{index}-"));
-    for map in [&mut meta.labels, &mut meta.annotations] {
-        map.get_or_insert_default()
-            .insert(COMPLETION_INDEX.to_owned(), index.to_string());
-    }
-    if let Some(spec) = &mut pod.spec {
-        spec.hostname
-            .get_or_insert_with(|| format!("{job_name}-{index}"));
-        let init = spec.init_containers.iter_mut().flatten();
-        for container in spec.containers.iter_mut().chain(init) {
-            let env = container.env.get_or_insert_default();
-            if !env.iter().any(|e| e.name == "JOB_COMPLETION_INDEX") {
-                env.push(index_variable());
-            }
-        }
-    }
-    pod
-}
-
 struct Planner<'a> {
     spec: JobSpec,
     status: JobStatus,
@@ -115,6 +74,10 @@ struct Planner<'a> {
     mine: &'a [Arc<Pod>],
     active: Vec<Arc<Pod>>,
     completed: BTreeSet<i32>,
+    /// Those that have failed for good, where failures are limited by index.
+    failed_indexes: BTreeSet<i32>,
+    /// Why one failed pod makes the Job fail.
+    fail_job: Option<String>,
     now: Timestamp,
 }
 
@@ -140,6 +103,9 @@ impl Planner<'_> {
         let limit = self.spec.completions.unwrap_or(i32::MAX);
         if let Some(text) = &self.status.completed_indexes {
             self.completed = indexes::parse(text, limit);
+        }
+        if let Some(text) = &self.status.failed_indexes {
+            self.failed_indexes = indexes::parse(text, limit);
         }
         let tracked: HashSet<&str> = self
             .mine
@@ -173,8 +139,11 @@ impl Planner<'_> {
                     Some(_) => {}
                     None => note(&mut uncounted.succeeded, uid),
                 },
-                "Failed" => note(&mut uncounted.failed, uid),
-                _ if going && deleted_failed => note(&mut uncounted.failed, uid),
+                phase if phase == "Failed" || (going && deleted_failed) => {
+                    if !self.note_failed(pod, uid, &mut uncounted) {
+                        continue;
+                    }
+                }
                 // Ended by this controller: neither succeeded nor failed.
                 _ if going && (self.is_suspended() || self.verdict().is_some()) => {}
                 _ => continue,
@@ -185,12 +154,59 @@ impl Planner<'_> {
             *uids = uids.take().filter(|uids| !uids.is_empty());
         }
         self.status.uncounted_terminated_pods = Some(uncounted);
+        if self.spec.backoff_limit_per_index.is_some() {
+            self.status.failed_indexes = Some(indexes::format(&self.failed_indexes));
+        }
         if self.is_indexed() {
             self.status.succeeded =
                 (!self.completed.is_empty()).then(|| to_i32(self.completed.len()));
             self.status.completed_indexes =
                 Some(indexes::format(&self.completed)).filter(|t| !t.is_empty());
         }
+    }
+
+    /// Notes what a failed pod means; whether its finalizer may go.
+    fn note_failed(
+        &mut self,
+        pod: &Pod,
+        uid: String,
+        uncounted: &mut UncountedTerminatedPods,
+    ) -> bool {
+        let consequence = policy::consequence(&self.spec, pod);
+        let index = index_of(pod);
+        match consequence {
+            Consequence::Ignore => return true,
+            Consequence::Count => {}
+            Consequence::FailIndex => self.failed_indexes.extend(index),
+            Consequence::FailJob(why) => {
+                self.fail_job.get_or_insert(why);
+            }
+        }
+        note(&mut uncounted.failed, uid);
+        let (Some(limit), Some(index)) = (self.spec.backoff_limit_per_index, index) else {
+            return true;
+        };
+        if failures_before(pod) >= limit {
+            self.failed_indexes.insert(index);
+        }
+        let over = self.failed_indexes.contains(&index) || self.completed.contains(&index);
+        // Kept until a later pod of its index knows how often it has failed.
+        let known =
+            |p: &Arc<Pod>| index_of(p) == Some(index) && failures_before(p) > failures_before(pod);
+        let verdict = self.fail_job.is_some() || self.verdict().is_some();
+        over || verdict || self.mine.iter().any(known)
+    }
+
+    /// How often the pods of an index have failed, and when the last did.
+    fn failures_of(&self, index: i32) -> (i32, Option<Timestamp>) {
+        let failed = self.mine.iter().filter(|p| {
+            index_of(p) == Some(index) && !pods::is_active(p) && pods::phase(p) != "Succeeded"
+        });
+        failed.fold((0, None), |(failures, last), pod| {
+            let ignored = policy::consequence(&self.spec, pod) == Consequence::Ignore;
+            let now = failures_before(pod) + i32::from(!ignored);
+            (failures.max(now), last.max(ended_at(pod)))
+        })
     }
 
     fn succeeded(&self) -> i32 {
@@ -257,8 +273,13 @@ impl Planner<'_> {
     /// Finds out whether it has.
     fn judge(&mut self) {
         if let Some((reason, message)) = self.failure() {
-            self.set("FailureTarget", "True", reason, message);
-            self.tell(EventType::Warning, reason, message);
+            self.set("FailureTarget", "True", reason, &message);
+            self.tell(EventType::Warning, reason, &message);
+            return;
+        }
+        if let Some(rule) = policy::success(&self.spec, &self.completed) {
+            let message = format!("Matched rules at index {rule}");
+            self.set("SuccessCriteriaMet", "True", "SuccessPolicy", &message);
             return;
         }
         let succeeded = self.succeeded();
@@ -277,6 +298,9 @@ impl Planner<'_> {
     }
 
     fn failure(&self) -> Option<Verdict> {
+        if let Some(why) = &self.fail_job {
+            return Some(("PodFailurePolicy", why.clone()));
+        }
         let limit = self.spec.backoff_limit.unwrap_or(6);
         let restarts_in_place = self
             .spec
@@ -289,15 +313,21 @@ impl Planner<'_> {
         let too_many =
             self.failed() > limit || (restarts_in_place && restarts > 0 && restarts >= limit);
         if too_many {
-            return Some((
-                "BackoffLimitExceeded",
-                "Job has reached the specified backoff limit",
-            ));
+            let message = "Job has reached the specified backoff limit";
+            return Some(("BackoffLimitExceeded", message.to_owned()));
         }
-        (self.deadline_in() == Some(Duration::ZERO) && !self.is_suspended()).then_some((
-            "DeadlineExceeded",
-            "Job was active longer than specified deadline",
-        ))
+        if self.deadline_in() == Some(Duration::ZERO) && !self.is_suspended() {
+            let message = "Job was active longer than specified deadline";
+            return Some(("DeadlineExceeded", message.to_owned()));
+        }
+        let failed = to_i32(self.failed_indexes.len());
+        if self.spec.max_failed_indexes.is_some_and(|max| failed > max) {
+            let message = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(("MaxFailedIndexesExceeded", message.to_owned()));
+        }
+        let done = self.succeeded().saturating_add(failed);
+        (failed > 0 && self.spec.completions.is_some_and(|all| done >= all))
+            .then(|| ("FailedIndexes", "Job has failed indexes".to_owned()))
     }
 
     /// How long it may still run.
@@ -313,7 +343,10 @@ impl Planner<'_> {
         let parallelism = self.spec.parallelism.unwrap_or(1).max(0);
         let succeeded = self.succeeded();
         let wanted = match self.spec.completions {
-            Some(completions) => parallelism.min((completions - succeeded).max(0)),
+            Some(completions) => {
+                let over = succeeded + to_i32(self.failed_indexes.len());
+                parallelism.min((completions - over).max(0))
+            }
             // Once one has succeeded no more are started.
             None if succeeded > 0 => parallelism.min(to_i32(self.active.len())),
             None => parallelism,
@@ -336,24 +369,56 @@ impl Planner<'_> {
         if lacking == 0 {
             return;
         }
-        if let Some(delay) = self.retry_in() {
+        // Where failures are limited by index, each index waits for itself.
+        let by_index = self.spec.backoff_limit_per_index.is_some();
+        if let Some(delay) = self.retry_in().filter(|_| !by_index) {
             self.look_again_in(delay);
             return;
         }
         self.plan.create = if self.is_indexed() {
-            self.next_indexes(lacking.min(BURST_MAX))
+            self.next_indexes(lacking.min(BURST_MAX), by_index)
         } else {
-            vec![None; lacking.min(BURST_MAX)]
+            vec![New::default(); lacking.min(BURST_MAX)]
         };
     }
 
-    fn next_indexes(&self, count: usize) -> Vec<Option<i32>> {
+    fn next_indexes(&mut self, count: usize, by_index: bool) -> Vec<New> {
         let running: HashSet<i32> = self.active.iter().filter_map(|p| index_of(p)).collect();
-        (0..self.spec.completions.unwrap_or(0))
-            .filter(|index| !self.completed.contains(index) && !running.contains(index))
-            .take(count)
-            .map(Some)
-            .collect()
+        let mut next = Vec::new();
+        for index in 0..self.spec.completions.unwrap_or(0) {
+            let over = self.completed.contains(&index) || self.failed_indexes.contains(&index);
+            if over || running.contains(&index) {
+                continue;
+            }
+            if next.len() == count {
+                break;
+            }
+            let mut new = New {
+                index: Some(index),
+                failures: None,
+            };
+            if by_index {
+                let (failures, last) = self.failures_of(index);
+                let times = usize::try_from(failures).unwrap_or(0);
+                if let Some(delay) = last.and_then(|last| self.delay_left(times, last)) {
+                    self.look_again_in(delay);
+                    continue;
+                }
+                new.failures = Some(failures);
+            }
+            next.push(new);
+        }
+        next
+    }
+
+    /// How long to wait after so many failures, the last at `last`.
+    fn delay_left(&self, failures: usize, last: Timestamp) -> Option<Duration> {
+        let doublings = u32::try_from(failures.checked_sub(1)?).unwrap_or(u32::MAX);
+        let delay = RETRY_DELAY_MIN
+            .saturating_mul(1 << doublings.min(16))
+            .min(RETRY_DELAY_MAX);
+        let left = delay.saturating_sub(self.now.duration_since(last));
+        Duration::try_from(left).ok().filter(|left| !left.is_zero())
     }
 
     /// How long to wait before the next pod: longer the more have failed in a row.
@@ -370,15 +435,7 @@ impl Planner<'_> {
         ended.sort_unstable();
         let (last, _) = *ended.last()?;
         let failures = ended.iter().rev().take_while(|(_, failed)| *failed).count();
-        if failures == 0 {
-            return None;
-        }
-        let doublings = u32::try_from(failures - 1).unwrap_or(u32::MAX).min(16);
-        let delay = RETRY_DELAY_MIN
-            .saturating_mul(1 << doublings)
-            .min(RETRY_DELAY_MAX);
-        let left = delay.saturating_sub(self.now.duration_since(last));
-        Duration::try_from(left).ok().filter(|left| !left.is_zero())
+        self.delay_left(failures, last)
     }
 
     fn terminating(&self) -> usize {
@@ -470,8 +527,8 @@ impl Planner<'_> {
         }
     }
 
-    fn tell(&mut self, kind: EventType, reason: &'static str, message: &'static str) {
-        self.plan.events.push((kind, reason, message));
+    fn tell(&mut self, kind: EventType, reason: &'static str, message: &str) {
+        self.plan.events.push((kind, reason, message.to_owned()));
     }
 
     fn look_again_in(&mut self, delay: Duration) {
@@ -501,59 +558,6 @@ fn condition<'a>(status: &'a JobStatus, kind: &str) -> Option<&'a str> {
         .flatten()
         .find(|c| c.type_ == kind)
         .map(|c| c.status.as_str())
-}
-
-/// When a pod ended, by its containers or its deletion.
-fn ended_at(pod: &Pod) -> Option<Timestamp> {
-    let status = pod.status.as_ref()?;
-    status
-        .container_statuses
-        .iter()
-        .flatten()
-        .filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
-        .map(|t| t.0)
-        .max()
-        .or_else(|| pod.metadata.deletion_timestamp.as_ref().map(|t| t.0))
-        .or_else(|| {
-            let ready = pods::condition(pod, "Ready")?;
-            Some(ready.last_transition_time.as_ref()?.0)
-        })
-        .or_else(|| pod.metadata.creation_timestamp.as_ref().map(|t| t.0))
-}
-
-fn restarts(pod: &Pod) -> i32 {
-    let Some(status) = &pod.status else { return 0 };
-    let init = status.init_container_statuses.iter().flatten();
-    status
-        .container_statuses
-        .iter()
-        .flatten()
-        .chain(init)
-        .map(|c| c.restart_count)
-        .sum()
-}
-
-fn index_of(pod: &Pod) -> Option<i32> {
-    pod.metadata
-        .annotations
-        .as_ref()?
-        .get(COMPLETION_INDEX)?
-        .parse()
-        .ok()
-}
-
-fn index_variable() -> EnvVar {
-    EnvVar {
-        name: "JOB_COMPLETION_INDEX".to_owned(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                field_path: format!("metadata.annotations['{COMPLETION_INDEX}']"),
-                ..ObjectFieldSelector::default()
-            }),
-            ..EnvVarSource::default()
-        }),
-        ..EnvVar::default()
-    }
 }
 
 fn note(uids: &mut Option<Vec<String>>, uid: String) {

@@ -1,6 +1,7 @@
 //! Jobs played to their end, pod by pod.
 
-use super::plan::{self, is_tracked};
+use super::members::{self, is_tracked};
+use super::plan;
 use crate::fixture::{merge, now, object};
 use client::k8s_openapi::api::batch::v1::Job;
 use client::k8s_openapi::api::core::v1::Pod;
@@ -63,8 +64,8 @@ impl World {
                     p.metadata.deletion_timestamp = Some(Time(now()));
                 });
             }
-            for index in plan.create {
-                let mut pod = plan::pod(&self.job, index);
+            for new in plan.create {
+                let mut pod = members::pod(&self.job, new);
                 pod.metadata.uid = Some(format!("p{}", self.made));
                 pod.metadata.name.clone_from(&pod.metadata.uid);
                 self.made += 1;
@@ -101,6 +102,11 @@ impl World {
 
     /// Ends the first running pod.
     fn end_one(&mut self, phase: &str) -> bool {
+        self.end_with(phase, 0)
+    }
+
+    /// The same with an exit code.
+    fn end_with(&mut self, phase: &str, code: i32) -> bool {
         let running = self
             .pods
             .iter()
@@ -111,7 +117,7 @@ impl World {
         self.change(&uid, |p| {
             p.status = Some(object(json!({"phase": phase, "containerStatuses": [{
                 "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"terminated": {"exitCode": 0, "finishedAt": at}},
+                "state": {"terminated": {"exitCode": code, "finishedAt": at}},
             }]})));
         });
         self.settle();
@@ -144,6 +150,56 @@ impl World {
     fn check(&self, expect: Expect) {
         expect.assert_eq(&self.shown());
     }
+}
+
+/// Upstream: "Pod failure policy".
+#[test]
+fn a_failure_policy_ends_a_job_at_once_or_overlooks_a_failure() {
+    let mut world = World::new(json!({"backoffLimit": 0, "podFailurePolicy": {"rules": [
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [7]}},
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]}}));
+    world.settle();
+    world.end_with("Failed", 7);
+    world.wait(60);
+    world.check(expect![[r#"active 1 succeeded 0 failed 0 [] []"#]]);
+    world.end_with("Failed", 42);
+    world.check(expect![[
+        r#"active 0 succeeded 0 failed 1 ["FailureTarget:PodFailurePolicy", "Failed:PodFailurePolicy"] ["PodFailurePolicy"]"#
+    ]]);
+}
+
+/// Upstream: "Backoff limit per index".
+#[test]
+fn an_index_that_fails_too_often_leaves_the_others_alone() {
+    let mut world = World::new(json!({"completionMode": "Indexed", "completions": 2,
+        "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX}));
+    world.settle();
+    world.end_one("Failed");
+    // The next index goes on meanwhile.
+    world.end_one("Succeeded");
+    world.check(expect![[r#"active 0 succeeded 1 failed 0 [] []"#]]);
+    world.wait(10);
+    let second = world.pods.last().map(|p| members::failures_before(p));
+    assert_eq!(second, Some(1));
+    world.end_one("Failed");
+    world.check(expect![[
+        r#"active 0 succeeded 1 failed 2 ["FailureTarget:FailedIndexes", "Failed:FailedIndexes"] ["FailedIndexes"]"#
+    ]]);
+    let status = world.job.status.clone().unwrap();
+    assert_eq!(status.failed_indexes.as_deref(), Some("0"));
+    assert_eq!(status.completed_indexes.as_deref(), Some("1"));
+}
+
+/// Upstream: "Success policy".
+#[test]
+fn enough_indexes_are_success() {
+    let mut world = World::new(json!({"completionMode": "Indexed", "completions": 3,
+        "parallelism": 3, "successPolicy": {"rules": [{"succeededIndexes": "0"}]}}));
+    world.settle();
+    world.end_one("Succeeded");
+    world.check(expect![[
+        r#"active 0 succeeded 1 failed 0 ["SuccessCriteriaMet:SuccessPolicy", "Complete:SuccessPolicy"] ["Completed"]"#
+    ]]);
 }
 
 #[test]
