@@ -1,9 +1,11 @@
-//! EndpointSlices of Services with a selector: where their pods answer. And the older
-//! Endpoints object, for clients that still read it.
+//! EndpointSlices of Services with a selector: where their pods answer; and the older
+//! Endpoints object, for clients that still read it. Endpoints that somebody else keeps of a
+//! Service without selector are mirrored into slices.
 //!
 //! Start with [`plan::wanted`], what should be; [`plan::changes`], what to write.
 
 mod legacy;
+mod mirror;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -125,16 +127,17 @@ impl Controller {
             self.remove_endpoints(&key).await?;
             return Ok(Outcome::Done);
         };
-        let Some(selector) = plan::selector(&service) else {
-            // Someone else tells where it answers.
-            return Ok(Outcome::Done);
-        };
         if !self.unseen.is_seen(&key, revision) {
             return Ok(Outcome::After(UNSEEN_RETRY));
         }
         if service.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Done);
         }
+        self.mirror(&key, &service).await?;
+        let Some(selector) = plan::selector(&service) else {
+            // Someone else tells where it answers.
+            return Ok(Outcome::Done);
+        };
         let pods = self.pods.select_namespace(&key.namespace, |pod| {
             labels::matches(&selector, pod.metadata.labels.as_ref())
         });
@@ -143,19 +146,44 @@ impl Controller {
             let labels = node.metadata.labels.as_ref()?;
             labels.get("topology.kubernetes.io/zone").cloned()
         };
-        let known = self.slices.select_namespace(&key.namespace, |slice| {
-            plan::is_ours(slice)
-                && slice
-                    .metadata
-                    .labels
-                    .as_ref()
-                    .and_then(|l| l.get(LABEL_SERVICE_NAME))
-                    == Some(&key.name)
-        });
+        let known = self.slices_of(&key, plan::is_ours);
         let wanted = plan::wanted(&service, &pods, zone);
         let changes = plan::changes(&service, wanted, &known);
         self.act(&key, changes).await?;
         self.write_endpoints(&key, &service, &pods).await
+    }
+
+    /// The slices of a Service that a controller looks after.
+    fn slices_of(
+        &self,
+        key: &ObjectKey,
+        is_ours: fn(&EndpointSlice) -> bool,
+    ) -> Vec<Arc<EndpointSlice>> {
+        self.slices.select_namespace(&key.namespace, |slice| {
+            let labels = slice.metadata.labels.as_ref();
+            is_ours(slice) && labels.and_then(|l| l.get(LABEL_SERVICE_NAME)) == Some(&key.name)
+        })
+    }
+
+    /// Shows Endpoints that somebody else keeps as slices, or no longer.
+    async fn mirror(&self, key: &ObjectKey, service: &Service) -> Result<(), Error> {
+        let known = self.slices_of(key, mirror::is_ours);
+        let endpoints = self.endpoints.get_key(key);
+        let endpoints = endpoints.filter(|e| mirror::is_mirrored(service, e));
+        let changes = match endpoints {
+            Some(endpoints) => {
+                let wanted = mirror::wanted(&endpoints);
+                plan::changes_of(&mirror::owner(&endpoints), wanted, &known)
+            }
+            None => {
+                let names = known.iter().filter_map(|s| s.metadata.name.clone());
+                Changes {
+                    delete: names.collect(),
+                    ..Changes::default()
+                }
+            }
+        };
+        self.act(key, changes).await
     }
 
     async fn act(&self, key: &ObjectKey, changes: Changes) -> Result<(), Error> {

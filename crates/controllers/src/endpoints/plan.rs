@@ -1,5 +1,6 @@
 //! Which EndpointSlices a Service should have, and how to get there with few writes: pure.
 
+use super::mirror;
 use crate::pods;
 use ::api::constants::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
 use apimachinery::selector::LabelSelector;
@@ -7,7 +8,7 @@ use client::k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServiceP
 use client::k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
-use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use client::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use client::{ObjectKey, labels};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,7 +43,7 @@ pub(super) fn selector(service: &Service) -> Option<LabelSelector> {
 /// The Service that a slice of ours belongs to.
 pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let name = slice.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME)?;
-    is_ours(slice).then(|| {
+    (is_ours(slice) || mirror::is_ours(slice)).then(|| {
         ObjectKey::new(
             slice.metadata.namespace.clone().unwrap_or_default(),
             name.clone(),
@@ -50,14 +51,35 @@ pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     })
 }
 
-/// Whether this controller made a slice.
+/// Whether this controller made a slice for a Service's pods.
 pub(super) fn is_ours(slice: &EndpointSlice) -> bool {
-    slice
-        .metadata
-        .labels
-        .as_ref()
+    is_managed_by(slice, MANAGED_BY)
+}
+
+/// Whether a slice's label says that this one looks after it.
+pub(super) fn is_managed_by(slice: &EndpointSlice, who: &str) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels
         .and_then(|l| l.get(LABEL_MANAGED_BY))
-        .is_some_and(|by| by == MANAGED_BY)
+        .is_some_and(|by| by == who)
+}
+
+/// Whose slices are made, and what all of them carry.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) reference: OwnerReference,
+    pub(super) namespace: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+impl Owner {
+    fn of(service: &Service) -> Self {
+        Self {
+            reference: pods::controller_reference(service),
+            namespace: service.metadata.namespace.clone(),
+            labels: slice_labels(service),
+        }
+    }
 }
 
 /// Whether two states of a pod look the same to Services.
@@ -156,6 +178,15 @@ pub(super) fn changes(
     wanted: Vec<(Group, Vec<Endpoint>)>,
     known: &[Arc<EndpointSlice>],
 ) -> Changes {
+    changes_of(&Owner::of(service), wanted, known)
+}
+
+/// The same for any owner.
+pub(super) fn changes_of(
+    owner: &Owner,
+    wanted: Vec<(Group, Vec<Endpoint>)>,
+    known: &[Arc<EndpointSlice>],
+) -> Changes {
     let mut changes = Changes::default();
     let mut used: HashSet<&str> = HashSet::new();
     for (group, endpoints) in wanted {
@@ -164,7 +195,7 @@ pub(super) fn changes(
             .filter(|s| s.address_type == group.0 && same_ports(s, &group.1))
             .collect();
         used.extend(slices.iter().filter_map(|s| s.metadata.name.as_deref()));
-        fill(service, &group, endpoints, &slices, &mut changes);
+        fill(owner, &group, endpoints, &slices, &mut changes);
     }
     changes.delete.extend(
         known
@@ -177,7 +208,7 @@ pub(super) fn changes(
 }
 
 fn fill(
-    service: &Service,
+    owner: &Owner,
     group: &Group,
     endpoints: Vec<Endpoint>,
     slices: &[&Arc<EndpointSlice>],
@@ -217,27 +248,27 @@ fn fill(
             continue;
         }
         kept += 1;
-        if let Some(changed) = with_endpoints(service, slice, endpoints) {
+        if let Some(changed) = with_endpoints(owner, slice, endpoints) {
             changes.update.push(changed);
         }
     }
     if empty_group && kept == 0 {
-        changes.create.push(new_slice(service, group, Vec::new()));
+        changes.create.push(new_slice(owner, group, Vec::new()));
     }
     while !new.is_empty() {
         let rest = new.split_off(new.len().min(ENDPOINTS_MAX));
-        changes.create.push(new_slice(service, group, new));
+        changes.create.push(new_slice(owner, group, new));
         new = rest;
     }
 }
 
 /// The slice with these endpoints and the Service's labels; none when it is so already.
 fn with_endpoints(
-    service: &Service,
+    owner: &Owner,
     slice: &EndpointSlice,
     endpoints: Vec<Endpoint>,
 ) -> Option<EndpointSlice> {
-    let labels = slice_labels(service);
+    let labels = owner.labels.clone();
     let had = slice.endpoints.as_deref().unwrap_or_default();
     if had == endpoints && slice.metadata.labels.as_ref() == Some(&labels) {
         return None;
@@ -248,14 +279,13 @@ fn with_endpoints(
     Some(slice)
 }
 
-fn new_slice(service: &Service, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
-    let name = service.metadata.name.as_deref().unwrap_or_default();
+fn new_slice(owner: &Owner, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
     EndpointSlice {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{name}-")),
-            namespace: service.metadata.namespace.clone(),
-            labels: Some(slice_labels(service)),
-            owner_references: Some(vec![pods::controller_reference(service)]),
+            generate_name: Some(format!("{}-", owner.reference.name)),
+            namespace: owner.namespace.clone(),
+            labels: Some(owner.labels.clone()),
+            owner_references: Some(vec![owner.reference.clone()]),
             ..ObjectMeta::default()
         },
         address_type: group.0.clone(),

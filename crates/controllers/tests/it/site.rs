@@ -30,9 +30,11 @@ impl Site {
         let scope = Scope::new();
         let client = api.client();
         let informers = Informers::new(client.clone(), &scope);
+        // With the rights that the binary's have, and no more.
+        let own = api.client_as("system:kube-controller-manager", &[]);
         controllers::run(
             controllers::Config {
-                informers: informers.clone(),
+                informers: informers.with_client(own),
                 root_ca_pem: "-----BEGIN CERTIFICATE-----".to_owned(),
                 signer: None,
                 clock: Clock::system(),

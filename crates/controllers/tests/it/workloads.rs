@@ -129,6 +129,46 @@ async fn a_deployment_rolls_out_scales_rolls_on_and_back() -> Result<()> {
     site.stop().await
 }
 
+/// Upstream: "EndpointSlice mirroring".
+#[tokio::test]
+async fn endpoints_written_by_hand_are_shown_as_slices() -> Result<()> {
+    let site = Site::start().await?;
+    site.create(
+        "/api/v1/namespaces/default/services",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"ports": [{"port": 80}]}}),
+    )
+    .await?;
+    let endpoints = "/api/v1/namespaces/default/endpoints";
+    let address = |ip: &str| {
+        json!({"metadata": {"name": "web"}, "subsets": [
+            {"addresses": [{"ip": ip}], "ports": [{"port": 8080}]}]})
+    };
+    site.create(endpoints, address("192.0.2.1")).await?;
+    let shown = |ip: &'static str| {
+        move |slices: &[Arc<EndpointSlice>]| {
+            let of = |s: &&Arc<EndpointSlice>| {
+                let name = s.metadata.name.as_deref().unwrap_or_default();
+                name.starts_with("web-")
+            };
+            let slice = slices.iter().find(of)?;
+            let endpoint = slice.endpoints.as_ref()?.first()?;
+            (endpoint.addresses == [ip]).then_some(())
+        }
+    };
+    site.until::<EndpointSlice, _>("a slice", shown("192.0.2.1"))
+        .await?;
+    site.patch(&format!("{endpoints}/web"), address("192.0.2.2"))
+        .await?;
+    site.until::<EndpointSlice, _>("the other address", shown("192.0.2.2"))
+        .await?;
+    site.delete(&format!("{endpoints}/web"), "Background")
+        .await?;
+    site.until::<EndpointSlice, _>("no slice", |s| (addresses(s) == 0).then_some(()))
+        .await?;
+    site.stop().await
+}
+
 #[tokio::test]
 async fn a_pod_that_is_deleted_is_replaced_and_one_that_fits_adopted() -> Result<()> {
     let site = Site::start().await?;
