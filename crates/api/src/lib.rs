@@ -11,6 +11,7 @@ pub mod cron;
 mod defaults;
 mod names;
 pub mod partition;
+pub mod policy;
 pub mod quota;
 mod strategy;
 mod validate;

@@ -27,6 +27,7 @@ mod registry;
 mod row;
 mod server;
 mod server_state;
+mod webhook;
 
 pub use authn::User;
 pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, SystemClock};

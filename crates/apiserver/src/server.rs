@@ -133,6 +133,7 @@ impl ApiServer {
             ready: AtomicBool::new(false),
             openapi: crate::discovery::OpenApi::default(),
             disk_trouble: DiskTrouble::default(),
+            dynamic: crate::admission::dynamic::Dynamic::default(),
         });
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();

@@ -41,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) ready: AtomicBool,
     pub(crate) openapi: crate::discovery::OpenApi,
     pub(crate) disk_trouble: DiskTrouble,
+    /// Policies and webhooks.
+    pub(crate) dynamic: crate::admission::dynamic::Dynamic,
 }
 
 /// Tells of refused writes now and then: while a disk is full every write is refused.

@@ -67,6 +67,20 @@ impl Pki {
         })
     }
 
+    /// A serving certificate for names.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn serving_for(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let cert = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        Ok(Identity {
+            cert: cert.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
     /// A client certificate of a user.
     ///
     /// # Errors

@@ -43,6 +43,8 @@ pub(super) enum Kind {
     List(Vec<(Expr, bool)>),
     /// Keys and values; `true` for `?key: value`.
     Map(Vec<(Expr, Expr, bool)>),
+    /// `Object.spec{field: value}`: the name, and the fields as a map.
+    Struct(Box<str>, Box<Expr>),
     Macro(Box<Macro>),
 }
 
@@ -141,4 +143,19 @@ pub(super) enum Form {
     OptMap,
     /// `range.optFlatMap(var, body)`
     OptFlatMap,
+}
+
+impl Expr {
+    /// `a.b.c` as a text.
+    pub(super) fn dotted(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Ident(name) => Some(name.to_string()),
+            Kind::Select {
+                operand,
+                field,
+                mode: Select::Plain,
+            } => Some(format!("{}.{field}", operand.dotted()?)),
+            _ => None,
+        }
+    }
 }

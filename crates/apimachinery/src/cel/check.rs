@@ -136,6 +136,17 @@ impl<'e> Checker<'e> {
                 }
             }
             Kind::Macro(m) => self.macro_call(at, m),
+            Kind::Struct(name, fields) => {
+                let known = &**name == "JSONPatch" || name.split('.').next() == Some("Object");
+                if !(self.env.objects && known) {
+                    let text = format!("undeclared reference to '{name}' (in container '')");
+                    return self.fail(at, &text);
+                }
+                let before = std::mem::replace(&mut self.mixed, true);
+                let made = self.expr(fields);
+                self.mixed = before;
+                node(Type::Dyn, made.cost)
+            }
         }
     }
 
@@ -167,7 +178,7 @@ impl<'e> Checker<'e> {
     fn select(&mut self, e: &mut Expr) -> Node {
         let at = e.at;
         // Dotted names of types.
-        if let Some(name) = dotted(e)
+        if let Some(name) = e.dotted()
             && matches!(
                 &*name,
                 "google.protobuf.Timestamp" | "google.protobuf.Duration" | "net.IP" | "net.CIDR"
@@ -185,6 +196,14 @@ impl<'e> Checker<'e> {
             };
             e.kind = Kind::Const(Value::Type(known));
             return node(Type::Type, Range::ONE);
+        }
+        // Variables with a dot in their name.
+        if let Some(name) = e.dotted()
+            && let Some(ty) = self.env.variable(&name).cloned()
+        {
+            self.uses.insert(name.as_str().into());
+            e.kind = Kind::Ident(name.into());
+            return node(ty, Range::ONE);
         }
         let Kind::Select {
             operand,
@@ -524,18 +543,6 @@ fn resolve(function: &Function, receiver: bool, types: &[Type]) -> Option<Type> 
         });
     }
     found
-}
-
-fn dotted(e: &Expr) -> Option<String> {
-    match &e.kind {
-        Kind::Ident(name) => Some(name.to_string()),
-        Kind::Select {
-            operand,
-            field,
-            mode: Select::Plain,
-        } => Some(format!("{}.{field}", dotted(operand)?)),
-        _ => None,
-    }
 }
 
 fn has_parts(ty: &Type) -> bool {

@@ -96,6 +96,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             Kind::Call(call) => self.call(call),
             Kind::List(items) => self.list(items),
             Kind::Map(entries) => self.map(entries),
+            Kind::Struct(_, fields) => self.eval(fields),
             Kind::Macro(m) => self.macro_call(m),
         }
     }

@@ -97,6 +97,7 @@ impl CompileError {
 #[derive(Clone, Debug, Default)]
 pub struct Env {
     variables: Vec<(Box<str>, Type)>,
+    objects: bool,
 }
 
 impl Env {
@@ -109,6 +110,12 @@ impl Env {
     pub fn with(mut self, name: &str, ty: Type) -> Self {
         self.variables.retain(|(n, _)| **n != *name);
         self.variables.push((name.into(), ty));
+        self
+    }
+
+    /// The same where `Object{…}`, `Object.spec{…}` and `JSONPatch{…}` make objects.
+    pub fn with_objects(mut self) -> Self {
+        self.objects = true;
         self
     }
 

@@ -295,10 +295,41 @@ impl Parser<'_> {
                     optional,
                 };
                 expr = self.node(kind, at, depth)?;
+            } else if self.is("{")
+                && let Some(name) = expr.dotted()
+            {
+                let at = expr.at as usize;
+                let fields = self.fields()?;
+                let depth = fields.depth;
+                expr = self.node(Kind::Struct(name.into(), Box::new(fields)), at, depth)?;
             } else {
                 return Ok(expr);
             }
         }
+    }
+
+    /// `{field: value, …}` as a map.
+    fn fields(&mut self) -> Result<Expr, CompileError> {
+        let (_, at) = self.step()?;
+        let (mut entries, mut depth) = (Vec::new(), 0);
+        while !self.is("}") {
+            let optional = self.take("?")?;
+            let (token, name_at) = self.step()?;
+            let Token::Ident(name) = token else {
+                return Err(self.fail(name_at, "Syntax error: missing IDENTIFIER"));
+            };
+            self.want(":")?;
+            let value = self.expr()?;
+            depth = value.depth.max(depth).max(1);
+            let name = super::escape::unescape(&name).unwrap_or(name);
+            let key = self.node(Kind::Const(Value::from(name)), name_at, 0)?;
+            entries.push((key, value, optional));
+            if !self.take(",")? {
+                break;
+            }
+        }
+        self.want("}")?;
+        self.node(Kind::Map(entries), at, depth)
     }
 
     fn list(&mut self, end: &str) -> Result<Vec<Expr>, CompileError> {

@@ -332,6 +332,35 @@ fn libraries() {
     ]);
 }
 
+/// `k8s.io/apiserver/pkg/cel/mutation`.
+#[test]
+fn objects_are_made() {
+    let env = Env::new().with("object", Type::Dyn).with_objects();
+    let object = json!({"name": "a"});
+    let make = |source: &str| {
+        let program = Program::compile(&env, source).unwrap();
+        let activation = Activation::new().with("object", Value::of(&object, &Type::Dyn));
+        program
+            .run(&activation, CALL_COST_MAX)
+            .0
+            .unwrap()
+            .to_json()
+            .unwrap()
+    };
+    assert_eq!(
+        make(
+            "Object{spec: Object.spec{containers: [Object.spec.containers{name: object.name, __namespace__: 1, ?x: optional.none()}]}}"
+        ),
+        json!({"spec": {"containers": [{"name": "a", "namespace": 1}]}})
+    );
+    assert_eq!(
+        make("[JSONPatch{op: 'add', path: '/a', value: 1}, JSONPatch{op: 'remove', path: '/b'}]"),
+        json!([{"op": "add", "path": "/a", "value": 1}, {"op": "remove", "path": "/b"}])
+    );
+    assert!(Program::compile(&env, "Other{a: 1}").is_err());
+    assert!(Program::compile(&Env::new(), "Object{a: 1}").is_err());
+}
+
 /// Sets and keyed lists are joined and compared as such: docs of "Validation rules".
 #[test]
 fn lists_of_kinds() {

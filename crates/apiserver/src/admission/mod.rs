@@ -1,7 +1,9 @@
 //! Built-in admission: what is filled in or refused after authorization and before the
-//! kind's own rules. One module a plug-in, in upstream's order.
+//! kind's own rules. One module a plug-in, in upstream's order; [`dynamic`] are the policies and
+//! webhooks that the API's own objects configure.
 
 mod certificate;
+pub(crate) mod dynamic;
 mod limits;
 mod namespace;
 pub(crate) mod node_restriction;
@@ -61,11 +63,25 @@ pub(crate) async fn validate(
 ) -> Result<(), Status> {
     node_restriction::validate(call, operation, new, old)?;
     if operation == Operation::Delete {
-        return namespace::validate_delete(call);
+        namespace::validate_delete(call)?;
+        // There is nothing to change, but mutating webhooks may refuse.
+        Box::pin(dynamic::mutate(call, operation, &mut Value::Null, old)).await?;
+        return Box::pin(dynamic::validate(call, operation, new, old)).await;
     }
     rbac_escalation::validate(call, new, old)?;
     limits::validate(call, operation, new)?;
     pod_security::validate(call, operation, new, old)?;
+    Box::pin(dynamic::validate(call, operation, new, old)).await?;
     // Last: what another refuses is not charged.
     quota::validate(call, operation, new, old).await
+}
+
+/// Lets policies and webhooks change what is about to be written.
+pub(crate) async fn mutate_last(
+    call: &Call<'_>,
+    operation: Operation,
+    new: &mut Value,
+    old: Option<&Value>,
+) -> Result<bool, Status> {
+    Box::pin(dynamic::mutate(call, operation, new, old)).await
 }

@@ -48,6 +48,20 @@ pub(crate) fn view(row: &Row, object: &Object) -> Value {
     }
 }
 
+/// An object of one version in another of the same resource.
+pub(crate) fn between(from: &Row, to: &Row, value: &Value) -> Value {
+    if from.version() == to.version() && from.group() == to.group() {
+        return value.clone();
+    }
+    let stored = to_stored(from, value).into_owned();
+    match to {
+        Row::Builtin(r) if r.stored_as.is_none() => stored,
+        Row::Builtin(_) if to.plural() == AUTOSCALERS => autoscaler::to_v1(stored),
+        Row::Builtin(_) => rename(to, stored, |(old, new)| (old, new)),
+        Row::Custom(c) => renewed(c, to, stored),
+    }
+}
+
 /// A custom resource as if it were written now, in this version.
 fn renewed(custom: &Custom, row: &Row, mut stored: Value) -> Value {
     stored["apiVersion"] = row.api_version().into();

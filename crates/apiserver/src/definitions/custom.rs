@@ -134,7 +134,7 @@ impl Definition {
     }
 
     /// All versions that are served.
-    pub(super) fn all_served(&self) -> impl Iterator<Item = Arc<Custom>> {
+    pub(crate) fn all_served(&self) -> impl Iterator<Item = Arc<Custom>> {
         let versions = self
             .versions
             .iter()

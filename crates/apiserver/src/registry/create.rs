@@ -75,6 +75,7 @@ async fn attempt(
     if tracking == Tracking::Update {
         call.track(None, &mut value)?;
     }
+    admission::mutate_last(call, Operation::Create, &mut value, None).await?;
     row.prepare_create(&mut value);
     let reservation = call.core.services.assign(row, &mut value, None)?;
     meta::tidy(&mut value);

@@ -131,11 +131,12 @@ pub(crate) async fn modify(
             .core
             .services
             .assign(call.row, &mut new, Some(&old_value))?;
-        bump_generation(call, &mut new, &old_value);
         admission::mutate(call, Operation::Update, &mut new, Some(&old_value)).await?;
         if tracking == Tracking::Update {
             call.track(Some(&old_value), &mut new)?;
         }
+        admission::mutate_last(call, Operation::Update, &mut new, Some(&old_value)).await?;
+        bump_generation(call, &mut new, &old_value);
         meta::tidy(&mut new);
         let errors = errors_of(call, part, &new, &old_value);
         if !errors.is_empty() {

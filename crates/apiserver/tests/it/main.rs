@@ -12,9 +12,11 @@ mod kubelet;
 mod list;
 mod nodes;
 mod patch;
+mod policies;
 mod services;
 mod subresources;
 mod watch;
+mod webhooks;
 
 use serde_json::{Value, json};
 

@@ -1,0 +1,100 @@
+//! What expressions of admission policies and of webhooks' match conditions may name.
+//!
+//! The reference is `k8s.io/apiserver/pkg/admission/plugin/cel/compile.go`.
+
+use apimachinery::cel::{Env, FieldType, Opaque, Program, Type};
+use serde_json::Value;
+
+/// The environment of a policy; `params` says whether it takes parameters.
+pub fn env(params: bool) -> Env {
+    let env = Env::new()
+        .with("object", Type::Dyn)
+        .with("oldObject", Type::Dyn)
+        .with("namespaceObject", Type::Dyn)
+        .with("request", request())
+        .with("authorizer", Type::Opaque(Opaque::Authorizer))
+        .with(
+            "authorizer.requestResource",
+            Type::Opaque(Opaque::ResourceCheck),
+        );
+    if params {
+        env.with("params", Type::Dyn)
+    } else {
+        env
+    }
+}
+
+/// Expressions by name.
+pub type Programs = Vec<(Box<str>, Program)>;
+
+/// The environment with a policy's `variables`, and the variables compiled.
+///
+/// # Errors
+/// What is wrong with the first wrong variable.
+pub fn variables(spec: &Value) -> Result<(Env, Programs), String> {
+    let mut env = env(spec["paramKind"].is_object());
+    if spec["mutations"].is_array() {
+        env = env.with_objects();
+    }
+    let (mut done, mut fields) = (Vec::new(), Vec::new());
+    for v in spec["variables"].as_array().into_iter().flatten() {
+        let text = |k: &str| v[k].as_str().unwrap_or_default();
+        let program = Program::compile(&env, text("expression")).map_err(|e| {
+            format!(
+                "composited variable {:?} fails to compile: compilation failed: {e}",
+                text("name")
+            )
+        })?;
+        fields.push((text("name"), program.output().clone()));
+        let known = fields.iter().map(|(n, t)| FieldType::plain(n, t.clone()));
+        env = env.with(
+            "variables",
+            Type::object("kubernetes.variables", known.collect()),
+        );
+        done.push((text("name").into(), program));
+    }
+    Ok((env, done))
+}
+
+/// `AdmissionRequest` without the objects.
+fn request() -> Type {
+    let text = |name: &str| FieldType::plain(name, Type::TEXT);
+    let kind = || {
+        Type::object(
+            "kubernetes.GroupVersionKind",
+            ["group", "version", "kind"].map(text).into(),
+        )
+    };
+    let resource = || {
+        Type::object(
+            "kubernetes.GroupVersionResource",
+            ["group", "version", "resource"].map(text).into(),
+        )
+    };
+    let user = Type::object(
+        "kubernetes.UserInfo",
+        vec![
+            text("username"),
+            text("uid"),
+            FieldType::plain("groups", Type::list(Type::TEXT)),
+            FieldType::plain("extra", Type::map(Type::TEXT, Type::list(Type::TEXT))),
+        ],
+    );
+    Type::object(
+        "kubernetes.AdmissionRequest",
+        vec![
+            FieldType::plain("kind", kind()),
+            FieldType::plain("resource", resource()),
+            text("subResource"),
+            FieldType::plain("requestKind", kind()),
+            FieldType::plain("requestResource", resource()),
+            text("requestSubResource"),
+            text("name"),
+            text("namespace"),
+            text("operation"),
+            FieldType::plain("userInfo", user),
+            FieldType::plain("dryRun", Type::Bool),
+            FieldType::plain("options", Type::Dyn),
+        ],
+    )
+}

@@ -1,0 +1,153 @@
+//! What is being done, as policies and webhooks are told.
+
+use crate::admission::Operation;
+use crate::convert;
+use crate::registry::{Call, subresource};
+use crate::row::Row;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// A write, in the version that a policy or webhook has asked for.
+pub(super) struct Subject<'a> {
+    pub(super) call: &'a Call<'a>,
+    pub(super) operation: Operation,
+    /// The version that it is told in.
+    pub(super) row: Row,
+    pub(super) object: Cow<'a, Value>,
+    pub(super) old: Cow<'a, Value>,
+}
+
+impl Operation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+const NULL: &Value = &Value::Null;
+
+impl<'a> Subject<'a> {
+    pub(super) fn new(
+        call: &'a Call<'a>,
+        operation: Operation,
+        new: &'a Value,
+        old: Option<&'a Value>,
+    ) -> Self {
+        let shown = |v: &'a Value| match (call.subresource, call.row.scale()) {
+            ("scale", Some(paths)) => Cow::Owned(subresource::scale_of(paths, v)),
+            _ => Cow::Borrowed(v),
+        };
+        let (object, old) = match operation {
+            Operation::Create => (shown(new), Cow::Borrowed(NULL)),
+            Operation::Update => (shown(new), old.map_or(Cow::Borrowed(NULL), shown)),
+            Operation::Delete => (Cow::Borrowed(NULL), old.map_or(Cow::Borrowed(NULL), shown)),
+        };
+        Self {
+            call,
+            operation,
+            row: call.row.clone(),
+            object,
+            old,
+        }
+    }
+
+    /// The same in another version of the resource.
+    pub(super) fn in_version(&self, row: &Row) -> Subject<'_> {
+        let turned = |v: &'_ Value| match v {
+            Value::Null => Value::Null,
+            v => convert::between(self.call.row, row, v),
+        };
+        Subject {
+            call: self.call,
+            operation: self.operation,
+            row: row.clone(),
+            object: Cow::Owned(turned(&self.object)),
+            old: Cow::Owned(turned(&self.old)),
+        }
+    }
+
+    /// Namespace of the object, empty for one of the cluster.
+    pub(super) fn namespace(&self) -> &str {
+        if self.call.row.namespaced() {
+            self.call.namespace
+        } else {
+            ""
+        }
+    }
+
+    /// Whether it is a namespace itself.
+    pub(super) fn is_namespace(&self) -> bool {
+        self.call.row.known() == "namespaces"
+    }
+
+    /// The namespace's object.
+    pub(super) fn namespace_object(&self) -> Value {
+        match self.namespace() {
+            "" => Value::Null,
+            name => self
+                .call
+                .core
+                .peek("", "namespaces", "", name)
+                .map_or(Value::Null, |o| o.value()),
+        }
+    }
+
+    /// `AdmissionRequest`; without the objects.
+    pub(super) fn request(&self, uid: &str) -> Value {
+        let call = self.call;
+        let is_scale = call.subresource == "scale";
+        let kind = |row: &Row| match is_scale {
+            true => json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}),
+            false => json!({"group": row.group(), "version": row.version(), "kind": row.kind()}),
+        };
+        let resource = |row: &Row| json!({"group": row.group(), "version": row.version(), "resource": row.plural()});
+        let user = call.user;
+        let mut info = json!({"username": user.name, "groups": user.groups});
+        if !user.uid.is_empty() {
+            info["uid"] = user.uid.as_str().into();
+        }
+        if !user.extra.is_empty() {
+            info["extra"] = json!(user.extra);
+        }
+        let options = match self.operation {
+            Operation::Create => "CreateOptions",
+            Operation::Update => "UpdateOptions",
+            Operation::Delete => "DeleteOptions",
+        };
+        let mut options = json!({"kind": options, "apiVersion": "meta.k8s.io/v1"});
+        if self.operation != Operation::Delete && !call.manager.is_empty() {
+            options["fieldManager"] = call.manager.into();
+        }
+        if call.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        let mut out = json!({
+            "uid": uid,
+            "kind": kind(&self.row),
+            "resource": resource(&self.row),
+            "requestKind": kind(call.row),
+            "requestResource": resource(call.row),
+            "name": call.name,
+            "operation": self.operation.name(),
+            "userInfo": info,
+            "dryRun": call.dry_run,
+            "options": options,
+        });
+        if !call.subresource.is_empty() {
+            out["subResource"] = call.subresource.into();
+            out["requestSubResource"] = call.subresource.into();
+        }
+        let namespace = if self.is_namespace() {
+            call.name
+        } else {
+            self.namespace()
+        };
+        if !namespace.is_empty() {
+            out["namespace"] = namespace.into();
+        }
+        out
+    }
+}

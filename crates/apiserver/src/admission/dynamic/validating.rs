@@ -1,0 +1,193 @@
+//! Runs ValidatingAdmissionPolicies.
+//!
+//! The reference is `k8s.io/apiserver/pkg/admission/plugin/policy/validating`.
+
+use super::configured;
+use super::policy::{Asked, Binding, Condition, Given, Policy, Validation, failed, refusal};
+use super::request::Subject;
+use crate::admission::Operation;
+use crate::registry::Call;
+use apimachinery::Status;
+use apimachinery::cel::{Activation, CALL_COST_MAX, EvalError, OBJECT_COST_MAX, Value as Cel};
+use serde_json::Value;
+
+/// Bytes of a message that an expression makes.
+const MESSAGE_BYTES_MAX: usize = 5 * 1024;
+
+/// Why a write is refused.
+struct Denial {
+    binding: Option<String>,
+    message: String,
+    reason: String,
+}
+
+pub(super) fn run(
+    call: &Call<'_>,
+    operation: Operation,
+    new: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let (Some(policies), Some(bindings)) = (
+        configured(call, "validatingadmissionpolicies"),
+        configured(call, "validatingadmissionpolicybindings"),
+    ) else {
+        return Ok(());
+    };
+    let dynamic = &call.core.dynamic;
+    let policies = dynamic.validating.get(&policies, Policy::parse);
+    let bindings = dynamic.validating_bindings.get(&bindings, Binding::parse);
+    let subject = Subject::new(call, operation, new, old);
+    for one in policies.iter() {
+        let asked = Asked {
+            name: one.name.clone(),
+            policy: one.made.clone(),
+            bindings: bindings
+                .iter()
+                .filter(|b| b.made.policy == *one.name)
+                .map(|b| (&*b.name, &*b.made))
+                .collect(),
+        };
+        if asked.bindings.is_empty() {
+            continue;
+        }
+        let Some(row) = asked.policy.constraints.matches(&subject) else {
+            continue;
+        };
+        let turned;
+        let subject =
+            if row.version() == subject.row.version() && row.group() == subject.row.group() {
+                &subject
+            } else {
+                turned = subject.in_version(&row);
+                &turned
+            };
+        if let Some(denial) = ask(subject, &asked) {
+            let by = match &denial.binding {
+                Some(b) => format!(
+                    "ValidatingAdmissionPolicy '{}' with binding '{b}'",
+                    asked.name
+                ),
+                None => format!("ValidatingAdmissionPolicy '{}'", asked.name),
+            };
+            let message = format!("{by} denied request: {}", denial.message);
+            return Err(refusal(subject, &message, &denial.reason));
+        }
+    }
+    Ok(())
+}
+
+/// The first denial of a policy's bindings.
+fn ask(s: &Subject<'_>, asked: &Asked<'_>) -> Option<Denial> {
+    let given = Given::new(s);
+    for (name, binding) in &asked.bindings {
+        if binding.resources.matches(s).is_none() {
+            continue;
+        }
+        let params = match asked.policy.params(s, binding) {
+            Ok(params) => params,
+            Err(e) if asked.policy.fails => {
+                return Some(Denial {
+                    binding: Some((*name).to_owned()),
+                    message: format!("failed to configure binding: {e}"),
+                    reason: String::new(),
+                });
+            }
+            Err(_) => continue,
+        };
+        for p in &params {
+            for (message, reason) in evaluate(&asked.policy, &given, s, p.as_ref()) {
+                for action in &binding.actions {
+                    match action.as_str() {
+                        "Deny" => {
+                            return Some(Denial {
+                                binding: Some((*name).to_owned()),
+                                message,
+                                reason,
+                            });
+                        }
+                        "Warn" => s.call.warnings.tell(format!(
+                            "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {message}",
+                            asked.name
+                        )),
+                        _ => tracing::info!(
+                            policy = &*asked.name,
+                            binding = name,
+                            message,
+                            "a policy that only audits has failed"
+                        ),
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Messages and reasons of the validations that fail.
+fn evaluate(
+    policy: &Policy,
+    given: &Given<'_>,
+    s: &Subject<'_>,
+    params: Option<&Value>,
+) -> Vec<(String, String)> {
+    let activation = given.activation(s, params);
+    let wrong = |text: String| {
+        let denied = policy.fails.then(|| (text, String::new()));
+        denied.into_iter().collect()
+    };
+    match Condition::hold(&policy.conditions, &activation) {
+        Ok(true) => {}
+        Ok(false) => return Vec::new(),
+        Err(e) => return wrong(e),
+    }
+    if let Some(e) = &policy.variables_error {
+        return wrong(e.clone());
+    }
+    let activation = activation.with_variables(&policy.variables);
+    let (mut left, mut out) = (OBJECT_COST_MAX, Vec::new());
+    for v in &policy.validations {
+        let value = match &v.program {
+            Ok(program) => {
+                let (value, spent) = program.run(&activation, left.min(CALL_COST_MAX));
+                left = left.saturating_sub(spent);
+                value
+            }
+            Err(e) => {
+                out.extend(policy.fails.then(|| (e.clone(), String::new())));
+                continue;
+            }
+        };
+        match value {
+            Ok(Cel::Bool(true)) => {}
+            Ok(_) => {
+                let message = message(v, &activation, &mut left);
+                out.push((message, v.reason.clone().unwrap_or_default()));
+            }
+            Err(e) => {
+                out.extend(policy.fails.then(|| (failed(&v.source, &e), String::new())));
+                if e == EvalError::Cost {
+                    break;
+                }
+            }
+        }
+    }
+    out
+}
+
+fn message(v: &Validation, activation: &Activation<'_>, left: &mut u64) -> String {
+    let made = v.message_program.as_ref().and_then(|p| {
+        let (value, spent) = p.run(activation, (*left).min(CALL_COST_MAX));
+        *left = left.saturating_sub(spent);
+        match value {
+            Ok(Cel::String(s)) => {
+                let text = s.trim();
+                let good =
+                    !text.is_empty() && text.len() <= MESSAGE_BYTES_MAX && !text.contains('\n');
+                good.then(|| text.to_owned())
+            }
+            _ => None,
+        }
+    });
+    made.or_else(|| v.message.clone())
+        .unwrap_or_else(|| format!("failed expression: {}", v.source))
+}

@@ -1,0 +1,246 @@
+//! Admission policies: cases from the documentation of ValidatingAdmissionPolicy and
+//! MutatingAdmissionPolicy, and `test/integration/apiserver/cel` of upstream.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Answer, TestApi};
+
+const BASE: &str = "/apis/admissionregistration.k8s.io/v1";
+
+async fn make(api: &TestApi, plural: &str, object: Value) -> Result<()> {
+    let made = api
+        .call("POST", &format!("{BASE}/{plural}"), Some(&object))
+        .await?;
+    anyhow::ensure!(made.code == 201, "{}", made.text);
+    Ok(())
+}
+
+fn constraints() -> Value {
+    json!({"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}]})
+}
+
+async fn policy(api: &TestApi, name: &str, mut spec: Value) -> Result<()> {
+    if spec["matchConstraints"].is_null() {
+        spec["matchConstraints"] = constraints();
+    }
+    let object = json!({"metadata": {"name": name}, "spec": spec});
+    make(api, "validatingadmissionpolicies", object).await
+}
+
+async fn bind(api: &TestApi, name: &str, mut spec: Value) -> Result<()> {
+    if spec["validationActions"].is_null() {
+        spec["validationActions"] = json!(["Deny"]);
+    }
+    let object = json!({"metadata": {"name": format!("{name}-b")}, "spec": spec});
+    make(api, "validatingadmissionpolicybindings", object).await
+}
+
+async fn deploy(api: &TestApi, name: &str, replicas: i64) -> Result<Answer> {
+    let mut deployment = super::deployment(name);
+    deployment["spec"]["replicas"] = replicas.into();
+    api.call("POST", super::DEPLOYMENTS, Some(&deployment))
+        .await
+}
+
+#[tokio::test]
+async fn a_policy_refuses_in_upstream_s_words() -> Result<()> {
+    let api = TestApi::start().await?;
+    let spec = json!({"validations": [{"expression": "object.spec.replicas <= 5"}]});
+    policy(&api, "few", spec).await?;
+    // Without a binding it does nothing.
+    assert_eq!(deploy(&api, "free", 9).await?.code, 201);
+    bind(&api, "few", json!({"policyName": "few"})).await?;
+    let refused = deploy(&api, "a", 6).await?;
+    assert_eq!(refused.code, 422, "{}", refused.text);
+    assert_eq!(
+        refused.json["message"],
+        "deployments.apps \"a\" is forbidden: ValidatingAdmissionPolicy 'few' with binding 'few-b' denied request: failed expression: object.spec.replicas <= 5"
+    );
+    assert_eq!(refused.json["reason"], "Invalid");
+    assert_eq!(deploy(&api, "a", 5).await?.code, 201);
+    let patch = api
+        .send(
+            "PATCH",
+            &format!("{}/a", super::DEPLOYMENTS),
+            &[("content-type", "application/merge-patch+json")],
+            json!({"spec": {"replicas": 7}}).to_string().into_bytes(),
+        )
+        .await?;
+    assert_eq!(patch.code, 422, "{}", patch.text);
+    // Taken back, it does nothing any more.
+    let path = format!("{BASE}/validatingadmissionpolicies/few");
+    assert_eq!(api.call("DELETE", &path, None).await?.code, 200);
+    assert_eq!(deploy(&api, "b", 7).await?.code, 201);
+    api.close().await
+}
+
+#[tokio::test]
+async fn messages_reasons_variables_and_conditions() -> Result<()> {
+    let api = TestApi::start().await?;
+    let spec = json!({
+        "variables": [
+            {"name": "limit", "expression": "namespaceObject.metadata.name == 'default' ? 3 : 1"},
+            {"name": "over", "expression": "object.spec.replicas - variables.limit"},
+        ],
+        "matchConditions": [{"name": "not-exempt", "expression": "!object.metadata.name.startsWith('exempt')"}],
+        "validations": [{
+            "expression": "variables.over <= 0", "reason": "Forbidden",
+            "messageExpression": "'%d more than %s may have in %s'.format([variables.over, request.userInfo.username, request.namespace])",
+        }],
+    });
+    policy(&api, "p", spec).await?;
+    bind(&api, "p", json!({"policyName": "p"})).await?;
+    let refused = deploy(&api, "a", 5).await?;
+    assert_eq!(refused.code, 403, "{}", refused.text);
+    assert_eq!(
+        refused.json["message"],
+        "deployments.apps \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p-b' denied request: 2 more than kubernetes-admin may have in default"
+    );
+    assert_eq!(deploy(&api, "a", 3).await?.code, 201);
+    assert_eq!(deploy(&api, "exempt", 5).await?.code, 201);
+    api.close().await
+}
+
+#[tokio::test]
+async fn parameters_warnings_and_failures() -> Result<()> {
+    let api = TestApi::start().await?;
+    let spec = json!({
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "validations": [{"expression": "object.spec.replicas <= int(params.data.max)", "message": "too many"}],
+    });
+    policy(&api, "p", spec).await?;
+    let of = json!({"name": "limits", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    bind(&api, "p", json!({"policyName": "p", "paramRef": of})).await?;
+    let missing = deploy(&api, "a", 1).await?;
+    assert!(
+        missing.text.contains("failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction"),
+        "{}",
+        missing.text
+    );
+    let limits = json!({"metadata": {"name": "limits"}, "data": {"max": "2"}});
+    assert_eq!(
+        api.call("POST", super::CONFIG_MAPS, Some(&limits))
+            .await?
+            .code,
+        201
+    );
+    assert!(deploy(&api, "a", 3).await?.text.contains("too many"));
+    assert_eq!(deploy(&api, "a", 2).await?.code, 201);
+    // What only warns lets pass, and says so.
+    let spec = json!({"validations": [{"expression": "false", "message": "not so good"}]});
+    policy(&api, "w", spec).await?;
+    bind(
+        &api,
+        "w",
+        json!({"policyName": "w", "validationActions": ["Warn", "Audit"]}),
+    )
+    .await?;
+    let warned = deploy(&api, "b", 1).await?;
+    assert_eq!(warned.code, 201, "{}", warned.text);
+    let warning = warned
+        .headers
+        .get("warning")
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    assert!(
+        warning.contains(
+            "Validation failed for ValidatingAdmissionPolicy 'w' with binding 'w-b': not so good"
+        ),
+        "{warning}"
+    );
+    // An error denies, or, with failurePolicy Ignore, does not.
+    let wrong = json!([{"expression": "object.spec.nope == 1"}]);
+    policy(
+        &api,
+        "i",
+        json!({"failurePolicy": "Ignore", "validations": wrong}),
+    )
+    .await?;
+    bind(&api, "i", json!({"policyName": "i"})).await?;
+    assert_eq!(deploy(&api, "c", 1).await?.code, 201);
+    policy(&api, "f", json!({"validations": wrong})).await?;
+    bind(&api, "f", json!({"policyName": "f"})).await?;
+    let failed = deploy(&api, "d", 1).await?;
+    assert!(
+        failed
+            .text
+            .contains("expression 'object.spec.nope == 1' resulted in error: no such key: nope"),
+        "{}",
+        failed.text
+    );
+    api.close().await
+}
+
+#[tokio::test]
+async fn selectors_exclusions_and_the_authorizer() -> Result<()> {
+    let api = TestApi::start().await?;
+    let spec = json!({
+        "matchConstraints": {
+            "resourceRules": [{"apiGroups": [""], "apiVersions": ["*"], "operations": ["*"], "resources": ["configmaps"]}],
+            "excludeResourceRules": [{"apiGroups": [""], "apiVersions": ["*"], "operations": ["*"], "resources": ["configmaps"], "resourceNames": ["left-out"]}],
+            "objectSelector": {"matchLabels": {"l": "strict"}},
+        },
+        "validations": [{"expression": "request.operation == 'DELETE' ? authorizer.group('').resource('pods').check('fly').allowed() && oldObject.data.k == 'v' : authorizer.requestResource.check('create').allowed() && object.data.k != 'bad'"}],
+    });
+    policy(&api, "p", spec).await?;
+    bind(&api, "p", json!({"policyName": "p"})).await?;
+    let make = async |name: &str, label: &str, v: &str| -> Result<u16> {
+        let mut map = super::config_map(name, label);
+        map["data"]["k"] = v.into();
+        Ok(api.call("POST", super::CONFIG_MAPS, Some(&map)).await?.code)
+    };
+    assert_eq!(make("a", "loose", "bad").await?, 201);
+    assert_eq!(make("left-out", "strict", "bad").await?, 201);
+    assert_eq!(make("b", "strict", "bad").await?, 422);
+    assert_eq!(make("b", "strict", "v").await?, 201);
+    let gone = api
+        .call("DELETE", &format!("{}/b", super::CONFIG_MAPS), None)
+        .await?;
+    assert_eq!(gone.code, 200, "{}", gone.text);
+    api.close().await
+}
+
+#[tokio::test]
+async fn a_policy_changes_objects() -> Result<()> {
+    let api = TestApi::start().await?;
+    super::default_account(&api).await?;
+    let spec = json!({
+        "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]},
+        "matchConditions": [{"name": "once", "expression": "!object.spec.?initContainers.orValue([]).exists(c, c.name == 'mesh')"}],
+        "failurePolicy": "Fail", "reinvocationPolicy": "IfNeeded",
+        "variables": [{"name": "image", "expression": "'example.com/mesh:' + object.metadata.?labels.?v.orValue('1')"}],
+        "mutations": [
+            {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression":
+                "Object{spec: Object.spec{initContainers: [Object.spec.initContainers{name: 'mesh', image: variables.image, restartPolicy: 'Always'}]}}"}},
+            {"patchType": "JSONPatch", "jsonPatch": {"expression":
+                "[JSONPatch{op: 'test', path: '/spec/containers/0/name', value: 'c'}, JSONPatch{op: 'add', path: '/metadata/labels', value: {jsonpatch.escapeKey('a'): 'b'}}]"}},
+        ],
+    });
+    make(
+        &api,
+        "mutatingadmissionpolicies",
+        json!({"metadata": {"name": "mesh"}, "spec": spec}),
+    )
+    .await?;
+    let binding = json!({"metadata": {"name": "mesh"}, "spec": {"policyName": "mesh"}});
+    make(&api, "mutatingadmissionpolicybindings", binding).await?;
+    let made = api
+        .call("POST", super::PODS, Some(&super::pod("p", None)))
+        .await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let init = &made.json["spec"]["initContainers"][0];
+    assert_eq!(
+        (&init["name"], &init["image"]),
+        (&json!("mesh"), &json!("example.com/mesh:1"))
+    );
+    // What is added is defaulted, and owned by nobody.
+    assert_eq!(init["terminationMessagePath"], "/dev/termination-log");
+    assert_eq!(made.json["metadata"]["labels"], json!({"a": "b"}));
+    assert!(
+        !made.json["metadata"]["managedFields"]
+            .to_string()
+            .contains("mesh")
+    );
+    api.close().await
+}
