@@ -1,11 +1,12 @@
-//! A lattice of 3, 100 and 1,000 sites over a real nats-server on this machine: what the hub
+//! A lattice of 3, 100, 300 and 1,000 sites over a real nats-server on this machine: what the hub
 //! costs in memory for each site, how long until all see each other, what one idle site sends
-//! and hears, and how long until all know of one that falls silent. The hub is a process of its
-//! own; the others are tasks of this one, each with its own connection.
+//! and hears, how all come back at once after a power cut at NATS, and how long until all know
+//! of one that falls silent. The hub is a process of its own; the others are tasks of this one,
+//! each with its own connection and files.
 //!
 //! `SALP_TOOLS=… cargo bench -p lattice --bench members [-- SITES…]`. Times of a thousand sites
-//! are those of this machine, which does the work of all of them: a million pairs, and about
-//! 9 GiB of memory.
+//! are those of this machine, which does the work of all of them: each knows each, a million
+//! pairs.
 
 #![allow(
     clippy::print_stdout,
@@ -33,9 +34,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
 /// How long after they have met sites are idle.
-const SETTLE: Duration = Duration::from_secs(90);
+const SETTLE: Duration = Duration::from_secs(45);
 /// How long an idle lattice is listened to.
-const WINDOW: Duration = Duration::from_secs(180);
+const WINDOW: Duration = Duration::from_secs(60);
+/// How long one is waited for before what it sees is printed.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What TLS, TCP and IP add to a packet, and an acknowledgement alone.
 const PACKET_BYTES: f64 = 74.0;
 const ACK_BYTES: f64 = 52.0;
@@ -60,7 +63,7 @@ fn main() {
     }
     let mut sizes: Vec<usize> = args.iter().filter_map(|a| a.parse().ok()).collect();
     if sizes.is_empty() {
-        sizes = vec![3, 100, 1000];
+        sizes = vec![3, 100, 300, 1000];
     }
     for sites in sizes {
         println!("# {sites} sites");
@@ -105,6 +108,7 @@ async fn start(dir: &Path, name: &str, url: String, role: Role, sites: usize) ->
 /// Tells on its output a token, and then how many it sees alive.
 async fn hub(dir: &Path, url: &str, sites: usize) {
     let (lattice, _scope) = start(dir, "hub", url.to_owned(), Role::Hub, sites).await;
+    lattice.wait_for(|v| v.link).await;
     let token = lattice.make_token(Duration::from_secs(3600), sites as u32);
     println!("{}", token.await.expect("a token").to_text());
     let mut view = lattice.view();
@@ -170,17 +174,21 @@ impl Drop for Hub {
 struct Counted {
     sent: AtomicU64,
     sent_packets: AtomicU64,
+    sent_messages: AtomicU64,
     heard: AtomicU64,
     heard_packets: AtomicU64,
+    heard_messages: AtomicU64,
 }
 
 impl Counted {
-    fn now(&self) -> [u64; 4] {
+    fn now(&self) -> [u64; 6] {
         let parts = [
             &self.sent,
             &self.sent_packets,
+            &self.sent_messages,
             &self.heard,
             &self.heard_packets,
+            &self.heard_messages,
         ];
         parts.map(|p| p.load(Ordering::Relaxed))
     }
@@ -202,10 +210,12 @@ async fn counting(to: u16, scope: &Scope) -> (u16, Arc<Counted>) {
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
             let (out, back) = (counts.clone(), counts.clone());
             inner.spawn_cancellable(async move {
-                pump(near_in, far_out, &out.sent, &out.sent_packets).await;
+                let counts = [&out.sent, &out.sent_packets, &out.sent_messages];
+                pump(near_in, far_out, b"PUB salp.", counts).await;
             });
             inner.spawn_cancellable(async move {
-                pump(far_in, near_out, &back.heard, &back.heard_packets).await;
+                let counts = [&back.heard, &back.heard_packets, &back.heard_messages];
+                pump(far_in, near_out, b"MSG salp.", counts).await;
             });
         }
     });
@@ -215,13 +225,16 @@ async fn counting(to: u16, scope: &Scope) -> (u16, Arc<Counted>) {
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    bytes: &AtomicU64,
-    packets: &AtomicU64,
+    begins: &[u8],
+    [bytes, packets, messages]: [&AtomicU64; 3],
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         bytes.fetch_add(read as u64, Ordering::Relaxed);
         packets.fetch_add(1, Ordering::Relaxed);
+        let begun = buffer[..read].windows(begins.len());
+        let begun = begun.filter(|w| *w == begins).count();
+        messages.fetch_add(begun as u64, Ordering::Relaxed);
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
@@ -233,8 +246,10 @@ fn figure(name: &str, value: f64, unit: &str) {
 }
 
 async fn measure(sites: usize) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let nats = Nats::start(&Setup::default());
+    // In memory where that is possible: not one disk for a thousand sites.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    let dir = dir.expect("a directory");
+    let mut nats = Nats::start(&Setup::default());
     let (line, cut) = (Scope::new(), Scope::new());
     let (hub_port, at_hub) = counting(nats.port, &line).await;
     let (idle_port, at_idle) = counting(nats.port, &cut).await;
@@ -259,15 +274,11 @@ async fn measure(sites: usize) {
         member.wait_for(|v| v.standing == Standing::Member).await;
     }
     figure("all are admitted after", began.elapsed().as_secs_f64(), "s");
-    for (member, _) in &members {
-        member.wait_for(|v| v.alive().count() == sites - 1).await;
-    }
-    tokio::task::block_in_place(|| hub.sees(sites - 1));
-    figure(
-        "all see each other after",
-        began.elapsed().as_secs_f64(),
-        "s",
-    );
+    meet(&members, &mut hub, sites).await;
+    let took = began.elapsed().as_secs_f64();
+    figure("all see each other after", took, "s");
+    met("the hub", at_hub.now(), sites);
+    met("a site", at_idle.now(), sites);
     // What measures the ways, and heartbeats of when they were few.
     tokio::time::sleep(SETTLE).await;
     let per_site = (hub.memory_kib() - alone) / (sites - 1) as f64;
@@ -278,6 +289,21 @@ async fn measure(sites: usize) {
     tokio::time::sleep(WINDOW).await;
     told("an idle site", idle, at_idle.now());
     told("the hub", hub_before, at_hub.now());
+
+    // A power cut where NATS is.
+    nats.kill();
+    for (member, _) in &members {
+        member.wait_for(|v| !v.link && v.alive().count() == 0).await;
+    }
+    tokio::task::block_in_place(|| hub.sees(0));
+    let (idle, hub_before) = (at_idle.now(), at_hub.now());
+    let began = Instant::now();
+    nats.restart();
+    meet(&members, &mut hub, sites).await;
+    let took = began.elapsed().as_secs_f64();
+    figure("after a power cut all see each other within", took, "s");
+    met("the hub", since(hub_before, at_hub.now()), sites);
+    met("a site", since(idle, at_idle.now()), sites);
 
     // Its line goes, and it says nothing more.
     let (gone, others) = members.split_first().expect("members");
@@ -302,11 +328,45 @@ async fn measure(sites: usize) {
     }
 }
 
+/// Until all see each other.
+async fn meet(members: &[(Lattice, Scope)], hub: &mut Hub, sites: usize) {
+    for (i, (member, _)) in members.iter().enumerate() {
+        let all = member.wait_for(|v| v.alive().count() == sites - 1);
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            let view = member.view();
+            let view = view.borrow();
+            println!(
+                "site {i}, {:?}, sees {} alive",
+                view.standing,
+                view.alive().count()
+            );
+        }
+    }
+    tokio::task::block_in_place(|| hub.sees(sites - 1));
+}
+
+fn since(before: [u64; 6], now: [u64; 6]) -> [u64; 6] {
+    std::array::from_fn(|i| now[i] - before[i])
+}
+
+/// What it took one to meet the others.
+fn met(who: &str, line: [u64; 6], sites: usize) {
+    let [sent, _, said, heard, _, messages] = line.map(|n| n as f64);
+    let others = (sites - 1) as f64;
+    let of = |what: &str| format!("meanwhile {who} {what} for each other site");
+    figure(&of("has said"), said / others, "messages");
+    figure(&of("has heard"), messages / others, "messages");
+    figure(&of("has sent"), sent / others, "bytes");
+    figure(&of("was sent"), heard / others, "bytes");
+}
+
 /// What went through a line in the window.
-fn told(who: &str, before: [u64; 4], after: [u64; 4]) {
+fn told(who: &str, before: [u64; 6], after: [u64; 6]) {
     let seconds = WINDOW.as_secs_f64();
-    let [sent, sent_packets, heard, heard_packets] =
-        std::array::from_fn(|i| (after[i] - before[i]) as f64);
+    let [sent, sent_packets, said, heard, heard_packets, messages] =
+        since(before, after).map(|n| n as f64);
+    figure(&format!("{who} says"), said / seconds, "messages/s");
+    figure(&format!("{who} hears"), messages / seconds, "messages/s");
     figure(&format!("{who} sends"), sent / seconds, "bytes/s");
     figure(&format!("{who} sends"), sent_packets / seconds, "packets/s");
     figure(&format!("{who} hears"), heard / seconds, "bytes/s");

@@ -99,6 +99,8 @@ pub struct Welcome {
     pub record: EpochRecord,
     /// Its group key.
     pub group: [u8; 32],
+    /// How many members there are, about: a newcomer greets a thousand otherwise than ten.
+    pub members: u64,
 }
 
 impl Welcome {
@@ -107,7 +109,7 @@ impl Welcome {
         self.root.write(&mut w);
         self.certificate.write(&mut w);
         self.record.write(&mut w);
-        w.fixed(&self.group);
+        w.fixed(&self.group).number(self.members);
         let to = &self.certificate.keys.agree;
         crypto::seal_to(to, WELCOME, &w.finish(), random)
     }
@@ -125,6 +127,7 @@ impl Welcome {
             certificate: Certificate::read(&mut r)?,
             record: EpochRecord::read(&mut r)?,
             group: r.fixed()?,
+            members: r.number()?,
         };
         r.finish()?;
         let root = &welcome.root;
@@ -190,6 +193,7 @@ mod tests {
             certificate: Certificate::issue(certifier, asked.keys, asked.name.clone(), 1, u64::MAX),
             record: EpochRecord::issue(&root, 1, &[5; 32], [].into()),
             group,
+            members: 3,
         };
         let welcome = issue(&root, [5; 32]);
         let sealed = welcome.seal([6; 32]);

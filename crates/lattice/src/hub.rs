@@ -210,6 +210,7 @@ impl Hub {
             certificate,
             record: self.record.clone(),
             group: self.group,
+            members: self.members.len() as u64,
         }
     }
 

@@ -135,6 +135,8 @@ struct Peer {
     certificate: Certificate,
     /// 0 until heard.
     incarnation: u64,
+    /// As others say, until it is heard itself.
+    claimed: u64,
     group_window: Window,
     /// For the epoch and the incarnation.
     opener: Option<(u64, u64, SealKey)>,
@@ -229,6 +231,7 @@ impl Keyring {
                 let peer = Peer {
                     certificate,
                     incarnation: 0,
+                    claimed: 0,
                     group_window: Window::default(),
                     opener: None,
                     pair: None,
@@ -236,6 +239,13 @@ impl Keyring {
                 self.peers.insert(site, peer);
                 true
             }
+        }
+    }
+
+    /// Another member says that a site has this incarnation: what is for it is sealed so.
+    pub(crate) fn claim(&mut self, site: SiteId, incarnation: u64) {
+        if let Some(peer) = self.peers.get_mut(&site) {
+            peer.claimed = incarnation;
         }
     }
 
@@ -287,6 +297,7 @@ impl Keyring {
             certificate: self.certificate_of(site)?.clone(),
             record: self.record.clone(),
             group: *self.group(),
+            members: self.peers.len() as u64 + 1,
         })
     }
 
@@ -315,7 +326,8 @@ impl Keyring {
 
     /// Seals a message for one member; `None` when it was not heard of yet.
     pub(crate) fn seal_pair(&mut self, to: SiteId, payload: &[u8]) -> Option<Vec<u8>> {
-        let theirs = self.peers.get(&to)?.incarnation;
+        let peer = self.peers.get(&to)?;
+        let theirs = peer.incarnation.max(peer.claimed);
         if theirs == 0 {
             return None;
         }
@@ -502,6 +514,8 @@ impl Peer {
             let known = self.incarnation;
             return Err(Refusal::Stale { from, known });
         }
+        // Its own word counts for more than any claim.
+        self.claimed = 0;
         if incarnation > self.incarnation {
             self.incarnation = incarnation;
             self.group_window = Window::default();

@@ -10,7 +10,7 @@ use crate::hub::{Decision, Hub, HubError, PendingSite};
 use crate::identity::{LatticeId, PublicKeys, SiteId, SiteKey};
 use crate::keyring::{EnvelopeKind, Keyring, Refusal};
 use crate::membership::{Effect, Event, Membership, SiteState, Timing};
-use crate::message::Message;
+use crate::message::{Called, MEMBERS_MAX, Message};
 use crate::mux::{Incoming, Mux, SiteStream};
 use crate::saved::Saved;
 use crate::state::PublishError;
@@ -18,7 +18,7 @@ use crate::streams::StreamError;
 use crate::trust::{EpochRecord, JoinToken, SiteName};
 use crate::wire::{DecodeError, Reader, Writer};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(10);
 const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// Sites remembered for that; when there are more, nobody is told until they fade.
 const TOLD_MAX: usize = 256;
+/// By how much longer a member may take to ask what holds now, for each that asks as well.
+const RENEW_EACH: Duration = Duration::from_millis(10);
 /// The subject on which hubs hear who wants to join.
 const JOIN_SUBJECT: &str = "salp.join";
 /// How far a lost count of starts is put forward at most.
@@ -79,6 +81,8 @@ pub(crate) enum Output {
     Save,
     /// It is to be written down soon: another's certificate is new.
     Remember,
+    /// At the hub it is to be written down very soon: a site was admitted.
+    Admitted,
     /// Another site has opened a stream.
     Incoming(Incoming),
 }
@@ -107,6 +111,9 @@ pub struct SiteView {
     pub state: SiteState,
     /// Since when, as time since this site's start.
     pub since: Duration,
+    /// By how much it was earlier than that start, of a site that was gone then: the word of
+    /// those that were there.
+    pub earlier: Duration,
     /// The round trip, once measured.
     pub rtt: Option<Duration>,
     /// Grows each time it starts.
@@ -161,6 +168,8 @@ pub(crate) struct Member {
     link: bool,
     ask_at: Option<Duration>,
     told: BTreeMap<SiteId, Duration>,
+    /// Whose certificates came in and were not handed on to all.
+    new: BTreeSet<SiteId>,
     out: Vec<Output>,
 }
 
@@ -183,7 +192,7 @@ impl Member {
             }
         }
         let entropy = Entropy::seeded_by(&mut config.entropy);
-        let own = config.key.id();
+        let (own, is_hub) = (config.key.id(), hub.is_some());
         let mut member = Self {
             key: config.key,
             name: config.name,
@@ -191,13 +200,14 @@ impl Member {
             hub,
             phase: Phase::Joining,
             incarnation: saved.incarnation,
-            membership: Membership::new(own, config.timing, entropy),
+            membership: Membership::new(own, is_hub, config.timing, entropy),
             mux: Mux::default(),
             entropy: config.entropy,
             unix: config.unix,
             link: false,
             ask_at: None,
             told: BTreeMap::new(),
+            new: BTreeSet::new(),
             out: Vec::new(),
         };
         if let Some(welcome) = welcome {
@@ -246,6 +256,9 @@ impl Member {
         }
         if self.hub.is_some() {
             subjects.push(JOIN_SUBJECT.to_owned());
+            if let Phase::Member(keyring) = &self.phase {
+                subjects.push(hub_subject(keyring.root().lattice_id()));
+            }
         }
         subjects
     }
@@ -269,7 +282,11 @@ impl Member {
             Input::Link(up) => {
                 self.link = up;
                 if up {
-                    self.ask_at = Some(now);
+                    self.ask_at = Some(match self.phase {
+                        // A thousand may be back at once.
+                        Phase::Member(_) => now + self.membership.by_chance(RENEW_EACH),
+                        _ => now,
+                    });
                 }
                 self.out.push(Output::Changed);
                 self.tell(now, Event::Link(up));
@@ -327,6 +344,8 @@ impl Member {
         let welcome = hub.approve(site)?;
         let id = welcome.certificate.site();
         self.admitted(now, welcome);
+        // Who has no token could not ask again.
+        self.out.push(Output::Save);
         Ok(id)
     }
 
@@ -362,6 +381,7 @@ impl Member {
                     certificate: keyring.certificate().clone(),
                     record: keyring.record().clone(),
                     group: *keyring.group(),
+                    members: self.known() as u64 + 1,
                 };
                 (Some(own), keyring.certificates().cloned().collect())
             }
@@ -397,6 +417,7 @@ impl Member {
                     keys: certificate.keys,
                     state: peer.state,
                     since: peer.since,
+                    earlier: peer.earlier,
                     rtt: peer.rtt,
                     incarnation: peer.incarnation,
                     revision: peer.copy.revision(),
@@ -418,6 +439,7 @@ impl Member {
     }
 
     fn join(&mut self, welcome: Welcome) {
+        self.membership.expect(welcome.members);
         let keyring = Keyring::new(Arc::clone(&self.key), welcome, self.incarnation);
         self.phase = Phase::Member(Box::new(keyring));
     }
@@ -487,12 +509,19 @@ impl Member {
     fn admitted(&mut self, now: Duration, welcome: Welcome) {
         self.send_welcome(&welcome);
         let site = welcome.certificate.site();
+        let mut new = true;
         if let Phase::Member(keyring) = &mut self.phase {
-            keyring.learn(welcome.certificate);
+            // Most only ask what holds now.
+            new = keyring.certificate_of(site) != Some(&welcome.certificate);
+            if keyring.learn(welcome.certificate) {
+                self.new.insert(site);
+            }
             self.tell(now, Event::Known(site));
         }
-        self.out.push(Output::Save);
-        self.out.push(Output::Changed);
+        if new {
+            self.out.push(Output::Admitted);
+            self.out.push(Output::Changed);
+        }
     }
 
     fn send_welcome(&mut self, welcome: &Welcome) {
@@ -582,6 +611,7 @@ impl Member {
             return;
         }
         if opened.introduced {
+            self.new.insert(from);
             self.out.push(Output::Remember);
         }
         if opened.behind {
@@ -612,11 +642,67 @@ impl Member {
                 self.send_frames(frames);
             }
             Message::Stale { known } => self.catch_up(now, known),
+            Message::Members { certificates } => {
+                self.tell(now, event(None));
+                self.introduced(now, certificates);
+            }
+            Message::Roll { .. } => self.roll(now, from, event(Some(message))),
             Message::Ask { sites } if !sites.contains(&self.key.id()) => {
                 self.tell(now, event(None));
             }
             message => self.tell(now, event(Some(message))),
         }
+    }
+
+    /// Another member hands on the root's word on some.
+    fn introduced(&mut self, now: Duration, certificates: Vec<crate::trust::Certificate>) {
+        for certificate in certificates {
+            let Phase::Member(keyring) = &mut self.phase else {
+                return;
+            };
+            let site = certificate.site();
+            let known = keyring.certificate_of(site) == Some(&certificate);
+            if !known && keyring.learn(certificate) {
+                self.out.push(Output::Remember);
+                self.tell(now, Event::Known(site));
+            }
+        }
+    }
+
+    /// Another member tells of others.
+    fn roll(&mut self, now: Duration, from: SiteId, event: Event) {
+        if let (
+            Phase::Member(keyring),
+            Event::Heard {
+                message: Some(Message::Roll { sites, .. }),
+                ..
+            },
+        ) = (&mut self.phase, &event)
+            && self.membership.believes(from)
+        {
+            for called in sites.iter().filter(|c| c.gone_s.is_none()) {
+                keyring.claim(called.site, called.incarnation);
+            }
+        }
+        self.tell(now, event);
+    }
+
+    /// The certificates of some, or of all but one, as messages.
+    fn certificates(&self, wanted: impl Fn(SiteId) -> bool) -> Vec<Message> {
+        let Phase::Member(keyring) = &self.phase else {
+            return Vec::new();
+        };
+        let mut wanted: Vec<_> = keyring
+            .certificates()
+            .filter(|c| wanted(c.site()))
+            .cloned()
+            .collect();
+        let mut messages = Vec::new();
+        while !wanted.is_empty() {
+            let certificates = wanted.split_off(wanted.len().saturating_sub(MEMBERS_MAX));
+            messages.push(Message::Members { certificates });
+        }
+        messages
     }
 
     /// Somebody has heard a higher count of this site: the file was lost or is old.
@@ -712,13 +798,43 @@ impl Member {
         for effect in self.membership.step(now, event) {
             match effect {
                 Effect::Broadcast { message, introduce } => {
+                    if let Message::Roll { sites, .. } = &message {
+                        self.hand_on(sites);
+                    }
                     self.group_message(None, &message, introduce);
+                }
+                Effect::Report { message } => self.report(&message),
+                Effect::Members { site } => {
+                    for message in self.certificates(|other| other != site) {
+                        self.pair_message(site, &message);
+                    }
                 }
                 Effect::Tell { site, message } => self.group_message(Some(site), &message, true),
                 Effect::Send { site, message } => self.pair_message(site, &message),
                 Effect::Changed => self.out.push(Output::Changed),
             }
         }
+    }
+
+    /// Before all are told of some: the certificates that are new.
+    fn hand_on(&mut self, sites: &[Called]) {
+        let new: BTreeSet<SiteId> = sites
+            .iter()
+            .map(|c| c.site)
+            .filter(|site| self.new.remove(site))
+            .collect();
+        for message in self.certificates(|site| new.contains(&site)) {
+            self.group_message(None, &message, false);
+        }
+    }
+
+    fn report(&mut self, message: &Message) {
+        let Phase::Member(keyring) = &mut self.phase else {
+            return;
+        };
+        let subject = hub_subject(keyring.root().lattice_id());
+        let bytes = keyring.seal_group(&message.encode(), true);
+        self.out.push(Output::Publish { subject, bytes });
     }
 
     fn group_message(&mut self, to: Option<SiteId>, message: &Message, introduce: bool) {
@@ -756,6 +872,10 @@ pub(crate) fn recounted(known: u64, entropy: &mut Entropy) -> u64 {
 
 fn all_subject(lattice: LatticeId) -> String {
     format!("salp.{lattice}.all")
+}
+
+fn hub_subject(lattice: LatticeId) -> String {
+    format!("salp.{lattice}.hub")
 }
 
 fn site_subject(lattice: LatticeId, site: SiteId) -> String {

@@ -12,7 +12,9 @@
 //! all when it is gone, who then ask it themselves. So what a site sends and hears is the same
 //! in a lattice of ten and of a thousand.
 //!
-//! Nobody is alive on the word of a message that could have been recorded or held back: the
+//! How so many meet is in `crowd`: there, a member's word makes another one alive.
+//!
+//! Else nobody is alive on the word of a message that could have been recorded or held back: the
 //! first sign of life of each incarnation is an answer to a ping of this site's, and further
 //! ones are such answers, or heartbeats whose count of seconds goes with the time here.
 
@@ -23,7 +25,7 @@ use crate::state::{Delta, PublishError, Published};
 use bytes::Bytes;
 pub(crate) use peer::Peer;
 use peer::{Tended, WARDS_MAX};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -73,6 +75,8 @@ pub struct Timing {
     pub look: Duration,
     /// Silence after which that site is suspected.
     pub look_silence: Duration,
+    /// Others up to which each asks each that comes; of more, hubs tell.
+    pub crowd: usize,
 }
 
 impl Default for Timing {
@@ -87,6 +91,7 @@ impl Default for Timing {
             link_grace: Duration::from_secs(10),
             look: Duration::from_secs(60),
             look_silence: Duration::from_secs(75),
+            crowd: 24,
         }
     }
 }
@@ -138,6 +143,10 @@ pub(crate) enum Effect {
     Tell { site: SiteId, message: Message },
     /// Say it by pair message.
     Send { site: SiteId, message: Message },
+    /// Say it to the hubs, with the certificate.
+    Report { message: Message },
+    /// Tell one whom this site knows.
+    Members { site: SiteId },
     /// Somebody's state or its standing has changed.
     Changed,
 }
@@ -170,13 +179,30 @@ pub(crate) struct Membership {
     /// Until its next heartbeat; doubles up to what the size of the lattice makes it.
     pace: Duration,
     link: Link,
+    hub: bool,
+    /// Others that there are, as a hub has said.
+    expected: usize,
+    /// When it tells the hubs and its neighbours that it is here.
+    report_at: Option<Duration>,
+    /// When it says so to all if nobody has answered.
+    alone_at: Option<Duration>,
+    /// When it asks who is there, and whether it has.
+    census_at: Option<Duration>,
+    census_asked: bool,
+    census_again: Duration,
+    /// Who has come and is to be told of, and when.
+    call: BTreeSet<SiteId>,
+    call_at: Option<Duration>,
+    /// Who has asked who is there, and when some get their answers.
+    censuses: BTreeMap<SiteId, u64>,
+    answer_at: Option<Duration>,
     asked: BTreeMap<SiteId, Duration>,
     left: bool,
     out: Vec<Effect>,
 }
 
 impl Membership {
-    pub(crate) fn new(own: SiteId, timing: Timing, entropy: Entropy) -> Self {
+    pub(crate) fn new(own: SiteId, hub: bool, timing: Timing, entropy: Entropy) -> Self {
         Self {
             own,
             timing,
@@ -191,6 +217,17 @@ impl Membership {
             beaten: Duration::ZERO,
             pace: timing.beat,
             link: Link::Lost(Duration::ZERO),
+            hub,
+            expected: 0,
+            report_at: None,
+            alone_at: None,
+            census_at: None,
+            census_asked: false,
+            census_again: crowd::CENSUS_AGAIN,
+            call: BTreeSet::new(),
+            call_at: None,
+            censuses: BTreeMap::new(),
+            answer_at: None,
             asked: BTreeMap::new(),
             left: false,
             out: Vec::new(),
@@ -199,6 +236,11 @@ impl Membership {
 
     pub(crate) fn peers(&self) -> &BTreeMap<SiteId, Peer> {
         &self.peers
+    }
+
+    /// Whether another's word counts.
+    pub(crate) fn believes(&self, site: SiteId) -> bool {
+        self.peers.get(&site).is_some_and(|p| p.proven)
     }
 
     /// Sets values of this site's state; the others are told soon.
@@ -219,7 +261,16 @@ impl Membership {
         if self.left {
             return None;
         }
-        let due = [self.beat_at, self.announce_at, self.peers_due];
+        let due = [
+            self.beat_at,
+            self.announce_at,
+            self.peers_due,
+            self.report_at,
+            self.alone_at,
+            self.census_at,
+            self.call_at,
+            self.answer_at,
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -281,6 +332,7 @@ impl Membership {
         Message::Beat {
             revision: self.published.revision(),
             uptime_s: now.as_secs(),
+            hub: self.hub,
         }
     }
 
@@ -292,6 +344,10 @@ impl Membership {
         if !up {
             self.link = Link::Lost(now);
             self.beat_at = None;
+            (self.report_at, self.alone_at, self.census_at) = (None, None, None);
+            (self.call_at, self.answer_at) = (None, None);
+            self.call.clear();
+            self.censuses.clear();
             for peer in self.peers.values_mut() {
                 if peer.state == SiteState::Alive {
                     peer.turn(now, SiteState::Suspect);
@@ -301,7 +357,11 @@ impl Membership {
             return;
         }
         self.link = Link::Up;
-        self.pace = self.timing.beat;
+        self.pace = self.beat_min();
+        if self.crowded() && !self.hub {
+            self.arrive(now);
+            return;
+        }
         self.say(now, true);
         // Whoever was a suspect for the lost link's sake has its time to answer.
         for peer in self.peers.values_mut() {
@@ -333,8 +393,8 @@ impl Membership {
     }
 
     fn interval(&mut self) -> Duration {
-        let most = self.stretch(self.timing.beat);
-        let beat = self.pace.min(most).as_millis() as u64;
+        let (least, most) = (self.beat_min(), self.stretch(self.timing.beat));
+        let beat = self.pace.min(most).max(least).as_millis() as u64;
         self.pace = self.pace.max((self.pace * 2).min(most));
         let jitter = self.entropy.below(beat / 5 + 1);
         Duration::from_millis(beat - beat / 10 + jitter)
@@ -352,7 +412,12 @@ impl Membership {
         if self.peers.contains_key(&site) {
             return;
         }
-        self.peers.insert(site, Peer::new(now));
+        let mut peer = Peer::new(now);
+        if self.crowded() && !self.hub {
+            let grace = self.timing.link_grace;
+            peer.wait(self.ask_at(now), grace);
+        }
+        self.peers.insert(site, peer);
         self.changed();
     }
 
@@ -375,39 +440,57 @@ impl Membership {
 
     fn heard(&mut self, now: Duration, from: SiteId, incarnation: u64, message: Option<Message>) {
         let later = now + spread(&mut self.entropy, self.present);
+        // In a crowd a hub asks it, and those next to it do.
+        let hub = matches!(message, Some(Message::Beat { hub: true, .. }));
+        let waits = self.crowded() && !hub && !self.tells() && !self.is_told(from);
+        let ask_at = waits.then(|| self.ask_at(now));
+        let grace = self.timing.link_grace;
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
+        peer.hub |= hub;
         if incarnation < peer.incarnation {
             return;
         }
         let anew = incarnation > peer.incarnation;
         if anew {
             peer.meet(now, incarnation);
-            peer.ping_at = Some(later);
+            match ask_at {
+                Some(ask_at) => peer.wait(ask_at, grace),
+                None => peer.ask(later),
+            }
         }
         let lives = match message {
             Some(Message::Pong {
                 nonce, uptime_s, ..
             }) => peer.answered(now, nonce, uptime_s),
-            Some(Message::Beat { uptime_s, .. }) => peer.is_recent(now, uptime_s),
+            Some(Message::Beat { uptime_s, .. } | Message::Roll { uptime_s, .. }) => {
+                peer.is_recent(now, uptime_s)
+            }
             _ => false,
         };
         if lives {
             peer.heard(now);
         }
         let shifted = lives && peer.rtt_shifted();
-        let mut told = false;
+        let (mut told, mut came) = (false, false);
         if lives && peer.proven && peer.state != SiteState::Alive {
             peer.turn(now, SiteState::Alive);
             told = std::mem::take(&mut peer.told_missed);
+            came = true;
             self.changed();
         } else if !peer.proven && !matches!(peer.state, SiteState::Alive | SiteState::Suspect) {
             peer.turn(now, SiteState::Suspect);
-            peer.ping_at = Some(later);
+            match ask_at {
+                Some(ask_at) => peer.wait(ask_at, grace),
+                None => peer.ask(later),
+            }
         }
         if shifted {
             self.changed();
+        }
+        if came {
+            self.came(now, from);
         }
         if told {
             // All were told that it is gone, and it may not know that it was.
@@ -417,7 +500,7 @@ impl Membership {
                 message,
             });
         }
-        if anew {
+        if anew && !waits {
             // It has started: it may not know of this one.
             let message = self.beat(now);
             self.out.push(Effect::Tell {
@@ -452,9 +535,10 @@ impl Membership {
             }
             Message::Bye => {
                 // It can't be a recorded one: nothing is taken twice within an incarnation.
-                if peer.proven {
+                if peer.proven || peer.vouched {
                     peer.turn(now, SiteState::Left);
                     peer.proven = false;
+                    peer.vouched = false;
                     self.changed();
                 }
             }
@@ -485,7 +569,9 @@ impl Membership {
                 });
             }
             Message::Missed { sites } => self.missed(now, &sites),
-            Message::Stale { .. } | Message::Frame(_) => {}
+            Message::Census { known } => self.census(now, from, known),
+            Message::Roll { last, sites, .. } => self.called(now, from, last, &sites),
+            Message::Stale { .. } | Message::Members { .. } | Message::Frame(_) => {}
         }
     }
 
@@ -513,6 +599,9 @@ impl Membership {
         }
         if self.link == Link::Up && self.beat_at.is_some_and(|at| at <= now) {
             self.say(now, false);
+        }
+        if self.link == Link::Up {
+            self.meet_others(now);
         }
         let turned = if self.peers_due.is_some_and(|at| at <= now) {
             self.peers_due = None;
@@ -551,6 +640,7 @@ impl Membership {
                 turned: by_time,
                 missed,
                 ping,
+                wordless,
                 fetch,
             } = peer.tend(now, timing, silence, circle, self.link);
             changed |= by_time;
@@ -562,6 +652,9 @@ impl Membership {
                     message,
                     introduce: false,
                 });
+            }
+            if wordless {
+                self.census_at.get_or_insert(now);
             }
             if ping {
                 let nonce = u64::from_be_bytes(self.entropy.bytes());
@@ -605,7 +698,7 @@ impl Membership {
             peer.look_after(now, wards.contains(site));
         }
         // In a lattice that has become smaller all are heard more often.
-        let most = self.stretch(self.timing.beat);
+        let most = self.stretch(self.timing.beat).max(self.beat_min());
         if self.beat_at.is_some_and(|at| at > now + most + most / 8) {
             self.beat_at = Some(now + self.interval());
         }
@@ -635,6 +728,7 @@ fn spread(entropy: &mut Entropy, others: usize) -> Duration {
     Duration::from_millis(entropy.below(most.as_millis() as u64 + 1))
 }
 
+mod crowd;
 mod peer;
 
 #[cfg(test)]

@@ -2,11 +2,15 @@
 
 use crate::identity::SiteId;
 use crate::state::Delta;
+use crate::trust::Certificate;
 use crate::wire::{DecodeError, Reader, Writer};
 use bytes::Bytes;
 
 /// Sites asked about, or missed, in one message.
 const ASKED_MAX: usize = 64;
+/// Certificates in one message, and sites in one roll.
+pub(crate) const MEMBERS_MAX: usize = 256;
+pub(crate) const ROLL_MAX: usize = 512;
 /// Bytes of a stream's data in one frame.
 pub(crate) const FRAME_MAX: usize = 32 * 1024;
 /// Bytes of a protocol's name.
@@ -24,6 +28,8 @@ pub enum Message {
         /// How long the site has run, in seconds: a beat that was held back on its way is
         /// known by it, without any clock being right.
         uptime_s: u64,
+        /// Whether the site is a hub.
+        hub: bool,
     },
     /// To all or one: my state has changed.
     Delta(Delta),
@@ -67,6 +73,64 @@ pub enum Message {
         /// Who.
         sites: Vec<SiteId>,
     },
+    /// To one: tell me whom you know.
+    Census {
+        /// Of the ids of all that are known already: who knows others tells certificates too.
+        known: u64,
+    },
+    /// To all: who has come. To one: who is there, and who is not.
+    Roll {
+        /// How long the teller has run, in seconds, as in a beat.
+        uptime_s: u64,
+        /// Whether this is the last part of the answer to a census.
+        last: bool,
+        /// The sites.
+        sites: Vec<Called>,
+    },
+    /// To all or one: these are members.
+    Members {
+        /// The root's word on each.
+        certificates: Vec<Certificate>,
+    },
+}
+
+/// A site as another one tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Called {
+    /// Which.
+    pub site: SiteId,
+    /// How often it has started.
+    pub incarnation: u64,
+    /// Its state's revision.
+    pub revision: u64,
+    /// How long it has run, in seconds.
+    pub uptime_s: u64,
+    /// It does not answer, for so many seconds.
+    pub gone_s: Option<u64>,
+}
+
+impl Called {
+    fn write(&self, w: &mut Writer) {
+        w.fixed(&self.site.0).number(self.incarnation);
+        w.number(self.revision).number(self.uptime_s);
+        w.u8(self.gone_s.is_some().into());
+        if let Some(gone_s) = self.gone_s {
+            w.number(gone_s);
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            site: SiteId(r.fixed()?),
+            incarnation: r.number()?,
+            revision: r.number()?,
+            uptime_s: r.number()?,
+            gone_s: match r.flag("an absence")? {
+                true => Some(r.number()?),
+                false => None,
+            },
+        })
+    }
 }
 
 /// Part of a stream between two sites.
@@ -121,8 +185,12 @@ impl Message {
             | Self::Ask { .. }
             | Self::Stale { .. }
             | Self::Missed { .. } => !pair,
-            Self::Delta(_) => true,
-            Self::Ping { .. } | Self::Pong { .. } | Self::Fetch { .. } | Self::Frame(_) => pair,
+            Self::Delta(_) | Self::Roll { .. } | Self::Members { .. } => true,
+            Self::Ping { .. }
+            | Self::Pong { .. }
+            | Self::Fetch { .. }
+            | Self::Census { .. }
+            | Self::Frame(_) => pair,
         }
     }
 
@@ -130,8 +198,13 @@ impl Message {
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         match self {
-            Self::Beat { revision, uptime_s } => {
+            Self::Beat {
+                revision,
+                uptime_s,
+                hub,
+            } => {
                 w.u8(1).number(*revision).number(*uptime_s);
+                w.u8((*hub).into());
             }
             Self::Delta(delta) => delta.write(w.u8(2)),
             Self::Bye => {
@@ -157,6 +230,26 @@ impl Message {
             }
             Self::Frame(frame) => frame.write(w.u8(9)),
             Self::Missed { sites } => write_sites(w.u8(10), sites),
+            Self::Census { known } => {
+                w.u8(11).fixed(&known.to_be_bytes());
+            }
+            Self::Roll {
+                uptime_s,
+                last,
+                sites,
+            } => {
+                w.u8(12).number(*uptime_s).u8((*last).into());
+                w.number(sites.len() as u64);
+                for site in sites {
+                    site.write(&mut w);
+                }
+            }
+            Self::Members { certificates } => {
+                w.u8(13).number(certificates.len() as u64);
+                for certificate in certificates {
+                    certificate.write(&mut w);
+                }
+            }
         }
         w.finish()
     }
@@ -171,6 +264,7 @@ impl Message {
             1 => Self::Beat {
                 revision: r.number()?,
                 uptime_s: r.number()?,
+                hub: r.flag("a hub")?,
             },
             2 => Self::Delta(Delta::read(&mut r)?),
             3 => Self::Bye,
@@ -191,6 +285,25 @@ impl Message {
             9 => Self::Frame(Frame::read(&mut r)?),
             10 => Self::Missed {
                 sites: read_sites(&mut r)?,
+            },
+            11 => Self::Census {
+                known: u64::from_be_bytes(r.fixed()?),
+            },
+            12 => Self::Roll {
+                uptime_s: r.number()?,
+                last: r.flag("the last part")?,
+                sites: {
+                    let count = r.count("a roll", ROLL_MAX)?;
+                    let sites = (0..count).map(|_| Called::read(&mut r));
+                    sites.collect::<Result<_, _>>()?
+                },
+            },
+            13 => Self::Members {
+                certificates: {
+                    let count = r.count("the list of members", MEMBERS_MAX)?;
+                    let certificates = (0..count).map(|_| Certificate::read(&mut r));
+                    certificates.collect::<Result<_, _>>()?
+                },
             },
             value => {
                 return Err(DecodeError::Unknown {
@@ -323,10 +436,33 @@ mod tests {
             })
     }
 
+    fn called() -> impl Strategy<Value = Called> {
+        any::<([u8; 16], u64, u64, u64, Option<u64>)>().prop_map(
+            |(id, incarnation, revision, uptime_s, gone_s)| Called {
+                site: SiteId(id),
+                incarnation,
+                revision,
+                uptime_s,
+                gone_s,
+            },
+        )
+    }
+
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![
-            any::<(u64, u64)>()
-                .prop_map(|(revision, uptime_s)| Message::Beat { revision, uptime_s }),
+            any::<(u64, u64, bool)>().prop_map(|(revision, uptime_s, hub)| Message::Beat {
+                revision,
+                uptime_s,
+                hub
+            }),
+            any::<u64>().prop_map(|known| Message::Census { known }),
+            (any::<(u64, bool)>(), prop::collection::vec(called(), 0..5)).prop_map(
+                |((uptime_s, last), sites)| Message::Roll {
+                    uptime_s,
+                    last,
+                    sites
+                }
+            ),
             Just(Message::Bye),
             prop::collection::vec(any::<[u8; 16]>(), 0..5).prop_map(|ids| Message::Ask {
                 sites: ids.into_iter().map(SiteId).collect(),
@@ -353,7 +489,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_read_has_one_form(mut bytes in prop::collection::vec(any::<u8>(), 1..60), kind in 0u8..12) {
+        fn what_is_read_has_one_form(mut bytes in prop::collection::vec(any::<u8>(), 1..60), kind in 0u8..15) {
             bytes[0] = kind;
             if let Ok(message) = Message::decode(&bytes) {
                 prop_assert_eq!(message.encode(), bytes);

@@ -32,7 +32,7 @@ impl Saved {
             welcome.root.write(&mut w);
             welcome.certificate.write(&mut w);
             welcome.record.write(&mut w);
-            w.fixed(&welcome.group);
+            w.fixed(&welcome.group).number(welcome.members);
         }
         w.number(self.known.len() as u64);
         for certificate in &self.known {
@@ -57,6 +57,7 @@ impl Saved {
                 certificate: Certificate::read(&mut r)?,
                 record: EpochRecord::read(&mut r)?,
                 group: r.fixed()?,
+                members: r.number()?,
             }),
             false => None,
         };
@@ -100,6 +101,7 @@ mod tests {
             certificate,
             record: EpochRecord::issue(&root, 3, &[4; 32], [site.id()].into()),
             group: [4; 32],
+            members: 2,
         });
         let bytes = saved.encode();
         assert_eq!(Saved::decode(&bytes), Ok(saved));

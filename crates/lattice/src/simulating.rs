@@ -44,6 +44,8 @@ pub struct Disk {
 pub struct Envelope {
     /// Whom it is for; nobody is all.
     pub to: Option<SiteId>,
+    /// Whether it is for hubs only.
+    pub hubs: bool,
     from: SiteId,
     body: Body,
 }
@@ -62,6 +64,13 @@ enum Body {
         theirs: u64,
         number: u64,
         message: Message,
+    },
+    /// The root's word on who are members.
+    Members {
+        incarnation: u64,
+        theirs: Option<u64>,
+        number: u64,
+        sites: Vec<SiteId>,
     },
     /// What makes a member, by the root's word: whoever carries it.
     Welcome(Record),
@@ -114,13 +123,22 @@ pub struct Machine {
     senders: BTreeMap<SiteId, Sender>,
     sent: u64,
     told: BTreeMap<SiteId, Duration>,
+    /// What others say of how often one has started.
+    claims: BTreeMap<SiteId, u64>,
+    /// Who was introduced and is not handed on.
+    new: BTreeSet<SiteId>,
     out: Vec<Envelope>,
 }
 
 impl Machine {
-    /// Starts once more, which the disk has to count before.
-    pub fn new(own: SiteId, seed: u64, disk: Disk) -> Self {
-        let membership = Membership::new(own, Timing::default(), Entropy::seeded(seed));
+    /// Starts once more, which the disk has to count before. In more than `crowd` others hubs
+    /// tell who comes.
+    pub fn new(own: SiteId, hub: bool, crowd: usize, seed: u64, disk: Disk) -> Self {
+        let timing = Timing {
+            crowd,
+            ..Timing::default()
+        };
+        let membership = Membership::new(own, hub, timing, Entropy::seeded(seed));
         let mut machine = Self {
             own,
             out_of_it: disk.record.revoked.contains(&own),
@@ -131,6 +149,8 @@ impl Machine {
             senders: BTreeMap::new(),
             sent: 0,
             told: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            new: BTreeSet::new(),
             out: Vec::new(),
         };
         let members: Vec<SiteId> = machine.disk.members.iter().copied().collect();
@@ -238,10 +258,10 @@ impl Machine {
                     }
                     return;
                 }
-                if introduce {
-                    self.disk.members.insert(from);
+                if introduce && self.disk.members.insert(from) {
+                    self.new.insert(from);
                 }
-                (incarnation, number, message, false)
+                (incarnation, number, Some(message), false)
             }
             Body::Pair {
                 incarnation,
@@ -252,11 +272,26 @@ impl Machine {
                 if theirs != self.disk.incarnation {
                     return;
                 }
-                (incarnation, number, message, true)
+                (incarnation, number, Some(message), true)
+            }
+            Body::Members {
+                incarnation,
+                theirs,
+                number,
+                ref sites,
+            } => {
+                if theirs.is_some_and(|theirs| theirs != self.disk.incarnation) {
+                    return;
+                }
+                if self.disk.members.contains(&from) {
+                    self.introduced(now, sites);
+                }
+                (incarnation, number, None, theirs.is_some())
             }
             Body::Welcome(_) => return,
         };
-        assert!(message.may_be(pair), "{message:?} is sent the wrong way");
+        let right = message.as_ref().is_none_or(|m| m.may_be(pair));
+        assert!(right, "{message:?} is sent the wrong way");
         if !self.disk.members.contains(&from) {
             return self.tell(now, Event::Stranger(from));
         }
@@ -268,6 +303,7 @@ impl Machine {
             }
             return;
         }
+        self.claims.remove(&from);
         if incarnation > sender.incarnation {
             *sender = Sender {
                 incarnation,
@@ -290,16 +326,32 @@ impl Machine {
             self.tell(now, Event::Known(from));
         }
         match message {
-            Message::Stale { known } => self.catch_up(now, known),
+            Some(Message::Stale { known }) => self.catch_up(now, known),
             message => {
                 let asks_others =
-                    matches!(&message, Message::Ask { sites } if !sites.contains(&self.own));
+                    |m: &Message| matches!(m, Message::Ask { sites } if !sites.contains(&self.own));
+                if let Some(Message::Roll { sites, .. }) = &message
+                    && self.membership.believes(from)
+                {
+                    for called in sites.iter().filter(|c| c.gone_s.is_none()) {
+                        self.claims.insert(called.site, called.incarnation);
+                    }
+                }
                 let event = Event::Heard {
                     from,
                     incarnation,
-                    message: (!asks_others).then_some(message),
+                    message: message.filter(|m| !asks_others(m)),
                 };
                 self.tell(now, event);
+            }
+        }
+    }
+
+    fn introduced(&mut self, now: Duration, sites: &[SiteId]) {
+        for site in sites {
+            let out = self.disk.record.revoked.contains(site) || *site == self.own;
+            if !out && self.disk.members.insert(*site) {
+                self.tell(now, Event::Known(*site));
             }
         }
     }
@@ -341,7 +393,25 @@ impl Machine {
     fn tell(&mut self, now: Duration, event: Event) {
         for effect in self.membership.step(now, event) {
             match effect {
-                Effect::Broadcast { message, introduce } => self.group(None, message, introduce),
+                Effect::Broadcast { message, introduce } => {
+                    if let Message::Roll { sites, .. } = &message {
+                        let called = sites.iter().map(|c| c.site);
+                        let new = called.filter(|s| self.new.remove(s)).collect();
+                        self.members(None, new);
+                    }
+                    self.group(None, message, introduce);
+                }
+                Effect::Report { message } => {
+                    self.group(None, message, true);
+                    if let Some(envelope) = self.out.last_mut() {
+                        envelope.hubs = true;
+                    }
+                }
+                Effect::Members { site } => {
+                    let all = self.disk.members.iter().copied();
+                    let all = all.filter(|other| *other != site).collect();
+                    self.members(Some(site), all);
+                }
                 Effect::Tell { site, message } => self.group(Some(site), message, true),
                 Effect::Send { site, message } => self.pair(site, message),
                 Effect::Changed => {}
@@ -349,9 +419,35 @@ impl Machine {
         }
     }
 
+    fn members(&mut self, to: Option<SiteId>, sites: Vec<SiteId>) {
+        let theirs = to.map(|to| self.incarnation_of(to));
+        if sites.is_empty() || theirs == Some(0) {
+            return;
+        }
+        self.sent += 1;
+        self.out.push(Envelope {
+            to,
+            hubs: false,
+            from: self.own,
+            body: Body::Members {
+                incarnation: self.disk.incarnation,
+                theirs,
+                number: self.sent,
+                sites,
+            },
+        });
+    }
+
+    fn incarnation_of(&self, site: SiteId) -> u64 {
+        let claimed = self.claims.get(&site).copied().unwrap_or_default();
+        let known = self.senders.get(&site).map_or(0, |s| s.incarnation);
+        known.max(claimed)
+    }
+
     fn welcome(&mut self, to: SiteId) {
         self.out.push(Envelope {
             to: Some(to),
+            hubs: false,
             from: self.own,
             body: Body::Welcome(self.disk.record.clone()),
         });
@@ -361,6 +457,7 @@ impl Machine {
         self.sent += 1;
         self.out.push(Envelope {
             to,
+            hubs: false,
             from: self.own,
             body: Body::Group {
                 epoch: self.disk.record.epoch,
@@ -373,13 +470,14 @@ impl Machine {
     }
 
     fn pair(&mut self, to: SiteId, message: Message) {
-        let theirs = self.senders.get(&to).map_or(0, |s| s.incarnation);
+        let theirs = self.incarnation_of(to);
         if theirs == 0 {
             return;
         }
         self.sent += 1;
         self.out.push(Envelope {
             to: Some(to),
+            hubs: false,
             from: self.own,
             body: Body::Pair {
                 incarnation: self.disk.incarnation,
@@ -390,6 +488,9 @@ impl Machine {
         });
     }
 }
+
+#[cfg(test)]
+mod crowd;
 
 #[cfg(test)]
 mod tests {
@@ -465,7 +566,7 @@ mod tests {
                 incarnation: 1,
                 ..Disk::default()
             };
-            Some(Machine::new(id(i), i as u64, disk))
+            Some(Machine::new(id(i), i == 0, usize::MAX, i as u64, disk))
         };
         let mut world = World {
             now: Duration::ZERO,

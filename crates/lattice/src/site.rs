@@ -34,6 +34,9 @@ const SHOW_PAUSE: Duration = Duration::from_micros(50);
 /// How long certificates of others wait for further ones before they are written down, and as
 /// long again for each hundred in the file. What is lost of them is asked for again.
 const REMEMBER_PAUSE: Duration = Duration::from_secs(1);
+/// How long a hub waits for further ones before it writes down whom it has admitted, and as
+/// long again for each hundred in the file.
+const ADMITTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// A site's place in the lattice.
 #[derive(Clone, Debug)]
@@ -568,7 +571,7 @@ impl Task {
     }
 
     fn act(&mut self, outputs: Vec<Output>) {
-        let (mut changed, mut save, mut remember) = (false, false, false);
+        let (mut changed, mut save, mut remember) = (false, false, None);
         // First what is listened to: the answers to what is said must not be missed.
         if outputs
             .iter()
@@ -589,7 +592,10 @@ impl Task {
                 }
                 Output::Changed => changed = true,
                 Output::Save => save = true,
-                Output::Remember => remember = true,
+                Output::Remember => {
+                    remember.get_or_insert(REMEMBER_PAUSE);
+                }
+                Output::Admitted => remember = Some(ADMITTED_PAUSE),
                 Output::Incoming(incoming) => {
                     // Full: dropping it cancels it.
                     let _ = self.incoming.try_send(incoming);
@@ -597,17 +603,17 @@ impl Task {
             }
         }
         let now = Instant::now();
-        if changed || save || remember {
+        if changed || save || remember.is_some() {
             let sites = u32::try_from(self.member.known()).unwrap_or(u32::MAX);
             let show_at = self.shown + SHOW_PAUSE * sites;
             self.show_at.get_or_insert(show_at);
         }
         if save {
             self.save_at = Some(now);
-        } else if remember {
+        } else if let Some(pause) = remember {
             let known = u32::try_from(self.member.known()).unwrap_or(u32::MAX);
-            let pause = REMEMBER_PAUSE * (1 + known / 100);
-            self.save_at.get_or_insert(now + pause);
+            let at = now + pause * (1 + known / 100);
+            self.save_at = Some(self.save_at.map_or(at, |sooner| sooner.min(at)));
         }
         if self.save_at.is_some_and(|at| at <= now) {
             self.save();

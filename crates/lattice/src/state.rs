@@ -215,6 +215,11 @@ impl Copy {
         self.revision
     }
 
+    /// The highest revision that was heard of.
+    pub(crate) fn latest(&self) -> u64 {
+        self.latest.max(self.revision)
+    }
+
     /// Hears of a revision.
     pub(crate) fn heard(&mut self, incarnation: u64, latest: u64) {
         if incarnation > self.incarnation {

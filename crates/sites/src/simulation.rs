@@ -78,6 +78,8 @@ struct World {
     loss: u64,
     repeats: u64,
     delay_ms: u64,
+    /// Others up to which each asks each that comes.
+    crowd: usize,
 }
 
 fn id(i: usize) -> SiteId {
@@ -120,6 +122,8 @@ impl World {
             loss: 0,
             repeats: 0,
             delay_ms: 60,
+            // Every other time hubs tell.
+            crowd: if seed.is_multiple_of(2) { 3 } else { 24 },
         };
         for i in 0..count {
             world.start(i);
@@ -132,10 +136,11 @@ impl World {
 
     fn start(&mut self, i: usize) {
         let seed = self.rng.next();
+        let crowd = self.crowd;
         let site = &mut self.sites[i];
         site.disk.incarnation += 1;
         site.started = self.now;
-        let mut machine = Machine::new(id(i), seed, site.disk.clone());
+        let mut machine = Machine::new(id(i), i == 0, crowd, seed, site.disk.clone());
         for (name, export) in &site.exports {
             machine.publish(Duration::ZERO, &exported::key("shop", name), told(export));
         }
@@ -165,7 +170,8 @@ impl World {
 
     fn carry(&mut self, from: Option<usize>, envelope: &Envelope) {
         for to in 0..self.sites.len() {
-            let meant = envelope.to.is_none_or(|site| site == id(to));
+            let meant =
+                envelope.to.is_none_or(|site| site == id(to)) && (to == 0 || !envelope.hubs);
             if Some(to) == from || !meant || self.sites[to].cut {
                 continue;
             }

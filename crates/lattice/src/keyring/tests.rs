@@ -21,6 +21,7 @@ fn welcome(key: &SiteKey, epoch: u64, revoked: &[SiteId]) -> Welcome {
         certificate: Certificate::issue(&root(), *key.public(), name, 1, u64::MAX),
         record: EpochRecord::issue(&root(), epoch, &group, revoked.iter().copied().collect()),
         group,
+        members: 1,
     }
 }
 

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 const FEW: usize = 4;
 /// Each looks after the next one.
 const MANY: usize = 6;
+/// Each asks each, or hubs tell who comes.
+const ALL: usize = usize::MAX;
+const CROWD: usize = 3;
 
 struct World {
     seed: u64,
@@ -23,6 +26,8 @@ struct World {
     /// Links that are cut: each site's to NATS.
     cut: Vec<bool>,
     loss: u64,
+    /// Others up to which each asks each that comes.
+    crowd: usize,
 }
 
 struct Slot {
@@ -35,7 +40,13 @@ struct Slot {
     revoked: bool,
 }
 
-fn config(slot: &Slot, index: usize, token: Option<JoinToken>, seed: u64) -> MemberConfig {
+fn config(
+    slot: &Slot,
+    index: usize,
+    crowd: usize,
+    token: Option<JoinToken>,
+    seed: u64,
+) -> MemberConfig {
     MemberConfig {
         key: Arc::new(SiteKey::from_seed(&slot.key)),
         name: SiteName {
@@ -43,7 +54,10 @@ fn config(slot: &Slot, index: usize, token: Option<JoinToken>, seed: u64) -> Mem
             region: String::new(),
             zone: String::new(),
         },
-        timing: Timing::default(),
+        timing: Timing {
+            crowd,
+            ..Timing::default()
+        },
         root: (index == 0).then(|| SiteKey::from_seed(&[200; 32])),
         token,
         saved: slot.saved.clone(),
@@ -53,7 +67,7 @@ fn config(slot: &Slot, index: usize, token: Option<JoinToken>, seed: u64) -> Mem
 }
 
 impl World {
-    fn new(seed: u64, sites: usize) -> Self {
+    fn new(seed: u64, sites: usize, crowd: usize) -> Self {
         let slots = (0..sites).map(|i| Slot {
             key: [i as u8 + 1; 32],
             member: None,
@@ -72,6 +86,7 @@ impl World {
             recorded: Vec::new(),
             cut: vec![false; sites],
             loss: 0,
+            crowd,
         };
         world.start(0, None);
         let hub = world.sites[0].member.as_mut().unwrap();
@@ -86,11 +101,12 @@ impl World {
 
     fn start(&mut self, i: usize, token: Option<JoinToken>) {
         let seed = self.entropy.below(u64::MAX);
+        let crowd = self.crowd;
         let slot = &mut self.sites[i];
         slot.saved.incarnation += 1;
         slot.started = self.now;
         slot.values.clear();
-        let member = Member::new(config(slot, i, token, seed)).unwrap();
+        let member = Member::new(config(slot, i, crowd, token, seed)).unwrap();
         slot.saved = member.saved();
         slot.member = Some(member);
         self.input(i, Input::Link(!self.cut[i]));
@@ -115,7 +131,7 @@ impl World {
                     }
                     self.deliver(Some(i), &subject, &bytes);
                 }
-                Output::Save | Output::Remember => {
+                Output::Save | Output::Admitted | Output::Remember => {
                     let member = self.sites[i].member.as_ref().unwrap();
                     self.sites[i].saved = member.saved();
                 }
@@ -316,8 +332,8 @@ impl World {
     }
 }
 
-fn schedule(seed: u64, sites: usize) {
-    let mut world = World::new(seed, sites);
+fn schedule(seed: u64, sites: usize, crowd: usize) {
+    let mut world = World::new(seed, sites, crowd);
     world.pass(Duration::from_secs(20));
     world.converged();
     let mut dead: BTreeMap<usize, Duration> = BTreeMap::new();
@@ -363,20 +379,23 @@ fn schedule(seed: u64, sites: usize) {
 fn sites_converge_whatever_happens() {
     let from_env = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     if let Some(seed) = from_env("SALP_SIM_SEED") {
-        schedule(seed, FEW);
-        return schedule(seed, MANY);
+        schedule(seed, FEW, ALL);
+        schedule(seed, MANY, ALL);
+        return schedule(seed, MANY, CROWD);
     }
     for seed in 0..from_env("SALP_SIM_RUNS").unwrap_or(9) {
-        schedule(seed, FEW);
-        if seed % 4 == 3 {
-            schedule(seed, MANY);
+        schedule(seed, FEW, ALL);
+        match seed % 4 {
+            1 => schedule(seed, MANY, CROWD),
+            3 => schedule(seed, MANY, ALL),
+            _ => {}
         }
     }
 }
 
 #[test]
 fn an_approved_site_trusts_who_welcomed_it_and_a_stranger_sees_nothing() {
-    let mut world = World::new(5, FEW);
+    let mut world = World::new(5, FEW, ALL);
     // This one has no token.
     world.pass(Duration::from_secs(5));
     let hub = world.sites[0].member.as_mut().unwrap();

@@ -2,6 +2,8 @@
 //! up. What is said to whom is decided in the module above.
 
 use super::{Link, SiteState, Timing};
+use crate::identity::SiteId;
+use crate::message::Called;
 use crate::state::Copy;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -48,6 +50,14 @@ pub(crate) struct Peer {
     pub(super) met: Duration,
     /// Whether it has answered a ping in its present incarnation.
     pub(super) proven: bool,
+    /// Whether another member says that it is there, in its present incarnation.
+    pub(super) vouched: bool,
+    /// In a crowd: it is not asked before [`Self::ping_at`] for others may tell of it.
+    waits: bool,
+    /// Whether it is a hub.
+    pub(super) hub: bool,
+    /// Since when it is gone, as time before this site's start: another's word.
+    pub(crate) earlier: Duration,
     /// How much further its count of seconds is than this site's, at most.
     ahead_s: Option<i64>,
     /// Pings without an answer yet: nonce and when. Of more the oldest are forgotten.
@@ -81,6 +91,8 @@ pub(super) struct Tended {
     /// All are to be told that it is gone.
     pub(super) missed: bool,
     pub(super) ping: bool,
+    /// Nobody has told of it in time.
+    pub(super) wordless: bool,
     /// Its state is to be asked for, from this revision on.
     pub(super) fetch: Option<u64>,
 }
@@ -98,6 +110,10 @@ impl Peer {
             heard: now,
             met: now,
             proven: false,
+            vouched: false,
+            waits: false,
+            hub: false,
+            earlier: Duration::ZERO,
             ahead_s: None,
             pings: VecDeque::new(),
             grace: Duration::ZERO,
@@ -118,6 +134,8 @@ impl Peer {
     pub(super) fn turn(&mut self, now: Duration, state: SiteState) {
         self.state = state;
         self.since = now;
+        self.earlier = Duration::ZERO;
+        self.waits &= state != SiteState::Alive;
         self.doubted = None;
         self.turned = true;
     }
@@ -126,6 +144,7 @@ impl Peer {
     pub(super) fn meet(&mut self, now: Duration, incarnation: u64) {
         self.incarnation = incarnation;
         self.proven = false;
+        self.vouched = false;
         self.met = now;
         self.pings.clear();
         self.measured = 0;
@@ -133,6 +152,89 @@ impl Peer {
         if self.state == SiteState::Alive {
             self.turn(now, SiteState::Suspect);
         }
+    }
+
+    /// Others may tell of it until then.
+    pub(super) fn wait(&mut self, ask_at: Duration, grace: Duration) {
+        if self.state != SiteState::Left {
+            self.waits = true;
+            self.ping_at = Some(ask_at);
+            self.grace = ask_at + grace;
+        }
+    }
+
+    /// Whether it is there, for all that is known.
+    pub(super) fn may_be_there(&self) -> bool {
+        match self.state {
+            SiteState::Alive | SiteState::Suspect => true,
+            // This site's link was down for so long.
+            SiteState::Gone => self.waits,
+            SiteState::Left => false,
+        }
+    }
+
+    /// Whether another's word of it is news.
+    pub(super) fn waits_for(&self, word: &Called) -> bool {
+        let awaited = self.waits && word.incarnation == self.incarnation;
+        word.incarnation > self.incarnation || awaited
+    }
+
+    /// What is told of it to others.
+    pub(super) fn called(&self, site: SiteId, now: Duration) -> Called {
+        let there = matches!(self.state, SiteState::Alive | SiteState::Suspect);
+        let uptime_s = now.as_secs() as i64 + self.ahead_s.unwrap_or_default();
+        Called {
+            site,
+            incarnation: self.incarnation,
+            revision: self.copy.latest(),
+            uptime_s: u64::try_from(uptime_s).unwrap_or_default(),
+            gone_s: (!there).then(|| (now.saturating_sub(self.since) + self.earlier).as_secs()),
+        }
+    }
+
+    /// Another member tells of it; whether that changed anything.
+    pub(super) fn take_word(
+        &mut self,
+        now: Duration,
+        word: &Called,
+        fetch_at: Duration,
+        ask_at: Duration,
+    ) -> bool {
+        let awaited = self.waits_for(word);
+        if let Some(gone_s) = word.gone_s {
+            if !awaited || self.state == SiteState::Alive {
+                return false;
+            }
+            self.meet(now, word.incarnation);
+            self.waits = false;
+            self.ping_at = None;
+            self.turn(now, SiteState::Gone);
+            let gone = Duration::from_secs(gone_s);
+            self.since = now.saturating_sub(gone);
+            self.earlier = gone.saturating_sub(now);
+            return true;
+        }
+        if !awaited {
+            let asks = self.state == SiteState::Gone && word.incarnation == self.incarnation;
+            if asks {
+                self.ping_at.get_or_insert(ask_at);
+            }
+            return false;
+        }
+        if word.incarnation > self.incarnation {
+            self.meet(now, word.incarnation);
+        }
+        self.waits = false;
+        self.vouched = true;
+        self.ahead_s = Some(ahead(now, word.uptime_s));
+        self.heard(now);
+        if !self.is_close(now) {
+            self.ping_at = None;
+        }
+        self.copy.heard(word.incarnation, word.revision);
+        self.fetch_at = Some(fetch_at);
+        self.turn(now, SiteState::Alive);
+        true
     }
 
     /// There is traffic to it.
@@ -157,9 +259,15 @@ impl Peer {
     /// Whoever looks after it tells of it if it is gone.
     pub(super) fn tell(&mut self, now: Duration) {
         self.tells = TELLS;
-        if self.ward.is_some() {
+        if self.ward.is_some() && !self.waits {
             self.ping_at = Some(now);
         }
+    }
+
+    /// It is asked then.
+    pub(super) fn ask(&mut self, at: Duration) {
+        self.waits = false;
+        self.ping_at = Some(at);
     }
 
     /// Another site misses it. Whether that matters here.
@@ -338,6 +446,7 @@ impl Peer {
                 self.turn(now, SiteState::Gone);
                 // When it is heard again it has to answer first.
                 self.proven = false;
+                self.vouched = false;
                 self.tell(now);
             }
         }
@@ -350,8 +459,10 @@ impl Peer {
         if self.ping_at.is_some_and(|at| at <= now) {
             self.ping_at = self.next_ping(now, timing, circle);
             tended.ping = self.state != SiteState::Left;
+            tended.wordless = std::mem::take(&mut self.waits);
             let met = self.ward.is_some() && self.incarnation > 0;
-            if self.state == SiteState::Gone && met && self.tells > 0 {
+            let tells = self.tells > 0 && !tended.wordless;
+            if self.state == SiteState::Gone && met && tells {
                 self.tells -= 1;
                 self.told_missed = true;
                 tended.missed = true;
