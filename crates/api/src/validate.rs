@@ -8,6 +8,7 @@ pub(crate) mod definition;
 pub(crate) mod network;
 pub(crate) mod pod;
 mod pod_update;
+mod policies;
 pub(crate) mod volumes;
 pub(crate) mod workloads;
 

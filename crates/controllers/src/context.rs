@@ -51,6 +51,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::nodes::start(&context);
     crate::job::start(&context);
     crate::cronjob::start(&context);
+    crate::aggregation::start(&context);
     crate::quota::start(&context);
     crate::disruption::start(&context);
     crate::roots::start(&context, config.root_ca_pem);

@@ -5,6 +5,7 @@
 //! They know nothing of each other: what joins them are the objects. Start with
 //! [`run`], then `replicaset`, the simplest of those that own pods.
 
+mod aggregation;
 mod certificates;
 mod context;
 mod cronjob;

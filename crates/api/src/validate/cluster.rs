@@ -370,6 +370,7 @@ pub(crate) fn resource_quota(v: &Value) -> Vec<FieldError> {
     for (name, q) in at(v, "spec.hard").as_object().into_iter().flatten() {
         c.quantity(&format!("spec.hard[{name}]"), q);
     }
+    super::policies::scopes(&mut c, v);
     c.0
 }
 

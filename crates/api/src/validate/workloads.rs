@@ -1,6 +1,6 @@
 //! apps, batch, autoscaling, policy.
 
-use super::{Check, pod::template};
+use super::{Check, pod::template, policies};
 use crate::access::{at, is_empty, text};
 use apimachinery::status::FieldError;
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ fn rolling_update(c: &mut Check, path: &str, v: &Value) {
 }
 
 /// A count or a percentage.
-fn share(c: &mut Check, path: &str, v: &Value) {
+pub(super) fn share(c: &mut Check, path: &str, v: &Value) {
     match v {
         Value::Number(_) => c.not_negative(path, v),
         Value::String(s) => {
@@ -143,10 +143,7 @@ pub(crate) fn daemon_set(v: &Value) -> Vec<FieldError> {
         at(v, "spec.updateStrategy.type"),
         &["RollingUpdate", "OnDelete"],
     );
-    if text(v, "spec.updateStrategy.type") == "RollingUpdate" {
-        let path = "spec.updateStrategy.rollingUpdate";
-        rolling_update(&mut c, path, at(v, path));
-    }
+    policies::daemon_set(&mut c, v);
     c.0
 }
 
@@ -164,6 +161,7 @@ pub(crate) fn stateful_set(v: &Value) -> Vec<FieldError> {
         &["RollingUpdate", "OnDelete"],
     );
     replicated(&mut c, v, "statefulset");
+    policies::stateful_set(&mut c, v);
     c.0
 }
 
@@ -243,6 +241,7 @@ fn job_spec(c: &mut Check, path: &str, v: &Value) {
     if at(v, "template").is_null() {
         return c.required(format!("{path}.template"), "");
     }
+    policies::job(c, path, v);
     let policy = text(v, "template.spec.restartPolicy");
     // Upstream words it like this because jobs once defaulted to no policy.
     if policy == "Always" || policy.is_empty() {

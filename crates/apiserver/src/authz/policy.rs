@@ -467,6 +467,8 @@ const ROLES: &[(&str, &[&str])] = &[
             "patch,update,delete | certificates.k8s.io | certificatesigningrequests,certificatesigningrequests/status,certificatesigningrequests/approval",
             // Garbage collection and namespace deletion touch whatever there is.
             "delete,deletecollection,patch,update | * | *",
+            // Aggregated roles get rules that nobody in particular has.
+            "escalate | rbac.authorization.k8s.io | clusterroles",
         ],
     ),
 ];

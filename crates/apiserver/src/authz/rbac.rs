@@ -251,7 +251,7 @@ fn compile(
         })
         .collect();
     for (object, role) in &plain {
-        let mut rules = rules_of(role);
+        let mut rules = own_rules(role);
         // Aggregation is resolved here, so that it never lags behind.
         if let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array() {
             for selector in selectors
@@ -279,10 +279,20 @@ fn compile(
     out
 }
 
+/// Rules that a role does not have from others: of an aggregated one those that it shows are
+/// copies, perhaps old ones.
+fn own_rules(role: &Value) -> Vec<Rule> {
+    if role["aggregationRule"].is_object() {
+        Vec::new()
+    } else {
+        rules_of(role)
+    }
+}
+
 /// Rules of a role that is aggregated, which may aggregate others (view → edit → admin).
 fn rules_of_aggregated(role: &Value, all: &[(Arc<Object>, Value)], depth: usize) -> Vec<Rule> {
     const DEPTH_MAX: usize = 4;
-    let mut rules = rules_of(role);
+    let mut rules = own_rules(role);
     if depth < DEPTH_MAX
         && let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array()
     {

@@ -1,7 +1,9 @@
-//! ReplicaSets: keeps as many pods of a template as asked for.
+//! ReplicaSets: keeps as many pods of a template as asked for. And ReplicationControllers,
+//! which do the same.
 //!
 //! Start with [`plan::plan`].
 
+mod controllers;
 mod plan;
 
 use crate::context::{Context, named};
@@ -33,6 +35,7 @@ struct Controller {
 }
 
 pub(crate) fn start(context: &Context) {
+    controllers::start(context);
     let sets = context.informers.get::<ReplicaSet>();
     let pods = context.informers.get::<Pod>();
     let queue = context.queue();

@@ -6,6 +6,7 @@ mod collection;
 mod cron;
 mod kubectl;
 mod nodes;
+mod roles;
 mod sets;
 mod site;
 mod workloads;

@@ -3,7 +3,9 @@
 use crate::site::Site;
 use anyhow::Result;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use client::k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Pod, ServiceAccount};
+use client::k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Pod, ReplicationController, ServiceAccount,
+};
 use client::k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -126,6 +128,32 @@ async fn a_deployment_rolls_out_scales_rolls_on_and_back() -> Result<()> {
             .map(Vec::len),
         Some(2)
     );
+    site.stop().await
+}
+
+#[tokio::test]
+async fn a_replication_controller_keeps_its_pods() -> Result<()> {
+    let site = Site::start().await?;
+    site.play_node(running);
+    let path = "/api/v1/namespaces/default/replicationcontrollers";
+    site.create(
+        path,
+        json!({"apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "rc"},
+            "spec": {"replicas": 2, "template": {"metadata": {"labels": {"app": "rc"}},
+                "spec": {"containers": [{"name": "c", "image": "web:1"}]}}}}),
+    )
+    .await?;
+    site.until::<ReplicationController, _>("two ready", |rcs| {
+        (rcs.first()?.status.as_ref()?.ready_replicas == Some(2)).then_some(())
+    })
+    .await?;
+    site.patch(&format!("{path}/rc"), json!({"spec": {"replicas": 1}}))
+        .await?;
+    site.until::<Pod, _>("one pod", |p| (p.len() == 1).then_some(()))
+        .await?;
+    site.delete(&format!("{path}/rc"), "Background").await?;
+    site.until::<Pod, _>("none", |p| p.is_empty().then_some(()))
+        .await?;
     site.stop().await
 }
 
