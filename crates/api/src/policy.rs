@@ -2,7 +2,7 @@
 //!
 //! The reference is `k8s.io/apiserver/pkg/admission/plugin/cel/compile.go`.
 
-use apimachinery::cel::{Env, FieldType, Opaque, Program, Type};
+use apimachinery::cel::{CompileError, Env, FieldType, Opaque, Program, Type};
 use serde_json::Value;
 
 /// The environment of a policy; `params` says whether it takes parameters.
@@ -30,21 +30,16 @@ pub type Programs = Vec<(Box<str>, Program)>;
 /// The environment with a policy's `variables`, and the variables compiled.
 ///
 /// # Errors
-/// What is wrong with the first wrong variable.
-pub fn variables(spec: &Value) -> Result<(Env, Programs), String> {
+/// The index of the first wrong variable, and what is wrong with it.
+pub fn variables(spec: &Value) -> Result<(Env, Programs), (usize, CompileError)> {
     let mut env = env(spec["paramKind"].is_object());
     if spec["mutations"].is_array() {
         env = env.with_objects();
     }
     let (mut done, mut fields) = (Vec::new(), Vec::new());
-    for v in spec["variables"].as_array().into_iter().flatten() {
+    for (i, v) in (spec["variables"].as_array().into_iter().flatten()).enumerate() {
         let text = |k: &str| v[k].as_str().unwrap_or_default();
-        let program = Program::compile(&env, text("expression")).map_err(|e| {
-            format!(
-                "composited variable {:?} fails to compile: compilation failed: {e}",
-                text("name")
-            )
-        })?;
+        let program = Program::compile(&env, text("expression")).map_err(|e| (i, e))?;
         fields.push((text("name"), program.output().clone()));
         let known = fields.iter().map(|(n, t)| FieldType::plain(n, t.clone()));
         env = env.with(

@@ -3,6 +3,7 @@
 //! One pair of functions a kind; paths, reasons and messages are upstream's.
 //! Names and metadata are checked by the registry. [`Check`] collects.
 
+pub(crate) mod admission;
 pub(crate) mod cluster;
 pub(crate) mod definition;
 pub(crate) mod network;

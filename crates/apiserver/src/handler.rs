@@ -4,6 +4,7 @@ use crate::admission::Warnings;
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
+use crate::convert;
 use crate::discovery;
 use crate::health;
 use crate::http::negotiate::{self, Accepted, Shape};
@@ -458,6 +459,7 @@ async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Bod
     let view = view(ctx, row)?;
     let filter = Filter::parse(row, namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
+    convert::prepare(ctx.core, &view.row, &page.objects).await?;
     Ok(respond::encoded(200, view.accepted, view.list(&page)))
 }
 
@@ -542,6 +544,7 @@ async fn deletes_all(
     let view = view(ctx, call.row)?;
     let filter = Filter::parse(call.row, call.namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
+    convert::prepare(ctx.core, &view.row, &page.objects).await?;
     // At once, so that the store commits them together.
     let mut all = Vec::with_capacity(page.objects.len());
     for object in &page.objects {

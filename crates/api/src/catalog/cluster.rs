@@ -318,6 +318,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingadmissionpolicy",
             "mutatingadmissionpolicies"
         )
+        .validates(
+            validate::admission::mutating_policy,
+            validate::admission::no_update_rule,
+        )
         .prints(
             columns::cluster::MUTATING_POLICY,
             columns::cluster::mutating_policy,
@@ -332,6 +336,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "MutatingAdmissionPolicyBinding",
             "mutatingadmissionpolicybinding",
             "mutatingadmissionpolicybindings"
+        )
+        .validates(
+            validate::admission::mutating_binding,
+            validate::admission::no_update_rule,
         )
         .prints(
             columns::cluster::POLICY_BINDING,
@@ -348,6 +356,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "mutatingwebhookconfiguration",
             "mutatingwebhookconfigurations"
         )
+        .validates(
+            validate::admission::webhooks,
+            validate::admission::no_update_rule,
+        )
         .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),
     ),
@@ -359,6 +371,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "ValidatingAdmissionPolicy",
             "validatingadmissionpolicy",
             "validatingadmissionpolicies"
+        )
+        .validates(
+            validate::admission::validating_policy,
+            validate::admission::no_update_rule,
         )
         .prints(
             columns::cluster::ADMISSION_POLICY,
@@ -376,6 +392,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "validatingadmissionpolicybinding",
             "validatingadmissionpolicybindings"
         )
+        .validates(
+            validate::admission::validating_binding,
+            validate::admission::no_update_rule,
+        )
         .prints(
             columns::cluster::POLICY_BINDING,
             columns::cluster::policy_binding,
@@ -390,6 +410,10 @@ pub(super) const ADMISSION_REGISTRATION: &[Resource] = &[
             "ValidatingWebhookConfiguration",
             "validatingwebhookconfiguration",
             "validatingwebhookconfigurations"
+        )
+        .validates(
+            validate::admission::webhooks,
+            validate::admission::no_update_rule,
         )
         .prints(columns::workloads::WEBHOOKS, columns::workloads::webhooks)
         .defaults(config::webhooks),

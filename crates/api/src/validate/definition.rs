@@ -326,20 +326,43 @@ fn selectable_fields(c: &mut Check, version: &Value, path: &str) {
 fn conversion(c: &mut Check, v: &Value) {
     let strategy = at(v, "spec.conversion.strategy");
     match strategy.as_str() {
-        None | Some("" | "None") => {}
-        Some("Webhook") => {
-            if list(v, "spec.versions").len() > 1 {
+        None | Some("" | "None") => {
+            if !is_empty(at(v, "spec.conversion.webhook")) {
                 c.forbidden(
-                    "spec.conversion.strategy",
-                    "this server calls no conversion webhooks: define one version, or versions that differ in nothing, with strategy None",
+                    "spec.conversion.webhook",
+                    "should not be set when strategy is not set to Webhook",
                 );
             }
         }
+        Some("Webhook") => conversion_webhook(c, v),
         Some(_) => c.add(FieldError::not_supported(
             "spec.conversion.strategy",
             strategy,
             &["None", "Webhook"],
         )),
+    }
+}
+
+fn conversion_webhook(c: &mut Check, v: &Value) {
+    let path = "spec.conversion.webhook";
+    let client = at(v, "spec.conversion.webhook.clientConfig");
+    if client.is_null() {
+        c.required(
+            format!("{path}.clientConfig"),
+            "required when strategy is set to Webhook",
+        );
+    } else {
+        super::admission::client_config(c, &format!("{path}.clientConfig"), client);
+    }
+    let versions = at(v, "spec.conversion.webhook.conversionReviewVersions");
+    match versions.as_array() {
+        None => c.required(format!("{path}.conversionReviewVersions"), ""),
+        Some(all) if !all.iter().any(|v| v == "v1") => c.invalid(
+            format!("{path}.conversionReviewVersions"),
+            versions,
+            "must include at least one of v1",
+        ),
+        Some(_) => {}
     }
 }
 

@@ -8,6 +8,7 @@ use crate::row::Row;
 use api::Resource;
 use apimachinery::json_path::JsonPath;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -33,6 +34,9 @@ pub(crate) struct Object {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the row's selectable fields, in its order.
     fields: Box<[Box<str>]>,
+    /// What a conversion webhook has made of it: a version and the object in it, the last that
+    /// was asked for. Goes with the object.
+    converted: Mutex<Option<(Box<str>, Bytes)>>,
 }
 
 impl Object {
@@ -72,6 +76,7 @@ impl Object {
                 .map(|(k, v)| (k.into_boxed_str(), v.into_boxed_str()))
                 .collect(),
             fields: picked.fields.into_boxed_slice(),
+            converted: Mutex::default(),
         })
     }
 
@@ -89,6 +94,7 @@ impl Object {
             bytes,
             labels: Box::default(),
             fields: Box::default(),
+            converted: Mutex::default(),
         })
     }
 
@@ -102,6 +108,7 @@ impl Object {
             splice: self.splice,
             labels: self.labels.clone(),
             fields: self.fields.clone(),
+            converted: Mutex::new(self.converted.lock().clone()),
         }
     }
 
@@ -199,7 +206,39 @@ impl Object {
 
     /// Parsed, with its resourceVersion.
     pub(crate) fn value(&self) -> Value {
-        let mut v: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
+        self.parsed(&self.bytes)
+    }
+
+    /// The same in a version that a webhook has converted it to.
+    pub(crate) fn converted(&self, version: &str) -> Option<Value> {
+        let converted = self.converted.lock();
+        let (_, bytes) = converted.as_ref().filter(|(v, _)| **v == *version)?;
+        Some(self.parsed(bytes))
+    }
+
+    /// Whether a webhook has converted it to a version.
+    pub(crate) fn is_converted(&self, version: &str) -> bool {
+        let converted = self.converted.lock();
+        converted.as_ref().is_some_and(|(v, _)| **v == *version)
+    }
+
+    /// Keeps what a webhook has made of it.
+    pub(crate) fn keep_converted(&self, version: &str, value: &Value) {
+        *self.converted.lock() = Some((version.into(), encode(value).into()));
+    }
+
+    /// `apiVersion` of the bytes, which start with `kind` and it.
+    pub(crate) fn stored_api_version(&self) -> &str {
+        const LEAD: &[u8] = b"\"apiVersion\":\"";
+        let head = &self.bytes[..self.splice.min(self.bytes.len())];
+        let start = find(head, LEAD).map_or(head.len(), |i| i + LEAD.len());
+        let rest = &head[start..];
+        let end = rest.iter().position(|b| *b == b'"').unwrap_or(0);
+        std::str::from_utf8(&rest[..end]).unwrap_or_default()
+    }
+
+    fn parsed(&self, bytes: &[u8]) -> Value {
+        let mut v: Value = serde_json::from_slice(bytes).unwrap_or_default();
         if let Some(m) = v.get_mut("metadata").and_then(Value::as_object_mut) {
             m.insert(
                 "resourceVersion".to_owned(),

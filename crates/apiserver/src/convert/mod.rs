@@ -1,10 +1,13 @@
 //! Kinds that are served in other versions than they are stored in.
 //!
 //! Events are stored as core/v1 and also served as events.k8s.io/v1; fields map one to one
-//! as upstream's conversion does. Autoscalers are in [`autoscaler`]. Custom resources change their `apiVersion` only (strategy
-//! `None`); what was written under an older schema is pruned and defaulted anew.
+//! as upstream's conversion does. Autoscalers are in [`autoscaler`]. Custom resources change their
+//! `apiVersion` only (strategy `None`), or are converted by a [`webhook`]; what was written under an older schema is pruned and defaulted anew.
 
 mod autoscaler;
+mod webhook;
+
+pub(crate) use webhook::{prepare, stored};
 
 use crate::cache::Object;
 use crate::definitions::Custom;
@@ -31,12 +34,21 @@ const AUTOSCALERS: &str = "horizontalpodautoscalers";
 pub(crate) fn differs(row: &Row, object: &Object) -> bool {
     match row {
         Row::Builtin(r) => r.stored_as.is_some(),
+        Row::Custom(c) if c.conversion.is_some() => {
+            object.stored_api_version() != row.api_version() || object.written <= c.since
+        }
         Row::Custom(c) => !c.is_stored() || object.written <= c.since,
     }
 }
 
 /// An object parsed, in a row's version.
 pub(crate) fn view(row: &Row, object: &Object) -> Value {
+    // What a webhook must convert, [`webhook::prepare`] has converted.
+    if matches!(row, Row::Custom(c) if c.conversion.is_some())
+        && let Some(value) = object.converted(row.version())
+    {
+        return value;
+    }
     let stored = object.value();
     if !differs(row, object) {
         return stored;

@@ -3,6 +3,7 @@
 
 use super::column::Column;
 use crate::cache::Object;
+use crate::webhook::Endpoint;
 use apimachinery::structural::{self, Compiled, Rules};
 use apimachinery::{FieldError, Status};
 use serde_json::Value;
@@ -54,6 +55,8 @@ pub(crate) struct Custom {
     pub(crate) deleting: bool,
     /// Objects of this revision or an older one were written under another schema.
     pub(crate) since: u64,
+    /// Who turns objects into other versions, if not the server.
+    pub(crate) conversion: Option<Arc<Endpoint>>,
     /// Index in `spec.versions` of the definition.
     index: usize,
     /// The definition.
@@ -110,12 +113,17 @@ impl Definition {
             storage: storage.into(),
         });
         let deleting = !value["metadata"]["deletionTimestamp"].is_null();
+        let conversion = &spec["conversion"];
+        let conversion = (conversion["strategy"] == "Webhook")
+            .then(|| Arc::new(Endpoint::parse(&conversion["webhook"]["clientConfig"])));
         let versions = list
             .iter()
             .enumerate()
             .filter_map(|(i, v)| {
                 let old = before.and_then(|b| b.versions.iter().find(|o| v["name"] == *o.version));
-                Custom::parse(v, i, &names, object, deleting, old).map(Arc::new)
+                let mut made = Custom::parse(v, i, &names, object, deleting, old)?;
+                made.conversion = conversion.clone();
+                Some(Arc::new(made))
             })
             .collect();
         Some(Self {
@@ -206,6 +214,7 @@ impl Custom {
             deprecation,
             deleting,
             since: shape.since,
+            conversion: None,
             index,
             source: source.clone(),
             shape,

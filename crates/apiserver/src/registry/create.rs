@@ -92,8 +92,9 @@ async fn attempt(
         }
         return Ok(call.unwritten(&key, &value, 0));
     }
+    let bytes = call.stored(&value).await?;
     let object = call
-        .insert(&key, &value)
+        .insert(&key, &value, bytes)
         .await
         .map_err(|e| write_failed(call, &name, e))?;
     reservation.keep();

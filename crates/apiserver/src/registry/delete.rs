@@ -111,7 +111,8 @@ pub(crate) async fn delete(call: &Call<'_>, options: &DeleteOptions) -> Result<D
                 old.revision,
             )));
         }
-        match call.replace(&old, &new).await {
+        let bytes = call.stored(&new).await?;
+        match call.replace(&old, &new, bytes).await {
             Ok(object) => return Ok(Deleted::Pending(object)),
             Err(store::Error::Conflict(Some(_))) => {}
             Err(e) => return Err(write_failed(call, call.name, e)),

@@ -77,10 +77,11 @@ impl Call<'_> {
     /// The object as of now.
     pub(crate) async fn current(&self) -> Result<Arc<Object>, Status> {
         self.core.fresh().await?;
-        self.core
-            .kind(self.row)?
-            .get(self.namespace, self.name)
-            .ok_or_else(|| self.not_found())
+        let kind = self.core.kind(self.row)?;
+        let object = kind.get(self.namespace, self.name);
+        let object = object.ok_or_else(|| self.not_found())?;
+        convert::prepare(self.core, self.row, std::slice::from_ref(&object)).await?;
+        Ok(object)
     }
 
     /// An object parsed, in the version that the request speaks.
@@ -129,14 +130,37 @@ impl Call<'_> {
         }
     }
 
+    /// An object as it is stored, for [`Self::insert`] and [`Self::replace`].
+    pub(crate) async fn stored(&self, value: &Value) -> Result<Bytes, Status> {
+        let stored = convert::stored(self.core, self.row, value).await?;
+        Ok(encode(&stored).into())
+    }
+
+    /// What was written of a value; its own version needs no second conversion.
+    fn written(&self, key: &str, bytes: Bytes, revision: u64, value: &Value) -> Arc<Object> {
+        let made = object(self.row, key, bytes, revision);
+        if matches!(self.row, Row::Custom(c) if c.conversion.is_some()) {
+            made.keep_converted(self.row.version(), value);
+        }
+        made
+    }
+
+    /// A value that is shown and not stored.
+    fn shown(&self, key: &str, value: &Value, revision: u64) -> Arc<Object> {
+        let value = match self.row {
+            Row::Custom(c) if c.conversion.is_some() => std::borrow::Cow::Borrowed(value),
+            row => convert::to_stored(row, value),
+        };
+        object(self.row, key, Bytes::from(encode(&value)), revision)
+    }
+
     /// Writes a new object.
     pub(crate) async fn insert(
         &self,
         key: &str,
         value: &Value,
+        bytes: Bytes,
     ) -> Result<Arc<Object>, store::Error> {
-        let stored = convert::to_stored(self.row, value);
-        let bytes = Bytes::from(encode(&stored));
         let record = self
             .core
             .store
@@ -149,7 +173,7 @@ impl Call<'_> {
             )
             .await?;
         self.seen(record.modified).await;
-        Ok(object(self.row, key, bytes, record.modified.0))
+        Ok(self.written(key, bytes, record.modified.0, value))
     }
 
     /// Replaces an object that must be at `old`'s revision.
@@ -157,9 +181,8 @@ impl Call<'_> {
         &self,
         old: &Object,
         value: &Value,
+        bytes: Bytes,
     ) -> Result<Arc<Object>, store::Error> {
-        let stored = convert::to_stored(self.row, value);
-        let bytes = Bytes::from(encode(&stored));
         let write = Write::Update {
             value: bytes.clone(),
             expected: Revision(old.revision),
@@ -170,7 +193,7 @@ impl Call<'_> {
             .write(&store_key(self.row, &old.key), write, self.durability())
             .await?;
         self.seen(record.modified).await;
-        Ok(object(self.row, &old.key, bytes, record.modified.0))
+        Ok(self.written(&old.key, bytes, record.modified.0, value))
     }
 
     /// Removes an object that must be at `old`'s revision; its last state is `value`.
@@ -191,19 +214,12 @@ impl Call<'_> {
             self.core.services.release(value, &old.key);
         }
         self.seen(record.modified).await;
-        let stored = convert::to_stored(self.row, value);
-        Ok(object(
-            self.row,
-            &old.key,
-            Bytes::from(encode(&stored)),
-            record.modified.0,
-        ))
+        Ok(self.shown(&old.key, value, record.modified.0))
     }
 
     /// An object that was not written (dry run).
     pub(crate) fn unwritten(&self, key: &str, value: &Value, revision: u64) -> Arc<Object> {
-        let stored = convert::to_stored(self.row, value);
-        object(self.row, key, Bytes::from(encode(&stored)), revision)
+        self.shown(key, value, revision)
     }
 }
 

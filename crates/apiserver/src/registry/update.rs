@@ -157,7 +157,8 @@ pub(crate) async fn modify(
         let written = if gone_with_this(&new) {
             call.remove(&old, &new).await
         } else {
-            call.replace(&old, &new).await
+            let bytes = call.stored(&new).await?;
+            call.replace(&old, &new, bytes).await
         };
         match written {
             Ok(object) => {

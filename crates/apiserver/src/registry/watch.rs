@@ -111,10 +111,12 @@ pub(crate) async fn open(
         done: false,
     };
     if let Some(Snapshot { objects, revision }) = snapshot {
-        watch.initial = objects
+        let chosen: Vec<Arc<Object>> = objects
             .into_iter()
             .filter(|o| watch.filter.matches(o))
             .collect();
+        convert::prepare(core, &watch.view.row, &chosen).await?;
+        watch.initial = chosen.into();
         if initial_events == Some(true) && bookmarks {
             watch.initial_end = Some(revision);
         }
@@ -183,6 +185,10 @@ impl Watch {
                 Ok(Next::CaughtUp) => {}
                 Ok(Next::Ended) => return None,
                 Ok(Next::Event(event)) => {
+                    if let Err(status) = self.prepare(&event).await {
+                        self.done = true;
+                        return Some(line("ERROR", &to_json(&status.to_value())).into());
+                    }
                     if let Some(bytes) = self.events(event) {
                         return Some(bytes);
                     }
@@ -193,6 +199,18 @@ impl Watch {
                 }
             }
         }
+    }
+
+    /// Has what an event shows converted, where that is a webhook's.
+    async fn prepare(&mut self, event: &Event) -> Result<(), Status> {
+        let row = &self.view.row;
+        if matches!(row, Row::Custom(c) if c.conversion.is_some()) {
+            let mut shown = vec![event.object.clone()];
+            shown.extend(event.previous.clone());
+            shown.retain(|o| self.filter.matches(o));
+            convert::prepare(&self.core, row, &shown).await?;
+        }
+        Ok(())
     }
 
     fn initial_chunk(&mut self) -> Option<Bytes> {

@@ -294,7 +294,7 @@ async fn wrong_definitions_are_refused() -> Result<()> {
     assert_eq!(refused.code, 422, "{}", refused.text);
     assert_eq!(
         refused.json["details"]["causes"][0]["field"],
-        "spec.conversion.strategy"
+        "spec.conversion.webhook.clientConfig"
     );
     api.close().await
 }

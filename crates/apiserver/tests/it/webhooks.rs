@@ -298,3 +298,166 @@ async fn a_service_is_called_where_its_endpoint_is() -> Result<()> {
     assert_eq!(server.seen.lock().len(), 1);
     api.close().await
 }
+
+const TABS: &str = "/apis/stable.example.com/v1/namespaces/default/crontabs";
+const TABS2: &str = "/apis/stable.example.com/v2/namespaces/default/crontabs";
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+/// `spec.hostPort` of v1 is `spec.host` and `spec.port` of v2: the example of the
+/// documentation, "Versions in CustomResourceDefinitions".
+fn converted(request: &Value) -> Value {
+    let wanted = request["desiredAPIVersion"].as_str().unwrap_or_default();
+    let turned = |v: &Value| {
+        let mut v = v.clone();
+        v["apiVersion"] = wanted.into();
+        let spec = &mut v["spec"];
+        if wanted.ends_with("v2") {
+            let both = spec["hostPort"].as_str().unwrap_or_default().to_owned();
+            let (host, port) = both.split_once(':').unwrap_or((&both, ""));
+            *spec = json!({"host": host, "port": port});
+        } else {
+            let text = |k: &str| spec[k].as_str().unwrap_or_default().to_owned();
+            *spec = json!({"hostPort": format!("{}:{}", text("host"), text("port"))});
+        }
+        v
+    };
+    let objects: Vec<Value> = request["objects"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(turned)
+        .collect();
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": {
+        "uid": request["uid"], "result": {"status": "Success"}, "convertedObjects": objects}})
+}
+
+fn versions(server: &Server, storage: &str) -> Value {
+    let version = |name: &str, properties: Value| {
+        json!({"name": name, "served": true, "storage": name == storage, "schema": {"openAPIV3Schema": {
+            "type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}}})
+    };
+    let text = json!({"type": "string"});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "crontabs.stable.example.com"},
+        "spec": {
+            "group": "stable.example.com", "scope": "Namespaced",
+            "names": {"plural": "crontabs", "singular": "crontab", "kind": "CronTab"},
+            "versions": [version("v1", json!({"hostPort": text})), version("v2", json!({"host": text, "port": text}))],
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("https://127.0.0.1:{}/convert", server.port), "caBundle": server.ca}}},
+        },
+    })
+}
+
+#[tokio::test]
+async fn objects_are_converted_by_a_webhook() -> Result<()> {
+    let api = TestApi::start().await?;
+    let server = serve(|_, request| converted(request)).await?;
+    let made = api
+        .call("POST", CRDS, Some(&versions(&server, "v1")))
+        .await?;
+    anyhow::ensure!(made.code == 201, "{}", made.text);
+    let established =
+        format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dcrontabs.stable.example.com");
+    let mut watch = api.watch(&established, &[]).await?;
+    while !watch
+        .next()
+        .await?
+        .is_none_or(|e| e.to_string().contains("\"Established\""))
+    {}
+    let tab = |version: &str, name: &str, spec: Value| json!({"apiVersion": format!("stable.example.com/{version}"), "kind": "CronTab", "metadata": {"name": name}, "spec": spec});
+    let one = tab("v1", "one", json!({"hostPort": "a:1"}));
+    let made = api.call("POST", TABS, Some(&one)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    // What is made in another version is stored in this one, and shown as it was sent.
+    let mut events = api
+        .watch(
+            &format!(
+                "{TABS}?watch=1&resourceVersion={}",
+                made.json["metadata"]["resourceVersion"]
+                    .as_str()
+                    .unwrap_or_default()
+            ),
+            &[],
+        )
+        .await?;
+    let mut events2 = api.watch(&format!("{TABS2}?watch=1"), &[]).await?;
+    let two = tab("v2", "two", json!({"host": "b", "port": "2"}));
+    let made = api.call("POST", TABS2, Some(&two)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    assert_eq!(made.json["spec"], json!({"host": "b", "port": "2"}));
+    let event = events.next().await?.unwrap_or_default();
+    assert_eq!(
+        event["object"]["spec"],
+        json!({"hostPort": "b:2"}),
+        "{event}"
+    );
+    for wanted in [
+        json!({"host": "a", "port": "1"}),
+        json!({"host": "b", "port": "2"}),
+    ] {
+        let event = events2.next().await?.unwrap_or_default();
+        assert_eq!(event["object"]["spec"], wanted, "{event}");
+    }
+    let list = api.call("GET", TABS2, None).await?.json;
+    assert_eq!(list["items"][0]["spec"], json!({"host": "a", "port": "1"}));
+    let got = api.call("GET", &format!("{TABS2}/one"), None).await?.json;
+    assert_eq!(
+        (&got["apiVersion"], &got["spec"]["host"]),
+        (&json!("stable.example.com/v2"), &json!("a"))
+    );
+    let patched = api
+        .send(
+            "PATCH",
+            &format!("{TABS2}/one"),
+            &[("content-type", "application/merge-patch+json")],
+            json!({"spec": {"port": "9"}}).to_string().into_bytes(),
+        )
+        .await?;
+    assert_eq!(
+        patched.json["spec"],
+        json!({"host": "a", "port": "9"}),
+        "{}",
+        patched.text
+    );
+    let got = api.call("GET", &format!("{TABS}/one"), None).await?.json;
+    assert_eq!(got["spec"], json!({"hostPort": "a:9"}));
+    // Another storage version: what is there stays readable in both.
+    let mut definition = api
+        .call("GET", &format!("{CRDS}/crontabs.stable.example.com"), None)
+        .await?
+        .json;
+    definition["spec"] = versions(&server, "v2")["spec"].clone();
+    let changed = api
+        .call(
+            "PUT",
+            &format!("{CRDS}/crontabs.stable.example.com"),
+            Some(&definition),
+        )
+        .await?;
+    assert_eq!(changed.code, 200, "{}", changed.text);
+    assert_eq!(
+        changed.json["status"]["storedVersions"],
+        json!(["v1", "v2"])
+    );
+    let list = api.call("GET", TABS, None).await?.json;
+    assert_eq!(list["items"][0]["spec"], json!({"hostPort": "a:9"}));
+    // Without its webhook nothing can be shown in another version, and that is said.
+    drop(server);
+    let three = tab("v1", "three", json!({"hostPort": "c:3"}));
+    let refused = api.call("POST", TABS, Some(&three)).await?;
+    assert_eq!(refused.code, 500, "{}", refused.text);
+    assert!(
+        refused
+            .text
+            .contains("conversion webhook for stable.example.com/v1, Kind=CronTab failed: Post"),
+        "{}",
+        refused.text
+    );
+    assert_eq!(
+        api.call("GET", &format!("{TABS}/one"), None).await?.code,
+        200
+    );
+    api.close().await
+}

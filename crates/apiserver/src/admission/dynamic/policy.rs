@@ -91,7 +91,13 @@ impl Policy {
         });
         let (env, variables, variables_error) = match api::policy::variables(spec) {
             Ok((env, variables)) => (env, variables, None),
-            Err(e) => (api::policy::env(params.is_some()), Vec::new(), Some(e)),
+            Err((i, e)) => {
+                let name = spec["variables"][i]["name"].as_str().unwrap_or_default();
+                let text = format!(
+                    "composited variable {name:?} fails to compile: compilation failed: {e}"
+                );
+                (api::policy::env(params.is_some()), Vec::new(), Some(text))
+            }
         };
         let text = |v: &Value, k: &str| v[k].as_str().map(|t| t.trim().to_owned());
         let compile = |source: &str| {
