@@ -38,6 +38,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// Streams of one HTTP/2 connection at once: client-go opens a watch a kind on one connection.
 const STREAMS_MAX: u32 = 1000;
+/// Bytes on their way within the process, each way; past it who writes waits.
+const IN_PROCESS_BUFFER_BYTES: usize = 64 << 10;
 /// How long a client may take over its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 connection may be without a request: longer than clients keep idle
@@ -182,6 +184,28 @@ impl ApiServer {
             core: self.core.clone(),
             user: Arc::new(User::new(user, groups)),
         }
+    }
+
+    /// A connection for a client in this process, which acts as `user`: for requests that
+    /// change its protocol. It speaks HTTP/1.1.
+    pub fn connection(&self, user: &str, groups: &[&str]) -> tokio::io::DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BUFFER_BYTES);
+        let (core, user) = (self.core.clone(), Arc::new(User::new(user, groups)));
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let (core, caller) = (core.clone(), Caller::Local(user.clone()));
+            let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
+            async move { Ok::<_, Infallible>(handle(core, request, caller).await) }
+        });
+        self.core.streams.spawn_cancellable(async move {
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(ours), service)
+                .with_upgrades();
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "connection within the process ended");
+            }
+        });
+        theirs
     }
 
     /// Addresses that are served, in the order of the listeners.

@@ -11,11 +11,12 @@ use std::time::Duration;
 /// How long answers under way may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Answers with the rights of `client`.
+/// Answers with the rights of `client`; programs are run with those of `connect`.
 pub fn start(
     settings: &LatticeSettings,
     layout: &Layout,
     client: kube::Client,
+    connect: answers::Connect,
     informers: client::Informers,
     stack: &mut Stack,
 ) -> Result<()> {
@@ -25,6 +26,8 @@ pub fn start(
         client,
         informers,
         answered: settings.answered.clone(),
+        executed: settings.executed.clone(),
+        connect,
     };
     answers::serve(listener, config, &scope);
     stack.push("answers", STOP_DEADLINE, move || async move {

@@ -1,8 +1,8 @@
 //! The command line: what can be asked, and which module answers.
 
 use crate::{
-    client_commands, config, dataplane, gitops_commands, image_commands, node_join, output, run,
-    sites_commands, stop, top, up,
+    client_commands, config, dataplane, exec, gitops_commands, image_commands, node_join, output,
+    run, sites_commands, stop, top, up,
 };
 use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -99,6 +99,11 @@ pub enum Command {
         after_help = "Examples:\n  salp logs hello-5d8c\n  salp logs -f -n shop till-0 -c app\n  salp logs -f shop-1/default/till-0"
     )]
     Logs(client_commands::LogsArgs),
+    /// Run a program in a pod, here or at another site.
+    #[command(
+        after_help = "Examples:\n  salp exec hello-5d8c -- show\n  salp exec -i -n shop till-0 -c app -- /bin/import.wasm --all\n  salp exec shop-1/default/till-0 -- show"
+    )]
+    Exec(exec::ExecArgs),
     /// List the sites of the lattice; admit and revoke them at its hub.
     #[command(
         after_help = "Examples:\n  salp sites\n  salp sites token --ttl 1h\n  salp sites approve shop-1\n  salp sites revoke shop-1"
@@ -260,6 +265,15 @@ pub struct LatticeArgs {
         value_name = "NAMESPACE"
     )]
     pub lattice_answers: Vec<String>,
+    /// Where other sites may run programs in pods here (`salp exec`): `all`, `off`, or only
+    /// in these namespaces [default: off].
+    #[arg(
+        long,
+        env = "SALP_LATTICE_EXEC",
+        value_delimiter = ',',
+        value_name = "NAMESPACE"
+    )]
+    pub lattice_exec: Vec<String>,
     /// Region of this site.
     #[arg(long, env = "SALP_REGION", value_name = "NAME")]
     pub region: Option<String>,
@@ -278,6 +292,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Ps(args) => client_commands::ps(args),
         Command::Top(args) => top::top(args),
         Command::Logs(args) => client_commands::logs(args),
+        Command::Exec(args) => exec::exec(args),
         Command::Sites(args) => sites_commands::sites(args),
         Command::Image(args) => image_commands::image(args),
         Command::Gitops(args) => gitops_commands::gitops(args),

@@ -238,18 +238,7 @@ pub struct LogsArgs {
 /// `salp logs`.
 pub fn logs(args: LogsArgs) -> Result<ExitCode> {
     block_on(async {
-        let parts: Vec<&str> = args.pod.split('/').collect();
-        let (site, namespace, name) = match parts[..] {
-            [name] => (None, args.namespace.as_deref(), name),
-            [namespace, name] if args.namespace.is_none() => (None, Some(namespace), name),
-            [site, namespace, name] if args.namespace.is_none() => {
-                (Some(site), Some(namespace), name)
-            }
-            _ => bail!(
-                "read pod {:?}: want NAME, NAMESPACE/NAME or SITE/NAMESPACE/NAME of a pod; see `salp ps -A`",
-                args.pod
-            ),
-        };
+        let (site, namespace, name) = named(&args.pod, args.namespace.as_deref())?;
         let access = match site {
             Some(site) => fleet::site(&args.target, site, SITE_DEADLINE).await?,
             None => connect(&args.target).await?,
@@ -266,6 +255,22 @@ pub fn logs(args: LogsArgs) -> Result<ExitCode> {
         print_logs(&access, namespace, name, &params).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Site, namespace and name of a pod, as commands are told them.
+pub fn named<'a>(
+    pod: &'a str,
+    namespace: Option<&'a str>,
+) -> Result<(Option<&'a str>, Option<&'a str>, &'a str)> {
+    let parts: Vec<&str> = pod.split('/').collect();
+    match parts[..] {
+        [name] => Ok((None, namespace, name)),
+        [of, name] if namespace.is_none() => Ok((None, Some(of), name)),
+        [site, of, name] if namespace.is_none() => Ok((Some(site), Some(of), name)),
+        _ => bail!(
+            "read pod {pod:?}: want NAME, NAMESPACE/NAME or SITE/NAMESPACE/NAME of a pod; see `salp ps -A`"
+        ),
+    }
 }
 
 /// Copies a pod's log to standard output.

@@ -38,6 +38,8 @@ struct File {
     lattice_advertise: Vec<String>,
     #[serde(default)]
     lattice_answers: Vec<String>,
+    #[serde(default)]
+    lattice_exec: Vec<String>,
     region: Option<String>,
     zone: Option<String>,
 }
@@ -61,6 +63,13 @@ pub struct LatticeSettings {
     /// What other sites are told of pods and nodes here: an affair of the control plane.
     #[serde(skip)]
     pub answered: Answered,
+    /// In pods of which namespaces other sites may run programs.
+    #[serde(skip, default = "nothing")]
+    pub executed: Answered,
+}
+
+fn nothing() -> Answered {
+    Answered::Nothing
 }
 
 /// How other sites reach this one without NATS.
@@ -244,6 +253,11 @@ fn lattice_settings(
         } else {
             &args.lattice_answers
         })?,
+        executed: executed(if args.lattice_exec.is_empty() {
+            &file.lattice_exec
+        } else {
+            &args.lattice_exec
+        })?,
     };
     settings.config(PathBuf::new())?;
     Ok(Some(settings))
@@ -251,17 +265,26 @@ fn lattice_settings(
 
 /// Reads `--lattice-answers`.
 fn answered(words: &[String]) -> Result<Answered> {
+    which("--lattice-answers", words, Answered::All)
+}
+
+/// Reads `--lattice-exec`.
+fn executed(words: &[String]) -> Result<Answered> {
+    which("--lattice-exec", words, Answered::Nothing)
+}
+
+fn which(flag: &str, words: &[String], default: Answered) -> Result<Answered> {
     match words {
-        [] => Ok(Answered::All),
+        [] => Ok(default),
         [one] if one == "all" => Ok(Answered::All),
         [one] if one == "off" => Ok(Answered::Nothing),
         namespaces => {
             for name in namespaces {
                 if let Err(why) = apimachinery::names::dns1123_label(name) {
-                    bail!("use --lattice-answers {name:?}: want all, off or namespaces: {why}");
+                    bail!("use {flag} {name:?}: want all, off or namespaces: {why}");
                 }
                 if name == "all" || name == "off" {
-                    bail!("use --lattice-answers: {name:?} stands alone");
+                    bail!("use {flag}: {name:?} stands alone");
                 }
             }
             Ok(Answered::Namespaces(namespaces.iter().cloned().collect()))

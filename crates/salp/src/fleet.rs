@@ -25,6 +25,11 @@ use tokio::net::UnixStream;
 /// Bytes read at once of what another site says.
 const CHUNK: usize = 64 * 1024;
 
+/// Bytes of a refusal that are read.
+const REFUSAL_MAX: u64 = 64 * 1024;
+/// How much longer than another site the one that asks it may take.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Which sites a command is about.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SiteArgs {
@@ -228,6 +233,52 @@ pub async fn site(target: &Target, name: &str, within: Duration) -> Result<Acces
         Some(Ok(access)) => Ok(access),
         Some(Err(why)) => bail!("ask site {name}: {why}"),
         None => bail!("find site {name}: no member has this name; see `salp sites`"),
+    }
+}
+
+/// A program's streams at another site, and the subprotocol of their WebSocket; `None` if the
+/// site of this name is the one that is asked itself.
+pub async fn exec(
+    target: &Target,
+    site: &str,
+    path: String,
+    within: Duration,
+) -> Result<Option<(BufReader<UnixStream>, String)>> {
+    let args = SiteArgs {
+        site: vec![site.to_owned()],
+        deadline: within.as_secs_f64(),
+        ..SiteArgs::default()
+    };
+    let member = args.members(target).await?.pop();
+    let member = member.with_context(|| format!("find site {site}: see `salp sites`"))?;
+    if let Err(why) = member.access {
+        bail!("ask site {site}: {why}");
+    }
+    let Way::There(socket) = member.way else {
+        return Ok(None);
+    };
+    let question = Question::Exec {
+        site: site.to_owned(),
+        path,
+        milliseconds: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+    };
+    let asked = tokio::time::timeout(within + ASKED_WITHIN, ask(&socket, &question)).await;
+    let asked = asked.with_context(|| format!("ask site {site}: no answer within {within:?}"))?;
+    match asked? {
+        (Answer::Said { status: 101, kind }, rest) => Ok(Some((rest, kind))),
+        (Answer::Said { .. }, rest) => {
+            let mut body = Vec::new();
+            let mut rest = rest.take(REFUSAL_MAX);
+            let read = tokio::time::timeout(within, rest.read_to_end(&mut body)).await;
+            read.with_context(|| format!("ask site {site}: no answer within {within:?}"))?
+                .with_context(|| format!("read the answer of site {site}"))?;
+            let said = serde_json::from_slice::<Value>(&body).ok();
+            let said = said.and_then(|status| Some(status["message"].as_str()?.to_owned()));
+            let said = said.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
+            bail!("site {site}: {}", plain(&said))
+        }
+        (Answer::Refused(why), _) => bail!("{why}"),
+        _ => bail!("ask site {site}: the running site answers something else"),
     }
 }
 

@@ -17,6 +17,7 @@ mod cli;
 mod client_commands;
 mod config;
 mod dataplane;
+mod exec;
 mod fleet;
 mod gitops_commands;
 mod image_collection;

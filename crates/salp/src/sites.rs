@@ -47,6 +47,13 @@ pub enum Question {
         path: String,
         milliseconds: u64,
     },
+    /// The same for a program's streams: after `Said` with 101, what both say goes on in the
+    /// frames of the WebSocket subprotocol that is its `kind`.
+    Exec {
+        site: String,
+        path: String,
+        milliseconds: u64,
+    },
 }
 
 /// What is answered.

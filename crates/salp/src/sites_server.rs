@@ -287,7 +287,7 @@ impl Part {
                 milliseconds,
             } => {
                 let within = Duration::from_millis(milliseconds);
-                match asked(&self.lattice, &site, &path, within).await {
+                match asked(&self.lattice, &site, &path, within, false).await {
                     Ok((head, stream)) => {
                         say(write, &head).await?;
                         // Who asked may leave in the middle of what has no end.
@@ -296,6 +296,26 @@ impl Part {
                             copied = copy(&stream, write) => return copied,
                             _ = read.read(&mut left) => return Ok(()),
                         }
+                    }
+                    Err(refused) => refused,
+                }
+            }
+            Question::Exec {
+                site,
+                path,
+                milliseconds,
+            } => {
+                let within = Duration::from_millis(milliseconds);
+                match asked(&self.lattice, &site, &path, within, true).await {
+                    Ok((head, stream)) => {
+                        say(write, &head).await?;
+                        let (mut heard, mut told) = tokio::io::split(stream);
+                        // Half of it is of no use to either end.
+                        tokio::select! {
+                            copied = tokio::io::copy(read, &mut told) => copied,
+                            copied = tokio::io::copy(&mut heard, write) => copied,
+                        }?;
+                        return Ok(());
                     }
                     Err(refused) => refused,
                 }
@@ -327,7 +347,7 @@ impl Part {
                     Err(error) => refused(&error),
                 }
             }
-            Question::Follow(_) | Question::Ask { .. } => {
+            Question::Follow(_) | Question::Ask { .. } | Question::Exec { .. } => {
                 Answer::Refused("ask about sites: this is no question of its own".to_owned())
             }
         }
@@ -351,12 +371,14 @@ async fn copy(stream: &SiteStream, write: &mut OwnedWriteHalf) -> Result<()> {
     }
 }
 
-/// Asks another site; its answer's head, and the stream that the body comes by.
+/// Asks another site; its answer's head, and the stream that the body comes by, and if `more`
+/// is to be said goes by.
 async fn asked(
     lattice: &Lattice,
     site: &str,
     path: &str,
     within: Duration,
+    more: bool,
 ) -> Result<(Answer, SiteStream), Answer> {
     let view = lattice.view().borrow().clone();
     let Some(seen) = view.site(site) else {
@@ -367,8 +389,15 @@ async fn asked(
     lattice.traffic(seen.id);
     let question = Bytes::from(format!("{path}\n"));
     let ask = async {
-        let stream = lattice.open(seen.id, fleet::PROTOCOL, Some(question));
-        let stream = stream.await.map_err(|e| refused(&e))?;
+        let (all, first) = if more {
+            (None, question)
+        } else {
+            (Some(question), Bytes::new())
+        };
+        let stream = lattice.open(seen.id, fleet::PROTOCOL, all);
+        let mut stream = stream.await.map_err(|e| refused(&e))?;
+        let asked = stream.write_all(&first).await;
+        asked.map_err(|e| refused(&e))?;
         let head = fleet::read_head(&stream).await.map_err(|e| refused(&e))?;
         let (status, kind) = head;
         Ok((Answer::Said { status, kind }, stream))

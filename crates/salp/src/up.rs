@@ -285,7 +285,16 @@ async fn start(
             server.service("system:salp-fleet", &[]),
             Agent("salp-fleet"),
         );
-        answers::start(settings, layout, as_fleet, informers.clone(), stack)?;
+        let to = server.clone();
+        let connect = Arc::new(move || to.connection("system:salp-fleet-exec", &[]));
+        answers::start(
+            settings,
+            layout,
+            as_fleet,
+            connect,
+            informers.clone(),
+            stack,
+        )?;
     }
     sites::follow(config.lattice.as_ref(), layout, &informers, stack).await?;
     node_ready(&informers, &config.node_name, began).await;

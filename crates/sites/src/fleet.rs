@@ -1,5 +1,5 @@
 //! Questions of other sites: which pods and nodes there are, and what they log. Reading only,
-//! and only these.
+//! and only these; but where the owner lets them, others may run programs in pods ([`exec`]).
 //!
 //! A question is a stream whose first line is a path with its query, of the API ([`allowed`])
 //! or one of the fleet's own ([`processes`]); the answer's first line is the HTTP status and
@@ -10,6 +10,7 @@
 
 pub mod allowed;
 pub mod answers;
+mod exec;
 pub mod processes;
 mod usage;
 pub mod wire;

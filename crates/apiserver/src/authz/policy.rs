@@ -260,6 +260,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         &["system:salp-fleet"],
     ),
     (
+        "system:salp-fleet-exec",
+        "system:salp-fleet-exec",
+        "User",
+        &["system:salp-fleet-exec"],
+    ),
+    (
         "system:service-account-issuer-discovery",
         "system:service-account-issuer-discovery",
         "Group",
@@ -400,6 +406,11 @@ const ROLES: &[(&str, &[&str])] = &[
             "list | apps | deployments",
             "list | metrics.k8s.io | pods,nodes",
         ],
+    ),
+    (
+        // Who runs programs for other sites, where the owner lets them.
+        "system:salp-fleet-exec",
+        &["create,get | core | pods/exec", "get | core | pods"],
     ),
     (
         // What makes the objects of Services of several sites.

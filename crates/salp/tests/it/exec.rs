@@ -3,6 +3,8 @@
 
 use crate::harness::http::get;
 use crate::harness::{Following, Registry, Site, eventually, free_port, repo_file, text};
+use crate::nats::Nats;
+use crate::sites::{hub, sees, shop};
 use crate::websocket::{CLOSE, header, read_frame, write_frame};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -278,4 +280,99 @@ fn ports_of_a_pod_are_forwarded() {
         .to_owned();
     assert!(get(&address, "/").is_err());
     forward.wait_for(|line| line.contains("failed to connect to"));
+}
+
+#[test]
+fn salp_exec_runs_programs_here_and_at_other_sites() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let hub = hub(&nats, &[]);
+    let mut shop = shop(&nats, &hub, "shop-1", &["--lattice-exec", "default,tools"]);
+    let shy = crate::sites::shop(&nats, &hub, "shy", &[]);
+    let data = tempfile::tempdir().expect("directory");
+    let image = image(&registry);
+    for (site, name) in [(&hub, "of-hub"), (&shop, "of-shop"), (&shy, "of-shy")] {
+        start_pod(site, &image, name, data.path());
+    }
+    shop.ok(&["create", "namespace", "closed"]);
+    for site in ["shop-1", "shy"] {
+        sees(&hub, site, "Alive");
+    }
+    let exec = |args: &[&str], input: &[u8]| {
+        with_input(hub.salp_command(&[&["exec"], args].concat()), input)
+    };
+    let much: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    for pod in ["of-hub", "hub/default/of-hub", "shop-1/default/of-shop"] {
+        let out = exec(&["-i", pod, "--", "cat"], &much);
+        assert!(out.status.success(), "{pod}: {}", text(&out));
+        assert!(out.stdout == much, "{pod}: {} bytes", out.stdout.len());
+        let out = exec(&[pod, "-c", "main", "--", "fail", "-x"], b"");
+        assert_eq!(out.status.code(), Some(7), "{pod}: {}", text(&out));
+        assert_eq!(
+            (out.stdout, out.stderr),
+            (vec![], b"no\n".to_vec()),
+            "{pod}"
+        );
+        let out = exec(&["-t", pod, "--", "fail"], b"");
+        assert_eq!(out.stdout, b"no\n", "{pod}");
+        let out = exec(&[pod, "--", "sh"], b"");
+        assert_eq!(out.status.code(), Some(127), "{pod}: {}", text(&out));
+        assert!(
+            text(&out).contains("it has /app.wasm, /bin/cat.wasm"),
+            "{}",
+            text(&out)
+        );
+    }
+    for (pod, words) in [
+        ("nobody", "pods \"nobody\" not found"),
+        (
+            "shop-1/default/nobody",
+            "site shop-1: pods \"nobody\" not found",
+        ),
+        (
+            "shop-1/closed/of-shop",
+            "site shop-1: runs programs for other sites only in default, tools",
+        ),
+        (
+            "shy/default/of-shy",
+            "site shy: runs no programs for other sites",
+        ),
+        ("nowhere/default/x", "no member has this name"),
+    ] {
+        let out = exec(&[pod, "--", "cat"], b"");
+        assert_eq!(out.status.code(), Some(1), "{pod}: {}", text(&out));
+        assert!(text(&out).contains(words), "{pod}: {}", text(&out));
+    }
+    // Who leaves takes the program along.
+    let mut held = hub.salp_command(&["exec", "-i", "shop-1/default/of-shop", "--", "cat"]);
+    held.stdin(Stdio::piped());
+    let mut held = Following::start(held);
+    held.type_in(b"ready\n");
+    held.wait_for(|line| line == "ready");
+    // Rights as anybody's: the owner may take them away.
+    let rights = r#"[{"op": "replace", "path": "/rules", "value": []}]"#;
+    let role = [
+        "patch",
+        "clusterrole",
+        "system:salp-fleet-exec",
+        "--type=json",
+        "-p",
+        rights,
+    ];
+    shop.ok(&role);
+    eventually("the rights are gone", || {
+        let out = exec(&["shop-1/default/of-shop", "--", "fail"], b"");
+        let said = text(&out);
+        said.contains("site shop-1: pods \"of-shop\" is forbidden")
+            .then_some(())
+            .ok_or(said)
+    });
+    // The site is there without its API server.
+    shop.signal("-KILL");
+    let out = exec(&["shop-1/default/of-shop", "--", "cat"], b"");
+    assert!(
+        text(&out).contains("site shop-1: its control plane is down"),
+        "{}",
+        text(&out)
+    );
 }

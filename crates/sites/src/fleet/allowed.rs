@@ -26,6 +26,8 @@ pub(crate) enum Asked<'a> {
     Everything,
     /// One about nodes, which are in none.
     Nodes,
+    /// A program to run in a pod of this namespace.
+    Exec(&'a str),
 }
 
 /// Where the list of processes is asked for.
@@ -53,6 +55,7 @@ pub(crate) fn read(path_and_query: &str) -> Option<Asked<'_>> {
     let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
     let asked = match parts.as_slice() {
         ["api", "v1", "namespaces", ns, "pods", _, "log"] => return Some(Asked::Namespace(ns)),
+        ["api", "v1", "namespaces", ns, "pods", _, "exec"] => return Some(Asked::Exec(ns)),
         ["api", "v1", "nodes", _, "proxy", "stats", "salp"] => return Some(Asked::Everything),
         ["api", "v1", "pods"]
         | ["apis", "apps", "v1", "deployments"]
@@ -75,11 +78,35 @@ impl Answered {
     /// What who asks is told, if it is not.
     pub(crate) fn permits(&self, asked: Asked<'_>) -> Result<(), String> {
         match (self, asked) {
+            // That is consented to by itself.
+            (_, Asked::Exec(_)) => Err("runs no programs for others".to_owned()),
             (Self::All, _) => Ok(()),
             (Self::Nothing, _) => Err(self.to_string()),
             (Self::Namespaces(_), Asked::Nodes | Asked::Processes(_)) => Ok(()),
             (Self::Namespaces(some), Asked::Namespace(ns)) if some.contains(ns) => Ok(()),
             (Self::Namespaces(_), _) => Err(self.to_string()),
+        }
+    }
+}
+
+impl Answered {
+    /// Whether a program may be run in a pod of a namespace, where this says what is run for
+    /// other sites.
+    ///
+    /// # Errors
+    /// What who asks is told, if it may not.
+    pub(crate) fn permits_exec(&self, namespace: &str) -> Result<(), String> {
+        match self {
+            Self::All => Ok(()),
+            Self::Nothing => {
+                Err("runs no programs for other sites; start it with --lattice-exec".to_owned())
+            }
+            Self::Namespaces(some) if some.contains(namespace) => Ok(()),
+            Self::Namespaces(some) => {
+                let some: Vec<&str> = some.iter().map(String::as_str).collect();
+                let some = some.join(", ");
+                Err(format!("runs programs for other sites only in {some}"))
+            }
         }
     }
 }
@@ -125,6 +152,10 @@ mod tests {
                 Asked::Namespace("shop"),
             ),
             (
+                "/api/v1/namespaces/shop/pods/till-0/exec?command=%2Fbin%2Fls",
+                Asked::Exec("shop"),
+            ),
+            (
                 "/salp/v1/processes?namespace=shop",
                 Asked::Processes("namespace=shop"),
             ),
@@ -134,7 +165,8 @@ mod tests {
         for path in [
             "/api/v1/secrets",
             "/api/v1/namespaces/shop/secrets",
-            "/api/v1/namespaces/shop/pods/till-0/exec",
+            "/api/v1/namespaces/shop/pods/till-0/attach",
+            "/api/v1/namespaces/shop/pods/till-0/portforward",
             "/api/v1/pods?watch=true",
             "/api/v1/pods?%77atch=true",
             "/api/v1/nodes/till/proxy/exec/shop/till-0/main",
@@ -171,5 +203,13 @@ mod tests {
             assert_eq!(answered.permits(asked).is_ok(), permitted, "{path}");
         }
         assert_eq!(some.to_string(), "answers only about namespace shop");
+        // Who may read may not run.
+        for answered in [&Answered::All, &some] {
+            assert!(answered.permits(Asked::Exec("shop")).is_err());
+        }
+        assert!(Answered::All.permits_exec("shop").is_ok());
+        assert!(some.permits_exec("shop").is_ok());
+        assert!(some.permits_exec("other").is_err());
+        assert!(Answered::Nothing.permits_exec("shop").is_err());
     }
 }

@@ -5,7 +5,7 @@
 
 use super::allowed::{self, Answered, Asked};
 use super::processes::{Lister, NotListed, Which};
-use super::wire;
+use super::{exec, wire};
 use client::Informers;
 use http::{Request, header};
 use http_body_util::BodyExt as _;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
-    BufReader,
+    BufReader, DuplexStream,
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -40,7 +40,14 @@ pub struct Config {
     pub informers: Informers,
     /// What of it other sites are told.
     pub answered: Answered,
+    /// In pods of which namespaces programs are run for other sites.
+    pub executed: Answered,
+    /// Connects to the API server, with the right to run programs and no other.
+    pub connect: Connect,
 }
+
+/// Makes a connection that speaks HTTP/1.1.
+pub type Connect = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
 
 /// Answers until the scope is cancelled.
 pub fn serve(listener: UnixListener, config: Config, scope: &Scope) {
@@ -48,11 +55,15 @@ pub fn serve(listener: UnixListener, config: Config, scope: &Scope) {
         client,
         informers,
         answered,
+        executed,
+        connect,
     } = config;
     let answers = Arc::new(Answers {
         lister: Lister::new(client.clone(), informers, scope),
         client,
         answered,
+        executed,
+        connect,
     });
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let within = scope.clone();
@@ -82,6 +93,8 @@ struct Answers {
     client: kube::Client,
     lister: Lister,
     answered: Answered,
+    executed: Answered,
+    connect: Connect,
 }
 
 impl Answers {
@@ -92,6 +105,19 @@ impl Answers {
         let (from, question) = tokio::time::timeout(LINE_WITHIN, lines)
             .await
             .map_err(|_| io::ErrorKind::TimedOut)??;
+        if let Some(Asked::Exec(namespace)) = allowed::read(&question) {
+            let permitted = match from.as_str() {
+                "own" => Ok(()),
+                _ => self.executed.permits_exec(namespace),
+            };
+            return match permitted {
+                Ok(()) => {
+                    tracing::info!(from, question, "run a program for another site");
+                    exec::run(&self.connect, &question, read, write).await
+                }
+                Err(why) => refuse(&mut write, 403, "Forbidden", &why).await,
+            };
+        }
         // Who asked may leave in the middle of what has no end.
         let mut left = [0];
         tokio::select! {
@@ -193,7 +219,11 @@ async fn line(read: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
     }
 }
 
-async fn say(write: &mut (impl AsyncWrite + Unpin), head: &str, body: &[u8]) -> io::Result<()> {
+pub(super) async fn say(
+    write: &mut (impl AsyncWrite + Unpin),
+    head: &str,
+    body: &[u8],
+) -> io::Result<()> {
     write.write_all(format!("{head}\n").as_bytes()).await?;
     write.write_all(body).await
 }
@@ -229,6 +259,48 @@ mod tests {
         }))
     }
 
+    /// An API server whose every program says what it is told.
+    fn cat() -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let scope = Scope::new();
+        let kept = scope.clone();
+        kept.spawn_cancellable(async move {
+            let _scope = scope;
+            let (read, mut write) = tokio::io::split(ours);
+            let mut read = BufReader::new(read);
+            let mut headers = http::HeaderMap::new();
+            let mut refused = false;
+            loop {
+                let line = line(&mut read).await.unwrap();
+                let line = line.trim();
+                refused |= line.contains("/nobody/");
+                let Some((name, value)) = line.split_once(": ") else {
+                    if line.is_empty() {
+                        break;
+                    }
+                    continue;
+                };
+                let name = http::HeaderName::try_from(name).unwrap();
+                headers.insert(name, value.parse().unwrap());
+            }
+            if refused {
+                let no = b"HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nno pod\n";
+                write.write_all(no).await.unwrap();
+                return;
+            }
+            let protocols = streaming::websocket::COMMAND_PROTOCOLS;
+            let (_, answer) = streaming::websocket::accept(&headers, protocols).unwrap();
+            let mut head = "HTTP/1.1 101 Switching Protocols\r\n".to_owned();
+            for (name, value) in answer.headers() {
+                head += &format!("{name}: {}\r\n", value.to_str().unwrap());
+            }
+            head += "\r\n";
+            write.write_all(head.as_bytes()).await.unwrap();
+            let _left = tokio::io::copy(&mut read, &mut write).await;
+        });
+        theirs
+    }
+
     struct Asking {
         dir: tempfile::TempDir,
         scope: Scope,
@@ -244,7 +316,9 @@ mod tests {
             let config = Config {
                 client: echo(),
                 informers: Informers::new(echo(), &asking.scope),
+                executed: answered.clone(),
                 answered,
+                connect: Arc::new(cat),
             };
             serve(listener, config, &asking.scope);
             asking
@@ -290,6 +364,38 @@ mod tests {
         let own = asking.ask("own\n/api/v1/nodes\n").await;
         assert!(own.starts_with("200 "), "{own}");
         asking.scope.close().await;
+    }
+
+    const EXEC: &str = "/api/v1/namespaces/shop/pods/till-0/exec?command=cat&stdin=true";
+
+    #[tokio::test]
+    async fn programs_are_run_for_those_who_may_have_them_run() {
+        let asking = Asking::new(Answered::Namespaces(["shop".to_owned()].into()));
+        let mut connection = BufReader::new(asking.connect().await);
+        let question = format!("site 01\n{EXEC}\n");
+        connection.write_all(question.as_bytes()).await.unwrap();
+        assert_eq!(
+            line(&mut connection).await.unwrap(),
+            "101 v5.channel.k8s.io"
+        );
+        connection.write_all(b"as it comes").await.unwrap();
+        let mut said = [0; 11];
+        connection.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"as it comes");
+
+        let missing = EXEC.replace("till-0", "nobody");
+        let said = asking.ask(&format!("site 01\n{missing}\n")).await;
+        assert_eq!(said, "404 text/plain\nno pod\n");
+        let other = EXEC.replace("shop", "other");
+        let said = asking.ask(&format!("site 01\n{other}\n")).await;
+        assert!(said.starts_with("403 "), "{said}");
+        assert!(said.contains("only in shop"), "{said}");
+        asking.scope.close().await;
+
+        let mute = Asking::new(Answered::Nothing);
+        let said = mute.ask(&format!("site 01\n{EXEC}\n")).await;
+        assert!(said.contains("start it with --lattice-exec"), "{said}");
+        mute.scope.close().await;
     }
 
     #[tokio::test(start_paused = true)]

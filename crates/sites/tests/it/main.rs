@@ -68,6 +68,8 @@ impl Site {
                 client: client.clone(),
                 informers: informers.clone(),
                 answered: sites::fleet::allowed::Answered::All,
+                executed: sites::fleet::allowed::Answered::Nothing,
+                connect: std::sync::Arc::new(|| tokio::io::duplex(1).0),
             },
             &scope,
         );
