@@ -7,9 +7,14 @@ use serde_json::Value;
 
 /// The environment of a policy; `params` says whether it takes parameters.
 pub fn env(params: bool) -> Env {
+    env_of(Type::Dyn, params.then_some(Type::Dyn))
+}
+
+/// The environment of a policy about objects of one type.
+pub fn env_of(object: Type, params: Option<Type>) -> Env {
     let env = Env::new()
-        .with("object", Type::Dyn)
-        .with("oldObject", Type::Dyn)
+        .with("object", object.clone())
+        .with("oldObject", object)
         .with("namespaceObject", Type::Dyn)
         .with("request", request())
         .with("authorizer", Type::Opaque(Opaque::Authorizer))
@@ -17,10 +22,9 @@ pub fn env(params: bool) -> Env {
             "authorizer.requestResource",
             Type::Opaque(Opaque::ResourceCheck),
         );
-    if params {
-        env.with("params", Type::Dyn)
-    } else {
-        env
+    match params {
+        Some(ty) => env.with("params", ty),
+        None => env,
     }
 }
 
@@ -32,7 +36,14 @@ pub type Programs = Vec<(Box<str>, Program)>;
 /// # Errors
 /// The index of the first wrong variable, and what is wrong with it.
 pub fn variables(spec: &Value) -> Result<(Env, Programs), (usize, CompileError)> {
-    let mut env = env(spec["paramKind"].is_object());
+    variables_in(env(spec["paramKind"].is_object()), spec)
+}
+
+/// The same on another environment.
+///
+/// # Errors
+/// The index of the first wrong variable, and what is wrong with it.
+pub fn variables_in(mut env: Env, spec: &Value) -> Result<(Env, Programs), (usize, CompileError)> {
     if spec["mutations"].is_array() {
         env = env.with_objects();
     }

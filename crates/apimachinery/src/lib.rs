@@ -15,6 +15,7 @@ pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
+pub mod review;
 pub mod schema;
 pub mod selector;
 pub mod status;

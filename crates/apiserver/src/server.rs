@@ -153,6 +153,7 @@ impl ApiServer {
         });
         expiry::start(&core, &feeding);
         definitions::start(&core, &feeding);
+        crate::admission::dynamic::start(&core, &feeding);
         bootstrap::run(
             &core,
             config.service_cidr,

@@ -19,6 +19,7 @@ mod eval;
 mod lex;
 mod lists;
 mod net;
+mod of_schema;
 mod parse;
 mod standard;
 mod texts;

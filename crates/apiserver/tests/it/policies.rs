@@ -244,3 +244,34 @@ async fn a_policy_changes_objects() -> Result<()> {
     );
     api.close().await
 }
+
+/// Documentation of ValidatingAdmissionPolicy, "Type checking".
+#[tokio::test]
+async fn the_status_tells_what_does_not_fit_the_types() -> Result<()> {
+    let api = TestApi::start().await?;
+    let spec = json!({"validations": [
+        {"expression": "object.replicas > 1", "messageExpression": "'needs %d'.format([object.spec.replicas])"},
+        {"expression": "object.spec.template.spec.containers.all(c, c.image != '')"},
+    ]});
+    policy(&api, "p", spec).await?;
+    let path = format!("{BASE}/validatingadmissionpolicies?watch=1");
+    let mut watch = api.watch(&path, &[]).await?;
+    let status = loop {
+        let event = watch.next().await?.unwrap_or_default();
+        anyhow::ensure!(event.is_object(), "the watch has ended");
+        if event["object"]["status"]["observedGeneration"] == 1 {
+            break event["object"]["status"].clone();
+        }
+    };
+    let warnings = &status["typeChecking"]["expressionWarnings"];
+    assert_eq!(warnings.as_array().map(Vec::len), Some(1), "{status}");
+    assert_eq!(warnings[0]["fieldRef"], "spec.validations[0].expression");
+    let text = warnings[0]["warning"].as_str().unwrap_or_default();
+    assert!(
+        text.starts_with(
+            "apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'"
+        ),
+        "{text}"
+    );
+    api.close().await
+}

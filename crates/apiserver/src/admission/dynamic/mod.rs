@@ -8,10 +8,12 @@
 mod mutating;
 mod policy;
 mod request;
-mod review;
 mod rules;
+mod type_check;
 mod validating;
 mod webhook;
+
+pub(crate) use type_check::start;
 
 use super::Operation;
 use crate::cache::{Kind, Object};
@@ -108,7 +110,10 @@ pub(crate) async fn mutate(
     new: &mut Value,
     old: Option<&Value>,
 ) -> Result<bool, Status> {
-    if is_exempt(call) || call.subresource == "scale" {
+    let any = ["mutatingadmissionpolicies", "mutatingwebhookconfigurations"]
+        .into_iter()
+        .any(|plural| configured(call, plural).is_some());
+    if !any || is_exempt(call) || call.subresource == "scale" {
         return Ok(false);
     }
     let before = new.clone();

@@ -5,7 +5,6 @@
 use super::configured;
 use super::policy::{Condition, Given, list};
 use super::request::Subject;
-use super::review::{Answer, denial};
 use super::rules::Match;
 use crate::admission::Operation;
 use crate::cache::Object;
@@ -13,6 +12,7 @@ use crate::convert;
 use crate::registry::Call;
 use crate::webhook::Endpoint;
 use apimachinery::Status;
+use apimachinery::review::{Answer, denial};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

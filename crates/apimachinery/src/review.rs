@@ -1,6 +1,7 @@
-//! Answers of admission webhooks.
+//! Answers of admission webhooks (`AdmissionReview`), which come from outside: read, or told what
+//! is wrong with them.
 
-use apimachinery::Status;
+use crate::status::Status;
 use serde_json::Value;
 
 /// Warnings of one answer that are passed on.
@@ -8,17 +9,23 @@ const WARNINGS_MAX: usize = 20;
 
 /// `AdmissionResponse`.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) allowed: bool,
-    pub(super) status: Value,
+pub struct Answer {
+    /// Whether the request may go on.
+    pub allowed: bool,
+    /// Why it may not.
+    pub status: Value,
     /// A JSON patch.
-    pub(super) patch: Option<Value>,
-    pub(super) warnings: Vec<String>,
+    pub patch: Option<Value>,
+    /// For the client.
+    pub warnings: Vec<String>,
 }
 
 impl Answer {
-    /// Reads an `AdmissionReview` that answers the request `uid`; else what is wrong with it.
-    pub(super) fn read(v: &Value, uid: &str) -> Result<Self, String> {
+    /// Reads an `AdmissionReview` that answers the request `uid`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(v: &Value, uid: &str) -> Result<Self, String> {
         use base64::Engine as _;
         let (version, kind) = (&v["apiVersion"], &v["kind"]);
         if version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
@@ -95,7 +102,7 @@ const REASONS: [&str; 12] = [
 ];
 
 /// The refusal of a webhook, in the words of upstream's `ToStatusErr`.
-pub(super) fn denial(name: &str, status: &Value) -> Status {
+pub fn denial(name: &str, status: &Value) -> Status {
     let by = format!("admission webhook {name:?} denied the request");
     let text = |k: &str| status[k].as_str().filter(|t| !t.is_empty());
     let message = match (text("message"), text("reason")) {
