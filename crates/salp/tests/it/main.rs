@@ -27,3 +27,4 @@ mod terminal;
 mod tour;
 mod wake;
 mod websocket;
+mod workloads;
