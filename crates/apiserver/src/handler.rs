@@ -278,7 +278,9 @@ async fn resource(
         manager: &manager,
         warnings: &warnings,
     };
-    let mut response = answer_to(ctx, &call, method, body, upgrade).await?;
+    let answer = answer_to(ctx, &call, method, body, upgrade).await;
+    // What is refused is warned of too.
+    let mut response = answer.unwrap_or_else(|s| respond::status(&s));
     respond::warn(&mut response, &warnings.take());
     Ok(response)
 }

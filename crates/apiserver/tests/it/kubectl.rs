@@ -168,3 +168,66 @@ async fn kubectl_drives_it() -> Result<()> {
     );
     api.close().await
 }
+
+/// The example of the documentation of ValidatingAdmissionPolicy, as kubectl sends it: in
+/// protobuf.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_is_refused_by_a_policy() -> Result<()> {
+    let Some(program) = std::env::var_os("SALP_TOOLS")
+        .map(|d| PathBuf::from(d).join("kubectl"))
+        .filter(|p| p.exists())
+    else {
+        return Ok(());
+    };
+    let api = TestApi::start().await?;
+    let k = Kubectl {
+        program,
+        config: api.kubeconfig("root", &["system:masters"])?,
+        home: api.dir().join("home"),
+    };
+    const POLICY: &str = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: demo-policy.example.com}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [apps], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [deployments]}
+  validations:
+  - expression: object.spec.replicas <= 5
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: demo-binding-test.example.com}
+spec:
+  policyName: demo-policy.example.com
+  validationActions: [Deny]
+  matchResources:
+    namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}
+";
+    k.run(true, "create -f -", POLICY).await?;
+    let policies = k.run(true, "get validatingadmissionpolicies", "").await?;
+    assert!(policies.contains("demo-policy.example.com"), "{policies}");
+    let refused = k
+        .run(
+            false,
+            "create deployment nginx --image=nginx --replicas=6",
+            "",
+        )
+        .await?;
+    assert!(
+        refused.contains("ValidatingAdmissionPolicy 'demo-policy.example.com' with binding 'demo-binding-test.example.com' denied request: failed expression: object.spec.replicas <= 5"),
+        "{refused}"
+    );
+    k.run(
+        true,
+        "create deployment nginx --image=nginx --replicas=5",
+        "",
+    )
+    .await?;
+    // A scale is a resource of its own, which the policy does not name.
+    k.run(true, "scale deployment nginx --replicas=6", "")
+        .await?;
+    api.close().await
+}

@@ -155,6 +155,7 @@ async fn a_validating_webhook_refuses_and_warns() -> Result<()> {
         refused.json["message"],
         "admission webhook \"v.example.com\" denied the request: bad value"
     );
+    assert_eq!(refused.headers["warning"], "299 - \"mind the k\"");
     bad["metadata"]["labels"]["l"] = "other".into();
     assert_eq!(
         api.call("POST", super::CONFIG_MAPS, Some(&bad)).await?.code,
