@@ -214,6 +214,35 @@ impl Keyring {
 
     /// Takes in another's certificate if it is a member's; whether it was new.
     pub(crate) fn learn(&mut self, certificate: Certificate) -> bool {
+        certificate.is_signed_by(&self.root) && self.admit(certificate)
+    }
+
+    /// Takes in what is new of many certificates; whose they are.
+    pub(crate) fn learn_all(
+        &mut self,
+        certificates: Vec<Certificate>,
+        signature: Option<[u8; 64]>,
+    ) -> Vec<SiteId> {
+        let known = |c: &Certificate| self.certificate_of(c.site()) == Some(c);
+        if certificates.iter().all(known) {
+            return Vec::new();
+        }
+        let signed = signature.is_some_and(|signature| {
+            Certificate::are_signed_by(&certificates, &self.root, &signature)
+        });
+        let mut new = Vec::new();
+        for certificate in certificates {
+            let site = certificate.site();
+            let known = self.certificate_of(site) == Some(&certificate);
+            if !known && (signed || certificate.is_signed_by(&self.root)) && self.admit(certificate)
+            {
+                new.push(site);
+            }
+        }
+        new
+    }
+
+    fn admit(&mut self, certificate: Certificate) -> bool {
         let site = certificate.site();
         if site == self.id() || !self.admits(&certificate) {
             return false;
@@ -250,8 +279,7 @@ impl Keyring {
     }
 
     fn admits(&self, certificate: &Certificate) -> bool {
-        certificate.is_signed_by(&self.root)
-            && certificate.last_epoch >= self.record.epoch
+        certificate.last_epoch >= self.record.epoch
             && !self.record.revoked.contains(&certificate.site())
     }
 

@@ -6,11 +6,11 @@
 
 use crate::admission::{JoinRequest, Welcome};
 use crate::crypto::Entropy;
-use crate::hub::{Decision, Hub, HubError, PendingSite};
-use crate::identity::{LatticeId, PublicKeys, SiteId, SiteKey};
+use crate::hub::{Decision, Hub, HubError};
+use crate::identity::{LatticeId, SiteId, SiteKey};
 use crate::keyring::{EnvelopeKind, Keyring, Refusal};
 use crate::membership::{Effect, Event, Membership, SiteState, Timing};
-use crate::message::{Called, MEMBERS_MAX, Message};
+use crate::message::Message;
 use crate::mux::{Incoming, Mux, SiteStream};
 use crate::saved::Saved;
 use crate::state::PublishError;
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+pub use view::{SiteView, Standing, View};
 
 /// How long until a site that has no answer asks again to join; up to a quarter more.
 const JOIN_AGAIN: Duration = Duration::from_secs(5);
@@ -85,66 +86,6 @@ pub(crate) enum Output {
     Admitted,
     /// Another site has opened a stream.
     Incoming(Incoming),
-}
-
-/// Where a site stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It has asked to join and waits.
-    Joining,
-    /// It is a member.
-    Member,
-    /// It was a member and is revoked.
-    Revoked,
-}
-
-/// Another site, as it is seen from here.
-#[derive(Clone, Debug)]
-pub struct SiteView {
-    /// Its id.
-    pub id: SiteId,
-    /// Its name and place, as the root certifies them.
-    pub name: SiteName,
-    /// Its keys, by the same word.
-    pub keys: PublicKeys,
-    /// Whether it can be reached.
-    pub state: SiteState,
-    /// Since when, as time since this site's start.
-    pub since: Duration,
-    /// By how much it was earlier than that start, of a site that was gone then: the word of
-    /// those that were there.
-    pub earlier: Duration,
-    /// The round trip, once measured.
-    pub rtt: Option<Duration>,
-    /// Grows each time it starts.
-    pub incarnation: u64,
-    /// The revision of its state that is known here.
-    pub revision: u64,
-    /// What it publishes.
-    pub entries: Arc<BTreeMap<String, Bytes>>,
-}
-
-/// The lattice, as it is seen from a site.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// This site.
-    pub id: SiteId,
-    /// Its name and place, as it is configured.
-    pub name: SiteName,
-    /// Where it stands.
-    pub standing: Standing,
-    /// The lattice that it is a member of.
-    pub lattice: Option<LatticeId>,
-    /// The epoch.
-    pub epoch: u64,
-    /// Whether this site is the hub.
-    pub hub: bool,
-    /// Whether its link is up.
-    pub link: bool,
-    /// The other members, by id.
-    pub sites: Vec<SiteView>,
-    /// Who waits for approval, at the hub.
-    pub pending: Vec<PendingSite>,
 }
 
 enum Phase {
@@ -222,9 +163,7 @@ impl Member {
                     known.push(site);
                 }
             }
-            for site in known {
-                member.tell(Duration::ZERO, Event::Known(site));
-            }
+            member.tell(Duration::ZERO, Event::Introduced(known));
         }
         Ok(member)
     }
@@ -392,49 +331,6 @@ impl Member {
             welcome,
             known,
             tokens: self.hub.as_ref().map(Hub::tokens).unwrap_or_default(),
-        }
-    }
-
-    pub(crate) fn view(&self) -> View {
-        let (standing, lattice, epoch) = match &self.phase {
-            Phase::Joining => (Standing::Joining, None, 0),
-            Phase::Member(k) => (
-                Standing::Member,
-                Some(k.root().lattice_id()),
-                k.record().epoch,
-            ),
-            Phase::Revoked(record) => (Standing::Revoked, None, record.epoch),
-        };
-        let mut sites = Vec::new();
-        if let Phase::Member(keyring) = &self.phase {
-            for (id, peer) in self.membership.peers() {
-                let Some(certificate) = keyring.certificate_of(*id) else {
-                    continue;
-                };
-                sites.push(SiteView {
-                    id: *id,
-                    name: certificate.name.clone(),
-                    keys: certificate.keys,
-                    state: peer.state,
-                    since: peer.since,
-                    earlier: peer.earlier,
-                    rtt: peer.rtt,
-                    incarnation: peer.incarnation,
-                    revision: peer.copy.revision(),
-                    entries: Arc::clone(peer.copy.entries()),
-                });
-            }
-        }
-        View {
-            id: self.id(),
-            name: self.name.clone(),
-            standing,
-            lattice,
-            epoch,
-            hub: self.hub.is_some(),
-            link: self.link,
-            sites,
-            pending: self.hub.as_ref().map(Hub::pending).unwrap_or_default(),
         }
     }
 
@@ -642,9 +538,12 @@ impl Member {
                 self.send_frames(frames);
             }
             Message::Stale { known } => self.catch_up(now, known),
-            Message::Members { certificates } => {
+            Message::Members {
+                certificates,
+                signature,
+            } => {
                 self.tell(now, event(None));
-                self.introduced(now, certificates);
+                self.introduced(now, certificates, signature);
             }
             Message::Roll { .. } => self.roll(now, from, event(Some(message))),
             Message::Ask { sites } if !sites.contains(&self.key.id()) => {
@@ -652,57 +551,6 @@ impl Member {
             }
             message => self.tell(now, event(Some(message))),
         }
-    }
-
-    /// Another member hands on the root's word on some.
-    fn introduced(&mut self, now: Duration, certificates: Vec<crate::trust::Certificate>) {
-        for certificate in certificates {
-            let Phase::Member(keyring) = &mut self.phase else {
-                return;
-            };
-            let site = certificate.site();
-            let known = keyring.certificate_of(site) == Some(&certificate);
-            if !known && keyring.learn(certificate) {
-                self.out.push(Output::Remember);
-                self.tell(now, Event::Known(site));
-            }
-        }
-    }
-
-    /// Another member tells of others.
-    fn roll(&mut self, now: Duration, from: SiteId, event: Event) {
-        if let (
-            Phase::Member(keyring),
-            Event::Heard {
-                message: Some(Message::Roll { sites, .. }),
-                ..
-            },
-        ) = (&mut self.phase, &event)
-            && self.membership.believes(from)
-        {
-            for called in sites.iter().filter(|c| c.gone_s.is_none()) {
-                keyring.claim(called.site, called.incarnation);
-            }
-        }
-        self.tell(now, event);
-    }
-
-    /// The certificates of some, or of all but one, as messages.
-    fn certificates(&self, wanted: impl Fn(SiteId) -> bool) -> Vec<Message> {
-        let Phase::Member(keyring) = &self.phase else {
-            return Vec::new();
-        };
-        let mut wanted: Vec<_> = keyring
-            .certificates()
-            .filter(|c| wanted(c.site()))
-            .cloned()
-            .collect();
-        let mut messages = Vec::new();
-        while !wanted.is_empty() {
-            let certificates = wanted.split_off(wanted.len().saturating_sub(MEMBERS_MAX));
-            messages.push(Message::Members { certificates });
-        }
-        messages
     }
 
     /// Somebody has heard a higher count of this site: the file was lost or is old.
@@ -816,27 +664,6 @@ impl Member {
         }
     }
 
-    /// Before all are told of some: the certificates that are new.
-    fn hand_on(&mut self, sites: &[Called]) {
-        let new: BTreeSet<SiteId> = sites
-            .iter()
-            .map(|c| c.site)
-            .filter(|site| self.new.remove(site))
-            .collect();
-        for message in self.certificates(|site| new.contains(&site)) {
-            self.group_message(None, &message, false);
-        }
-    }
-
-    fn report(&mut self, message: &Message) {
-        let Phase::Member(keyring) = &mut self.phase else {
-            return;
-        };
-        let subject = hub_subject(keyring.root().lattice_id());
-        let bytes = keyring.seal_group(&message.encode(), true);
-        self.out.push(Output::Publish { subject, bytes });
-    }
-
     fn group_message(&mut self, to: Option<SiteId>, message: &Message, introduce: bool) {
         let Phase::Member(keyring) = &mut self.phase else {
             return;
@@ -886,5 +713,7 @@ fn welcome_subject(site: SiteId) -> String {
     format!("salp.welcome.{site}")
 }
 
+mod crowd;
 #[cfg(test)]
 mod simulation;
+mod view;

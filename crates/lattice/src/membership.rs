@@ -118,6 +118,8 @@ pub(crate) enum Event {
     Link(bool),
     /// A member's certificate came in.
     Known(SiteId),
+    /// Those of many did at once.
+    Introduced(Vec<SiteId>),
     /// A site is a member no more.
     Revoked(SiteId),
     /// A member said something, or something that is not for here (a stream's).
@@ -287,6 +289,12 @@ impl Membership {
                 self.known(now, site);
                 touched = Some(site);
             }
+            Event::Introduced(sites) => {
+                for site in sites {
+                    self.known(now, site);
+                }
+                self.peers_due = Some(now);
+            }
             Event::Revoked(site) => {
                 if self.peers.remove(&site).is_some() {
                     self.changed();
@@ -414,6 +422,10 @@ impl Membership {
         }
         let mut peer = Peer::new(now);
         if self.crowded() && !self.hub {
+            // It may have become so only now, and have asked nobody.
+            if !self.census_asked && self.link == Link::Up {
+                self.census_at.get_or_insert(now + crowd::CENSUS_AGAIN);
+            }
             let grace = self.timing.link_grace;
             peer.wait(self.ask_at(now), grace);
         }
@@ -630,6 +642,9 @@ impl Membership {
             ..self.timing
         };
         let (mut changed, mut turned) = (false, false);
+        // Looking through all is for when all are looked at.
+        let all = which.0 == Bound::Unbounded;
+        let teller = all && self.census_asked && self.knows_teller();
         for (site, peer) in self.peers.range_mut(which) {
             let timing = if peer.is_close(now) {
                 &self.timing
@@ -642,7 +657,7 @@ impl Membership {
                 ping,
                 wordless,
                 fetch,
-            } = peer.tend(now, timing, silence, circle, self.link);
+            } = peer.tend(now, timing, silence, circle, teller, self.link);
             changed |= by_time;
             turned |= std::mem::take(&mut peer.turned);
             let site = *site;

@@ -91,6 +91,8 @@ pub enum Message {
     Members {
         /// The root's word on each.
         certificates: Vec<Certificate>,
+        /// Its word on all of them, of a hub: a thousand need not be checked one by one.
+        signature: Option<[u8; 64]>,
     },
 }
 
@@ -244,10 +246,17 @@ impl Message {
                     site.write(&mut w);
                 }
             }
-            Self::Members { certificates } => {
+            Self::Members {
+                certificates,
+                signature,
+            } => {
                 w.u8(13).number(certificates.len() as u64);
                 for certificate in certificates {
                     certificate.write(&mut w);
+                }
+                w.u8(signature.is_some().into());
+                if let Some(signature) = signature {
+                    w.fixed(signature);
                 }
             }
         }
@@ -303,6 +312,10 @@ impl Message {
                     let count = r.count("the list of members", MEMBERS_MAX)?;
                     let certificates = (0..count).map(|_| Certificate::read(&mut r));
                     certificates.collect::<Result<_, _>>()?
+                },
+                signature: match r.flag("a signature")? {
+                    true => Some(r.fixed()?),
+                    false => None,
                 },
             },
             value => {

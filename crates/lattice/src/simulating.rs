@@ -348,12 +348,12 @@ impl Machine {
     }
 
     fn introduced(&mut self, now: Duration, sites: &[SiteId]) {
-        for site in sites {
+        let mut new = sites.to_vec();
+        new.retain(|site| {
             let out = self.disk.record.revoked.contains(site) || *site == self.own;
-            if !out && self.disk.members.insert(*site) {
-                self.tell(now, Event::Known(*site));
-            }
-        }
+            !out && self.disk.members.insert(*site)
+        });
+        self.tell(now, Event::Introduced(new));
     }
 
     fn catch_up(&mut self, now: Duration, known: u64) {

@@ -20,6 +20,7 @@ pub(crate) const REVOKED_MAX: usize = 16_384;
 const TOKEN_PREFIX: &str = "salp-join-1.";
 
 const CERTIFICATE: &str = "salp certificate 1";
+const CERTIFICATES: &str = "salp certificates 1";
 const EPOCH: &str = "salp epoch 1";
 const TOKEN: &str = "salp join token 1";
 
@@ -110,6 +111,28 @@ impl Certificate {
 
     pub(crate) fn is_signed_by(&self, root: &PublicKeys) -> bool {
         root.verify(CERTIFICATE, &self.body(), &self.signature)
+    }
+
+    /// The root's word on many at once.
+    pub(crate) fn sign_all(root: &SiteKey, certificates: &[Self]) -> [u8; 64] {
+        root.sign(CERTIFICATES, &Self::all(certificates))
+    }
+
+    pub(crate) fn are_signed_by(
+        certificates: &[Self],
+        root: &PublicKeys,
+        signature: &[u8; 64],
+    ) -> bool {
+        root.verify(CERTIFICATES, &Self::all(certificates), signature)
+    }
+
+    fn all(certificates: &[Self]) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.number(certificates.len() as u64);
+        for certificate in certificates {
+            certificate.write(&mut w);
+        }
+        w.finish()
     }
 
     fn body(&self) -> Vec<u8> {

@@ -16,14 +16,15 @@ use crate::message::{Called, Message, ROLL_MAX};
 use std::ops::Bound;
 use std::time::Duration;
 
-/// How long a hub gathers whom it tells of.
-const CALL_PAUSE: Duration = Duration::from_millis(500);
+/// How long a hub gathers whom it tells of, and by how much longer for each that it tells.
+const CALL_PAUSE: Duration = Duration::from_millis(300);
+const CALL_PAUSE_EACH: Duration = Duration::from_millis(2);
 /// How much later its deputies tell what a hub would have told.
 const CALL_LATE: Duration = Duration::from_secs(6);
 /// How long a site waits for another's word before it asks itself; longer by chance.
 const WORD: Duration = Duration::from_secs(30);
 /// By how much longer those things may take for each that does the same.
-const SPREAD_EACH: Duration = Duration::from_millis(20);
+const SPREAD_EACH: Duration = Duration::from_millis(100);
 /// By how much longer the state of a site that came may be fetched for each that does.
 const FETCH_EACH: Duration = Duration::from_millis(5);
 /// Without any answer until then, a site says to all that it is here.
@@ -99,6 +100,15 @@ impl Membership {
         self.hub || self.deputies().any(|site| site == self.own)
     }
 
+    /// Whether somebody can be asked for word of others.
+    pub(super) fn knows_teller(&self) -> bool {
+        let answers = |p: &Peer| p.proven && p.state == SiteState::Alive;
+        let deputy = |site| self.peers.get(&site).is_some_and(answers);
+        self.crowded()
+            && !self.hub
+            && (self.peers.values().any(|p| p.hub && answers(p)) || self.deputies().any(deputy))
+    }
+
     /// Whether one that comes tells this site, and the other way about.
     pub(super) fn is_told(&self, site: SiteId) -> bool {
         self.neighbours().contains(&site) || self.deputies().any(|deputy| deputy == site)
@@ -132,7 +142,12 @@ impl Membership {
         let hub = self.peers.get(&site).is_some_and(|p| p.hub);
         if self.tells() && !hub {
             self.call.insert(site);
-            let late = if self.hub { CALL_PAUSE } else { CALL_LATE };
+            let others = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+            let late = if self.hub {
+                CALL_PAUSE + CALL_PAUSE_EACH.saturating_mul(others)
+            } else {
+                CALL_LATE
+            };
             self.call_at.get_or_insert(now + late);
         }
         if hub && self.census_at.is_some() && !self.census_asked {

@@ -30,6 +30,10 @@ pub(super) const FETCH_AGAIN: Duration = Duration::from_secs(2);
 const FRESH: Duration = Duration::from_secs(5);
 /// How often all are told that a site is gone.
 const TELLS: u8 = 3;
+/// How often, and for how long, others are asked again for word of a site before it is asked
+/// itself.
+const POSTPONED_MAX: u8 = 3;
+const POSTPONE: Duration = Duration::from_secs(30);
 /// How long nobody's word is taken that a site is missing, after it was not.
 const BELIEVE_AGAIN: Duration = Duration::from_secs(600);
 
@@ -54,6 +58,8 @@ pub(crate) struct Peer {
     pub(super) vouched: bool,
     /// In a crowd: it is not asked before [`Self::ping_at`] for others may tell of it.
     waits: bool,
+    /// How often it was not asked when it would have been, for somebody else knows better.
+    postponed: u8,
     /// Whether it is a hub.
     pub(super) hub: bool,
     /// Since when it is gone, as time before this site's start: another's word.
@@ -112,6 +118,7 @@ impl Peer {
             proven: false,
             vouched: false,
             waits: false,
+            postponed: 0,
             hub: false,
             earlier: Duration::ZERO,
             ahead_s: None,
@@ -158,6 +165,7 @@ impl Peer {
     pub(super) fn wait(&mut self, ask_at: Duration, grace: Duration) {
         if self.state != SiteState::Left {
             self.waits = true;
+            self.postponed = 0;
             self.ping_at = Some(ask_at);
             self.grace = ask_at + grace;
         }
@@ -423,6 +431,7 @@ impl Peer {
         timing: &Timing,
         silence: Duration,
         circle: bool,
+        teller: bool,
         link: Link,
     ) -> Tended {
         let mut tended = Tended::default();
@@ -456,7 +465,13 @@ impl Peer {
         if link != Link::Up {
             return tended;
         }
-        if self.ping_at.is_some_and(|at| at <= now) {
+        let due = self.ping_at.is_some_and(|at| at <= now);
+        if due && teller && self.waits && !self.is_close(now) && self.postponed < POSTPONED_MAX {
+            self.postponed += 1;
+            self.ping_at = Some(now + POSTPONE);
+            self.grace = self.grace.max(now + POSTPONE * 2);
+            tended.wordless = true;
+        } else if due {
             self.ping_at = self.next_ping(now, timing, circle);
             tended.ping = self.state != SiteState::Left;
             tended.wordless = std::mem::take(&mut self.waits);

@@ -448,7 +448,7 @@ fn an_idle_day_is_cheap_in_a_lattice_of_any_size() {
         4 sites: 1857 kB, hears 11784
         5 sites: 1830 kB, hears 7200
         10 sites: 1610 kB, hears 7200
-        100 sites: 1460 kB, hears 7180
+        100 sites: 1459 kB, hears 7180
         1000 sites: 1441 kB, hears 7096
     "#]]
     .assert_eq(&text);
