@@ -1,7 +1,6 @@
 //! Configuration, claims, leases, access control, quotas, classes.
 
 use super::Check;
-use super::pod::resources;
 use crate::access::{at, is_empty, list, text};
 use apimachinery::names;
 use apimachinery::status::FieldError;
@@ -532,16 +531,7 @@ pub(crate) fn signing_request(v: &Value) -> Vec<FieldError> {
 /// Requests and limits of a `LimitRange`'s items are quantities.
 pub(crate) fn limit_range(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
-    for (i, item) in list(v, "spec.limits").iter().enumerate() {
-        if text(item, "type").is_empty() {
-            c.required(format!("spec.limits[{i}].type"), "");
-        }
-        let as_resources =
-            serde_json::json!({"limits": at(item, "max"), "requests": at(item, "min")});
-        if text(item, "type") == "Container" {
-            resources(&mut c, &format!("spec.limits[{i}]"), &as_resources);
-        }
-    }
+    super::policies::limit_range(&mut c, v);
     c.0
 }
 

@@ -301,7 +301,7 @@ fn environment(c: &mut Check, path: &str, v: &Value) {
 }
 
 /// Requests and limits.
-pub(super) fn resources(c: &mut Check, path: &str, v: &Value) {
+fn resources(c: &mut Check, path: &str, v: &Value) {
     let map = |name: &str| at(v, name).as_object().into_iter().flatten();
     for list in ["limits", "requests"] {
         for (name, q) in map(list) {

@@ -4,6 +4,8 @@
 use super::Check;
 use super::workloads::share;
 use crate::access::{at, is_empty, list, text};
+use apimachinery::quantity::Quantity;
+use apimachinery::status::FieldError;
 use serde_json::Value;
 
 const ROLLING: &str = "spec.updateStrategy.rollingUpdate";
@@ -192,8 +194,7 @@ fn exit_codes(c: &mut Check, path: &str, codes: &Value) {
             );
         }
         if values[..i].contains(value) {
-            let error =
-                apimachinery::status::FieldError::duplicate(format!("{path}.values[{i}]"), value);
+            let error = FieldError::duplicate(format!("{path}.values[{i}]"), value);
             c.add(error);
         }
     }
@@ -271,6 +272,124 @@ pub(super) fn scopes(c: &mut Check, v: &Value) {
     }
 }
 
+/// `LimitRange`: bounds that no pod could keep to are refused.
+pub(super) fn limit_range(c: &mut Check, v: &Value) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, item) in list(v, "spec.limits").iter().enumerate() {
+        let path = format!("spec.limits[{i}]");
+        let kind = text(item, "type");
+        if kind.is_empty() {
+            c.required(format!("{path}.type"), "");
+        } else if seen.contains(&kind) {
+            c.add(FieldError::duplicate(
+                format!("{path}.type"),
+                at(item, "type"),
+            ));
+        }
+        seen.push(kind);
+        match kind {
+            "Pod" => {
+                for name in ["default", "defaultRequest"] {
+                    if !is_empty(at(item, name)) {
+                        let detail = "may not be specified when `type` is 'Pod'";
+                        c.forbidden(format!("{path}.{name}"), detail);
+                    }
+                }
+            }
+            "PersistentVolumeClaim" => {
+                let bounds = |name: &str| !at(at(item, name), "storage").is_null();
+                if !bounds("min") && !bounds("max") {
+                    let detail = "either minimum or maximum storage value is required, but neither was provided";
+                    c.required(format!("{path}.limits"), detail);
+                }
+            }
+            _ => {}
+        }
+        limits_agree(c, &path, item);
+    }
+}
+
+/// No amount is greater than another that must not be less.
+fn limits_agree(c: &mut Check, path: &str, item: &Value) {
+    // (the lesser, the greater, which of them is wrong, what both are called)
+    const ORDER: [(&str, &str, bool, &str, &str); 6] = [
+        ("min", "max", true, "min value", "max value"),
+        (
+            "min",
+            "defaultRequest",
+            false,
+            "min value",
+            "default request value",
+        ),
+        (
+            "defaultRequest",
+            "max",
+            true,
+            "default request value",
+            "max value",
+        ),
+        (
+            "defaultRequest",
+            "default",
+            true,
+            "default request value",
+            "default limit value",
+        ),
+        ("min", "default", false, "min value", "default value"),
+        ("default", "max", true, "default value", "max value"),
+    ];
+    for list in [
+        "min",
+        "max",
+        "default",
+        "defaultRequest",
+        "maxLimitRequestRatio",
+    ] {
+        for (name, q) in at(item, list).as_object().into_iter().flatten() {
+            c.quantity(&format!("{path}.{list}[{name}]"), q);
+        }
+    }
+    for (less, more, less_is_wrong, less_word, more_word) in ORDER {
+        for (name, low) in at(item, less).as_object().into_iter().flatten() {
+            let high = &at(item, more)[name];
+            let (Some(a), Some(b)) = (Quantity::from_json(low), Quantity::from_json(high)) else {
+                continue;
+            };
+            if a > b {
+                let (wrong, value) = if less_is_wrong {
+                    (less, low)
+                } else {
+                    (more, high)
+                };
+                let shown = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+                let detail = format!(
+                    "{less_word} {} is greater than {more_word} {}",
+                    shown(low),
+                    shown(high)
+                );
+                c.invalid(format!("{path}.{wrong}[{name}]"), value, detail);
+            }
+        }
+    }
+    let one = Quantity::from_value(1);
+    for (name, q) in at(item, "maxLimitRequestRatio")
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        if Quantity::from_json(q).is_some_and(|ratio| ratio < one) {
+            let detail = format!("ratio {} is less than 1", q.as_str().unwrap_or_default());
+            c.invalid(format!("{path}.maxLimitRequestRatio[{name}]"), q, detail);
+        }
+    }
+}
+
+/// `PodDisruptionBudget`.
+pub(super) fn disruption_budget(c: &mut Check, v: &Value) {
+    let policy = "spec.unhealthyPodEvictionPolicy";
+    c.optional_one_of(policy, at(v, policy), &["AlwaysAllow", "IfHealthyBudget"]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,6 +464,29 @@ mod tests {
                 spec.scopes: Invalid value: ["BestEffort","NotBestEffort","All"]: conflicting scopes
                 spec.scopes: Invalid value: ["BestEffort","NotBestEffort","All"]: unsupported scope applied to resource
                 spec.scopeSelector.matchExpressions[0].values: Required value: must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"#]],
+        );
+    }
+
+    /// Upstream: what a LimitRange that nothing could keep to is told.
+    #[test]
+    fn bounds_that_contradict_each_other() {
+        check(
+            limit_range,
+            json!({"spec": {"limits": [
+                {"type": "Container", "min": {"cpu": "2"}, "max": {"cpu": "1"}, "default": {"cpu": "1"},
+                    "defaultRequest": {"cpu": "3"}, "maxLimitRequestRatio": {"cpu": "500m"}},
+                {"type": "Pod", "default": {"cpu": "1"}},
+                {"type": "PersistentVolumeClaim", "max": {"cpu": "1"}},
+                {"type": "Pod"}]}}),
+            expect![[r#"
+                spec.limits[0].min[cpu]: Invalid value: "2": min value 2 is greater than max value 1
+                spec.limits[0].defaultRequest[cpu]: Invalid value: "3": default request value 3 is greater than max value 1
+                spec.limits[0].defaultRequest[cpu]: Invalid value: "3": default request value 3 is greater than default limit value 1
+                spec.limits[0].default[cpu]: Invalid value: "1": min value 2 is greater than default value 1
+                spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: "500m": ratio 500m is less than 1
+                spec.limits[1].default: Forbidden: may not be specified when `type` is 'Pod'
+                spec.limits[2].limits: Required value: either minimum or maximum storage value is required, but neither was provided
+                spec.limits[3].type: Duplicate value: "Pod""#]],
         );
     }
 }

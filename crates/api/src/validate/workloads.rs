@@ -405,6 +405,7 @@ pub(crate) fn disruption_budget(v: &Value) -> Vec<FieldError> {
         share(&mut c, &path, at(v, &path));
     }
     c.selector("spec.selector", at(v, "spec.selector"));
+    policies::disruption_budget(&mut c, v);
     c.0
 }
 

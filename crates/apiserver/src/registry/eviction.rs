@@ -6,6 +6,7 @@
 
 use super::create::Tracking;
 use super::delete::{self, DeleteOptions};
+use super::subresource::set_condition;
 use super::update::{Part, modify};
 use super::{Call, meta};
 use crate::row::Row;
@@ -37,10 +38,37 @@ pub(crate) async fn evict(call: &Call<'_>, eviction: &Value) -> Result<Value, St
     if !finished && !meta::deleting(&pod) {
         ask_budgets(call, &pod, options.dry_run).await?;
     }
+    // A stated version would no longer be the pod's.
+    if !options.dry_run && options.resource_version.is_none() && !meta::deleting(&pod) {
+        mark(call).await?;
+    }
     delete::delete(call, &options).await?;
     Ok(
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
     )
+}
+
+/// Lets the pod's owner see why it goes: a Job may overlook that failure.
+async fn mark(call: &Call<'_>) -> Result<(), Status> {
+    let user = Core::own_user();
+    let own = Call {
+        subresource: "status",
+        user: &user,
+        manager: "apiserver",
+        ..*call
+    };
+    let condition = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": call.core.timestamp(),
+    });
+    let marked = |old: &Value| {
+        let mut new = old.clone();
+        set_condition(&mut new, condition.clone());
+        Ok(new)
+    };
+    modify(&own, Part::Status, Tracking::Update, &marked)
+        .await
+        .map(drop)
 }
 
 async fn ask_budgets(call: &Call<'_>, pod: &Value, dry_run: bool) -> Result<(), Status> {

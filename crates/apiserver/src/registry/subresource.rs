@@ -292,7 +292,7 @@ pub(crate) async fn bind(call: &Call<'_>, binding: &Value) -> Result<(), Status>
     .map(drop)
 }
 
-fn set_condition(pod: &mut Value, condition: Value) {
+pub(super) fn set_condition(pod: &mut Value, condition: Value) {
     if !pod["status"].is_object() {
         pod["status"] = json!({});
     }

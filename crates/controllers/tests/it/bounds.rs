@@ -106,6 +106,14 @@ async fn a_budget_lets_pods_go_one_by_one() -> Result<()> {
         json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
     site.create(&format!("{PODS}/{name}/eviction"), eviction)
         .await?;
+    // Upstream: "Pod disruption conditions": the pod says why it goes.
+    let why = site.get(&format!("{PODS}/{name}")).await?;
+    let conditions = why["status"]["conditions"].to_string();
+    let gone = why["kind"] == "Status";
+    assert!(
+        gone || conditions.contains("EvictionByEvictionAPI"),
+        "{why}"
+    );
     site.until::<Pod, _>("another in its place", |p| {
         let gone = !p.iter().any(|p| p.metadata.name.as_deref() == Some(&name));
         (p.len() == 2 && gone).then_some(())
