@@ -1,11 +1,14 @@
 //! Revisioned key-value store with etcd's semantics: one global revision,
 //! compare-and-swap on a key's revision, range and watch at a revision, compaction.
 //!
-//! [`Store`] is the trait; [`embedded`] keeps it in SQLite. Only `apiserver` uses this crate.
+//! [`Store`] is the trait; [`embedded`] keeps it in SQLite, [`etcd`] in an etcd cluster. Only
+//! `apiserver` uses this crate.
 
 pub mod embedded;
+pub mod etcd;
 
 pub use embedded::EmbeddedStore;
+pub use etcd::EtcdStore;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -144,6 +147,13 @@ pub enum Error {
     /// Another process has the database open.
     #[error("open store {}: another process has it open; stop that one first", .0.display())]
     Locked(PathBuf),
+    /// The value is larger than the store takes.
+    #[error("write key: the value is too large for the store")]
+    TooLarge,
+    /// No server of the store answers, or it is not able to now; whether a write was done is
+    /// not known.
+    #[error("reach store")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The store was closed.
     #[error("use store: it is closed")]
     Closed,

@@ -2,10 +2,15 @@
 //! clients in the process and over HTTPS. And lines between machines that are slow.
 //!
 //! Start with [`TestApi::start`]. For tests only: keys are made anew each time.
+//!
+//! With `SALP_TEST_STORE=etcd` in the environment each API server keeps its objects in an etcd
+//! of its own, so that every test of the API is one of both stores.
 
+mod etcd;
 mod line;
 mod pki;
 
+pub use etcd::Etcd;
 pub use line::Line;
 pub use pki::{Identity, Pki};
 
@@ -19,11 +24,10 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::Store;
-use store::embedded::EmbeddedStore;
+use store::{EmbeddedStore, EtcdStore, Store};
 use tower::ServiceExt as _;
 
-/// An API server with an embedded store in a folder that goes away with it.
+/// An API server with a store in a folder that goes away with it.
 pub struct TestApi {
     /// The server.
     pub server: ApiServer,
@@ -33,6 +37,8 @@ pub struct TestApi {
     pub store: Arc<dyn Store>,
     scope: Scope,
     dir: tempfile::TempDir,
+    /// What the store is kept by, unless it is embedded.
+    etcd: Option<Etcd>,
 }
 
 impl std::fmt::Debug for TestApi {
@@ -121,7 +127,11 @@ impl TestApi {
     /// When the folder, the port or the server fails.
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        Self::open(dir, Pki::new()?, change).await
+        let etcd = match std::env::var("SALP_TEST_STORE").as_deref() {
+            Ok("etcd") => Some(Etcd::start(1)?),
+            _ => None,
+        };
+        Self::open(dir, etcd, Pki::new()?, change).await
     }
 
     /// Stops it and starts another over the same store, with the same keys.
@@ -135,22 +145,28 @@ impl TestApi {
             pki,
             store,
             dir,
+            etcd,
             ..
         } = self;
         drop(server);
         store.close().await?;
         drop(store);
-        Self::open(dir, pki, |_| {}).await
+        Self::open(dir, etcd, pki, |_| {}).await
     }
 
     async fn open(
         dir: tempfile::TempDir,
+        etcd: Option<Etcd>,
         pki: Pki,
         change: impl FnOnce(&mut Config),
     ) -> Result<Self> {
         let path = dir.path().join("store.db");
-        let store: Arc<dyn Store> =
-            Arc::new(tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await??);
+        let store: Arc<dyn Store> = match &etcd {
+            Some(etcd) => Arc::new(EtcdStore::connect(&etcd.config()).await?),
+            None => {
+                Arc::new(tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await??)
+            }
+        };
         let mut config = Config::new(
             store.clone(),
             pki.serving.cert.clone(),
@@ -170,6 +186,7 @@ impl TestApi {
             store,
             scope,
             dir,
+            etcd,
         })
     }
 

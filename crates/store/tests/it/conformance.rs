@@ -148,6 +148,26 @@ pub(crate) async fn pages_in_order(store: &dyn Store) {
     assert_eq!(keys(store, prefix("/nothing")).await, (vec![], 0));
 }
 
+pub(crate) async fn reads_more_than_a_page(store: &dyn Store) {
+    for n in 0..2_101 {
+        let write = Write::Create { value: "v".into() };
+        let key = format!("/many/{n:04}");
+        store
+            .write(&key, write, Durability::Lazy)
+            .await
+            .expect("create");
+    }
+    let (all, remaining) = keys(store, prefix("/many/")).await;
+    assert_eq!((all.len(), remaining), (2_101, 0));
+    assert!(all.is_sorted());
+    let limited = RangeRequest {
+        limit: 1_500,
+        ..prefix("/many/")
+    };
+    let (some, remaining) = keys(store, limited).await;
+    assert_eq!((some.as_slice(), remaining), (&all[..1_500], 601));
+}
+
 pub(crate) async fn watches_from_the_past_into_the_future(store: &dyn Store) {
     let start = store.revision().await.expect("revision");
     let a = create(store, "/w/a", "1").await;
@@ -316,7 +336,7 @@ pub(crate) async fn is_closed_for_all(store: &dyn Store) {
     }
 }
 
-macro_rules! embedded {
+macro_rules! every_store {
     ($($name:ident)*) => {
         mod embedded {
             $(
@@ -327,13 +347,25 @@ macro_rules! embedded {
                 }
             )*
         }
+
+        mod etcd {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let etcd = testkit::Etcd::start(1).expect("etcd starts");
+                    let store = store::EtcdStore::connect(&etcd.config()).await;
+                    super::$name(&store.expect("the store connects")).await;
+                }
+            )*
+        }
     };
 }
 
-embedded! {
+every_store! {
     writes_compare
     reads_the_past
     pages_in_order
+    reads_more_than_a_page
     watches_from_the_past_into_the_future
     tells_progress
     compacts

@@ -1,8 +1,9 @@
 //! What every store must do (`conformance`, `model`), and what the embedded one must
-//! survive (`crash`, `torn`).
+//! survive (`crash`, `torn`); and what the one in etcd must (`etcd`).
 
 mod conformance;
 mod crash;
+mod etcd;
 mod model;
 mod torn;
 

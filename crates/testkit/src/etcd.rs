@@ -1,0 +1,218 @@
+//! etcd for a test: real members on loopback, in a folder of their own, killed with the test.
+//!
+//! The program is found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools etcd`
+//! fetches it.
+
+use crate::Pki;
+use anyhow::{Context as _, Result, bail};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use store::etcd::Config;
+
+/// Between looks whether a member listens.
+const LOOK: Duration = Duration::from_millis(20);
+/// Looks before a member is given up.
+const LOOKS: usize = 500;
+
+/// A cluster of etcd.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    tls: Option<Config>,
+    _dir: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    arguments: Vec<String>,
+    client_port: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Starts so many members, without TLS; done when all listen.
+    ///
+    /// # Errors
+    /// When etcd is not there or does not start.
+    pub fn start(members: usize) -> Result<Self> {
+        Self::start_with(members, None)
+    }
+
+    /// Starts one member that serves, and demands, certificates of this authority.
+    ///
+    /// # Errors
+    /// When etcd is not there or does not start.
+    pub fn start_tls(pki: &Pki) -> Result<Self> {
+        Self::start_with(1, Some(pki))
+    }
+
+    fn start_with(count: usize, pki: Option<&Pki>) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let ports: Vec<(u16, u16)> = free_ports(count * 2)?
+            .chunks(2)
+            .map(|pair| (pair[0], pair[1]))
+            .collect();
+        let cluster: Vec<String> = ports
+            .iter()
+            .enumerate()
+            .map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}"))
+            .collect();
+        let scheme = if pki.is_some() { "https" } else { "http" };
+        let mut tls_arguments = Vec::new();
+        let mut tls = None;
+        if let Some(pki) = pki {
+            let client = pki.identity("root", &[])?;
+            let keep = |name: &str, pem: &str| -> Result<String> {
+                let path = dir.path().join(name);
+                std::fs::write(&path, pem)?;
+                Ok(path.display().to_string())
+            };
+            tls_arguments = vec![
+                "--client-cert-auth".to_owned(),
+                format!("--trusted-ca-file={}", keep("ca.pem", &pki.ca_cert)?),
+                format!("--cert-file={}", keep("cert.pem", &pki.serving.cert)?),
+                format!("--key-file={}", keep("key.pem", &pki.serving.key)?),
+            ];
+            tls = Some(Config {
+                endpoints: Vec::new(),
+                ca_pem: Some(pki.ca_cert.clone()),
+                identity: Some((client.cert, client.key)),
+            });
+        }
+        let members = ports
+            .iter()
+            .enumerate()
+            .map(|(n, (client, peer))| {
+                let folder = dir.path().join(format!("m{n}")).display().to_string();
+                let mut arguments = vec![
+                    format!("--name=m{n}"),
+                    format!("--data-dir={folder}"),
+                    format!("--listen-client-urls={scheme}://127.0.0.1:{client}"),
+                    format!("--advertise-client-urls={scheme}://127.0.0.1:{client}"),
+                    format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+                    format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+                    format!("--initial-cluster={}", cluster.join(",")),
+                    // A killed process loses nothing that the kernel has; tests cut no power.
+                    "--unsafe-no-fsync".to_owned(),
+                    "--heartbeat-interval=50".to_owned(),
+                    "--election-timeout=500".to_owned(),
+                    "--log-level=error".to_owned(),
+                ];
+                arguments.extend(tls_arguments.iter().cloned());
+                Member {
+                    arguments,
+                    client_port: *client,
+                    child: None,
+                }
+            })
+            .collect();
+        let mut this = Self {
+            members,
+            tls,
+            _dir: dir,
+        };
+        for member in &mut this.members {
+            member.spawn()?;
+        }
+        for member in &mut this.members {
+            member.wait()?;
+        }
+        Ok(this)
+    }
+
+    /// How the store reaches it.
+    pub fn config(&self) -> Config {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let url = |member: &Member| format!("{scheme}://127.0.0.1:{}", member.client_port);
+        Config {
+            endpoints: self.members.iter().map(url).collect(),
+            ..self.tls.clone().unwrap_or_default()
+        }
+    }
+
+    /// Kills a member, as a power cut would.
+    pub fn kill(&mut self, member: usize) {
+        self.members[member].kill();
+    }
+
+    /// Starts a killed member again over its files; done when it listens.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self, member: usize) -> Result<()> {
+        self.members[member].spawn()?;
+        self.members[member].wait()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            member.kill();
+        }
+    }
+}
+
+impl Member {
+    fn spawn(&mut self) -> Result<()> {
+        let child = Command::new(program()?)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("run etcd")?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "another process is waited for, and it tells nobody that it listens"
+    )]
+    fn wait(&mut self) -> Result<()> {
+        for _ in 0..LOOKS {
+            if std::net::TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
+                return Ok(());
+            }
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("etcd ended: {status}; it was run with {:?}", self.arguments);
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("etcd does not listen at port {}", self.client_port)
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn program() -> Result<PathBuf> {
+    let dirs = [
+        std::env::var_os("SALP_TOOLS").map(PathBuf::from),
+        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools")),
+    ];
+    dirs.into_iter()
+        .flatten()
+        .map(|dir| dir.join("bin/etcd"))
+        .find(|path| path.exists())
+        .context("etcd is not there: cargo xtask tools etcd")
+}
+
+/// Ports that nobody listened at a moment ago, all different.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let listeners = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let port = |listener: &TcpListener| Ok(listener.local_addr()?.port());
+    listeners.iter().map(port).collect()
+}
