@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and which module answers.
 
+use crate::store_commands::{self, StoreArgs};
 use crate::{
     client_commands, config, dataplane, exec, gitops_commands, image_commands, node_join, output,
     run, sites_commands, stop, top, up,
@@ -119,6 +120,11 @@ pub enum Command {
         after_help = "Examples:\n  salp gitops get -A\n  salp gitops reconcile ks shop --with-source\n  salp gitops diff shop --path ."
     )]
     Gitops(gitops_commands::GitopsArgs),
+    /// Keep a site's objects in a file, restore them, or move them between stores.
+    #[command(
+        after_help = "Examples:\n  salp store snapshot site.zst\n  salp store migrate --to etcd=http://127.0.0.1:2379"
+    )]
+    Store(store_commands::StoreCommandArgs),
     /// Print the path of the site's kubeconfig file.
     #[command(after_help = "Examples:\n  export KUBECONFIG=$(salp kubeconfig)")]
     Kubeconfig(DataDir),
@@ -204,6 +210,8 @@ pub struct UpArgs {
         value_name = "HOST"
     )]
     pub insecure_registry: Vec<String>,
+    #[command(flatten)]
+    pub store: StoreArgs,
     #[command(flatten)]
     pub lattice: LatticeArgs,
 }
@@ -296,6 +304,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Sites(args) => sites_commands::sites(args),
         Command::Image(args) => image_commands::image(args),
         Command::Gitops(args) => gitops_commands::gitops(args),
+        Command::Store(args) => store_commands::store(&args),
         Command::Kubeconfig(dir) => client_commands::kubeconfig(&dir),
         Command::Node(args) => node_join::node(args),
         Command::Token(args) => client_commands::token(args),

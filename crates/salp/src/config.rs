@@ -1,6 +1,7 @@
 //! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
 
 use crate::cli::{DataDir, LatticeArgs, UpArgs};
+use crate::store_commands::{StoreArgs, StoreSettings};
 use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,10 @@ struct File {
     insecure_registries: Vec<String>,
     #[serde(default)]
     registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    store: Option<String>,
+    store_ca: Option<PathBuf>,
+    store_cert: Option<PathBuf>,
+    store_key: Option<PathBuf>,
     site: Option<String>,
     #[serde(default)]
     lattice: Vec<String>,
@@ -145,6 +150,8 @@ pub struct Site {
     pub registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
     /// Folders of manifests that are applied as they change, by a name of each.
     pub manifests: Vec<(String, PathBuf)>,
+    /// Where its objects are kept.
+    pub store: StoreSettings,
     /// `None`: the site is alone.
     pub lattice: Option<LatticeSettings>,
 }
@@ -185,7 +192,14 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         .or(file.bind_address)
         .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let lattice = lattice_settings(&args.lattice, &file, &node_name, bind_address)?;
+    let store = StoreArgs {
+        store: args.store.store.clone().or(file.store.clone()),
+        store_ca: args.store.store_ca.clone().or(file.store_ca.clone()),
+        store_cert: args.store.store_cert.clone().or(file.store_cert.clone()),
+        store_key: args.store.store_key.clone().or(file.store_key.clone()),
+    };
     Ok(Site {
+        store: store.settings()?,
         lattice,
         data_dir: std::path::absolute(&data_dir)
             .with_context(|| format!("find data directory {}", data_dir.display()))?,

@@ -37,6 +37,7 @@ mod sites;
 mod sites_commands;
 mod sites_server;
 mod stop;
+mod store_commands;
 mod top;
 mod up;
 

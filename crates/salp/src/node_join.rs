@@ -110,6 +110,7 @@ fn join(args: JoinArgs) -> Result<ExitCode> {
         max_pods: args.max_pods,
         filename: Vec::new(),
         insecure_registry: args.insecure_registry,
+        store: crate::store_commands::StoreArgs::default(),
         lattice: crate::cli::LatticeArgs::default(),
     })?;
     let config = SiteConfig {

@@ -9,7 +9,7 @@ use crate::output::{self, Phases};
 use crate::site::Site;
 use crate::{
     answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites,
-    sites_server, stop,
+    sites_server, stop, store_commands,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -220,12 +220,7 @@ async fn start(
     dataplane::ensure(layout, &dataplane_config)?;
 
     phases.begin("store");
-    let store = {
-        let path = layout.store();
-        let opened =
-            tokio::task::spawn_blocking(move || store::embedded::EmbeddedStore::open(&path));
-        Arc::new(opened.await.context("open store")??)
-    };
+    let store = store_commands::open(&config.store, layout).await?;
     {
         let store = store.clone();
         stack.push("store", STOP_DEADLINE, move || async move {

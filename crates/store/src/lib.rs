@@ -6,9 +6,11 @@
 
 pub mod embedded;
 pub mod etcd;
+pub mod snapshot;
 
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
+pub use snapshot::Snapshot;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -91,7 +91,14 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What the tests need.
-pub(crate) const FOR_TESTS: &[&str] = &["kubectl", "helm", "registry", "skopeo", "nats-server", "etcd"];
+pub(crate) const FOR_TESTS: &[&str] = &[
+    "kubectl",
+    "helm",
+    "registry",
+    "skopeo",
+    "nats-server",
+    "etcd",
+];
 
 /// Fetches the named tools, or all; one line a tool.
 pub(crate) fn run(names: &[String]) -> Result<()> {

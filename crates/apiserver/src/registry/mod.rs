@@ -289,6 +289,17 @@ pub(crate) fn write_failed(call: &Call<'_>, name: &str, e: store::Error) -> Stat
             )
         }
         store::Error::Closed => Status::new(503, "ServiceUnavailable", "the server is stopping"),
+        store::Error::TooLarge => Status::new(
+            413,
+            "RequestEntityTooLarge",
+            "the object is larger than the store takes",
+        ),
+        // Nobody knows whether it was done: what clients are told of a time-out.
+        store::Error::Unavailable(source) => Status::new(
+            504,
+            "Timeout",
+            format!("the store does not answer: {source}"),
+        ),
         other => Status::internal(other),
     }
 }

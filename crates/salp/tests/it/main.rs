@@ -23,6 +23,7 @@ mod pods;
 mod rootless;
 mod serve;
 mod sites;
+mod stores;
 mod terminal;
 mod tour;
 mod wake;

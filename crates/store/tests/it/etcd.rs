@@ -3,7 +3,7 @@
 use crate::update;
 use futures::StreamExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use store::{Durability, Error, EtcdStore, Revision, Store, WatchItem, Write};
+use store::{Durability, Error, EtcdStore, Revision, Snapshot, Store, WatchItem, Write};
 use testkit::{Etcd, Pki};
 
 /// Writers at once.
@@ -128,4 +128,33 @@ async fn members_and_clients_prove_themselves() {
     };
     let refused = EtcdStore::connect(&stranger).await;
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_store_moves_to_etcd_and_back() {
+    let first = crate::Fixture::new();
+    let mut at = crate::create(first.store(), "/a", "1").await.modified;
+    for n in 0..100 {
+        at = update(first.store(), "/a", &n.to_string(), at)
+            .await
+            .modified;
+    }
+    crate::create(first.store(), "/b/c", &"long ".repeat(1000)).await;
+    let before = Snapshot::of(first.store()).await.expect("snapshot");
+
+    let etcd = Etcd::start(1).expect("etcd starts");
+    let second = EtcdStore::connect(&etcd.config()).await.expect("connects");
+    before.put_into(&second, |_| ()).await.expect("it is empty");
+    let there = Snapshot::of(&second).await.expect("snapshot");
+    assert_eq!(there.records, before.records);
+    assert!(there.revision > before.revision);
+    let again = before.put_into(&second, |_| ()).await;
+    assert!(matches!(again, Err(Error::Exists(_))), "{again:?}");
+
+    let third = crate::Fixture::new();
+    let copied = there.put_into(third.store(), |_| ()).await;
+    copied.expect("it is empty");
+    let back = Snapshot::of(third.store()).await.expect("snapshot");
+    assert_eq!(back.records, before.records);
+    assert!(back.revision > there.revision);
 }
