@@ -53,7 +53,22 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         // nextest knows no documentation tests.
         step(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
     }
-    step(&mut tests)
+    step(&mut tests)?;
+    if !args.is_empty() {
+        return Ok(());
+    }
+    if !nextest {
+        println!("skipped, needs cargo-nextest: the tests of the API on etcd");
+        return Ok(());
+    }
+    // The same tests of the API on the other store.
+    step(
+        cargo()
+            .args(["nextest", "run", "--workspace", "--no-fail-fast"])
+            .args(["-E", "package(apiserver) & binary(it)"])
+            .env("SALP_TOOLS", fetch::tools_dir())
+            .env("SALP_TEST_STORE", "etcd"),
+    )
 }
 
 fn cargo() -> Command {
