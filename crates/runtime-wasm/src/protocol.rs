@@ -7,8 +7,8 @@
 //! (sessions): a host that knows no such question ends that connection.
 
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, RuntimeError, SandboxId,
-    SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic,
+    AttachSpec, Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, RuntimeError,
+    SandboxId, SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub(crate) enum ToHost {
     },
     /// Instead of a greeting: what follows the reply is a session (`session`).
     Exec(Box<ExecSpec>),
+    /// As `Exec`.
+    Attach(Box<AttachSpec>),
 }
 
 /// An operation of [`runtime::PodRuntime`] or [`runtime::Traffic`].
@@ -245,6 +247,8 @@ mod tests {
                 working_dir: flag.then(|| name.clone()),
                 log_path: name.into(),
                 tty: flag,
+                stdin: flag,
+                stdin_once: flag,
             })
     }
 

@@ -11,8 +11,9 @@ use futures::stream::BoxStream;
 use lifecycle::Scope;
 use parking_lot::Mutex;
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, PodRuntime, RuntimeError,
-    SandboxId, SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic, Session, Traffic,
+    AttachSpec, Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec, PodRuntime,
+    RuntimeError, SandboxId, SandboxSpec, SandboxStatus, ServiceName, ServiceTraffic, Session,
+    Traffic,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -197,6 +198,10 @@ impl PodRuntime for Remote {
 
     async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
         self.session(ToHost::Exec(Box::new(spec))).await
+    }
+
+    async fn attach(&self, spec: AttachSpec) -> Result<Session, RuntimeError> {
+        self.session(ToHost::Attach(Box::new(spec))).await
     }
 
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

@@ -101,6 +101,12 @@ pub struct ContainerSpec {
     pub log_path: PathBuf,
     /// Runs to its end once (init container, restartPolicy decides what follows); a `wasi:http` guest serves all the same.
     pub tty: bool,
+    /// Its input waits for who attaches; else there is none.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Input ends with the first who attached.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// What an image resolved to.

@@ -12,6 +12,7 @@ use crate::state::{ComponentState, Live, ModuleState};
 use crate::stdio::{GuestOutput, LogSink, LogStream};
 use crate::surroundings::{Surroundings, is_machines};
 use crate::ticker::TICK;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 use wasmtime::component::ResourceTable;
 use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::cli::AsyncStdinStream;
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
@@ -45,6 +47,8 @@ pub struct GuestSpec {
     /// The pod's: the only one that it may listen at, where "any" and the loopback lead to.
     /// `None` forbids listening.
     pub address: Option<IpAddr>,
+    /// What a program that runs to its end reads; else there is no input.
+    pub input: Option<GuestInput>,
     /// To where it may send HTTP requests.
     pub egress: EgressRules,
     /// Finds the hosts that it connects to and looks up; `None` for the machine's resolver.
@@ -54,6 +58,9 @@ pub struct GuestSpec {
     /// How requests are served, for HTTP guests.
     pub http: HttpOptions,
 }
+
+/// Where input comes from.
+pub type GuestInput = Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin>;
 
 /// A directory of the host as a guest sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +199,8 @@ pub(crate) struct Bound {
     preopens: Vec<Preopen>,
     /// Of a run that somebody takes part in; else there is no input, and output is logged.
     stdio: Option<Stdio>,
+    /// For the one instance that runs, where output is logged.
+    input: Mutex<Option<GuestInput>>,
     filesystem: WasiFilesystemCtx,
     sockets: WasiSocketsCtx,
 }
@@ -220,6 +229,7 @@ impl Bound {
             cwd: spec.cwd,
             preopens: spec.preopens,
             stdio: None,
+            input: Mutex::new(spec.input),
             filesystem: template.filesystem().clone(),
             sockets: template.sockets().clone(),
         })
@@ -237,6 +247,7 @@ impl Bound {
             cwd: self.cwd.clone(),
             preopens: self.preopens.clone(),
             stdio: Some(stdio),
+            input: Mutex::default(),
             filesystem: self.filesystem.clone(),
             sockets: self.sockets.clone(),
         }
@@ -255,6 +266,9 @@ impl Bound {
                     .stderr(stdio.output(LogStream::Stderr));
             }
             None => {
+                if let Some(input) = self.input.lock().take() {
+                    builder.stdin(AsyncStdinStream::new(input));
+                }
                 builder
                     .stdout(self.output(LogStream::Stdout))
                     .stderr(self.output(LogStream::Stderr));

@@ -35,7 +35,7 @@ mod ticker;
 pub use command::{CommandGuest, Outcome};
 pub use egress::EgressRules;
 pub use engine::{Runtime, RuntimeConfig, RuntimeError};
-pub use guest::{Guest, GuestSpec, HttpOptions, Preopen, PrepareError};
+pub use guest::{Guest, GuestInput, GuestSpec, HttpOptions, Preopen, PrepareError};
 pub use http::{GuestBody, HttpError, HttpGuest};
 pub use keyvalue::KeyValue;
 pub use kind::{GuestKind, KindError};

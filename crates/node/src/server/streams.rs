@@ -335,6 +335,10 @@ async fn take_part(
         while let Some(said) = output.next().await {
             let said = match said {
                 Said::Stdout(bytes) => streams.stdout.then_some(ToClient::Stdout(bytes)),
+                // A terminal has one output.
+                Said::Stderr(bytes) if streams.tty => {
+                    streams.stdout.then_some(ToClient::Stdout(bytes))
+                }
                 Said::Stderr(bytes) => streams.stderr.then_some(ToClient::Stderr(bytes)),
                 Said::Exited { code: 0 } => return Ended::Success,
                 Said::Exited { code } => {

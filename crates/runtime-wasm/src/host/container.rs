@@ -1,5 +1,7 @@
 //! A container's life: created, running, exited.
 
+use super::attach::{Input, Shown, Sink};
+use super::exec::reader;
 use super::kept::Runs;
 use super::serve::{self, Closed, HttpEndpoint};
 use super::{Shared, spec};
@@ -16,7 +18,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
-use wasm::{CommandGuest, CpuMeter, Guest, GuestSpec, HttpGuest, KeyValue, MemoryMeter, Outcome};
+use wasm::{
+    CommandGuest, CpuMeter, Guest, GuestInput, GuestSpec, HttpGuest, KeyValue, MemoryMeter, Outcome,
+};
 
 /// Exit code of a container that was told to stop, as after SIGTERM.
 const TERMINATED: i32 = 143;
@@ -38,6 +42,8 @@ pub(super) struct Container {
     attempt: u32,
     image: String,
     guest: Guest,
+    shown: Arc<Shown>,
+    input: Option<Input>,
     memory: Arc<MemoryMeter>,
     cpu: Arc<CpuMeter>,
     /// Where an HTTP guest serves.
@@ -81,6 +87,8 @@ impl Container {
         let egress = spec::egress(sandbox)?;
         let log = LogFile::create(&spec.log_path, host.log_limits)
             .map_err(|error| format!("make the log {}: {error}", spec.log_path.display()))?;
+        let shown = Shown::new(log);
+        let (input, given) = Input::of(&spec).unzip();
         let program = host
             .runtime
             .load(digest, path)
@@ -105,7 +113,8 @@ impl Container {
                 preopens,
                 memory: memory.clone(),
                 cpu: cpu.clone(),
-                log: Arc::new(log),
+                log: Arc::new(Sink(shown.clone())),
+                input: given.map(|given| Box::new(reader(Some(given))) as GuestInput),
                 address: Some(sandbox.ip),
                 egress,
                 names: PodNames::of(&sandbox.dns, host.dns),
@@ -121,6 +130,8 @@ impl Container {
             attempt: spec.attempt,
             image: spec.image,
             guest,
+            shown,
+            input,
             memory,
             cpu,
             addresses,
@@ -141,6 +152,18 @@ impl Container {
 
     pub(super) fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
+    }
+
+    pub(super) fn input(&self) -> Option<&Input> {
+        self.input.as_ref()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<ContainerState> {
+        self.state.subscribe()
     }
 
     /// Where sessions live: they end with it.

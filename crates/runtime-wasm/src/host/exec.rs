@@ -15,7 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::io::StreamReader;
 use wasm::{CommandGuest, LogStream, Outcome, OutputPipe, Program, Stdio};
 
-/// Programs of one pod that run beside its containers' own; further ones are refused.
+/// Sessions of one pod: programs beside its containers' own, and those who take part; further
+/// ones are refused.
 pub(super) const EXECS_MAX: usize = 16;
 
 /// Pieces on their way to who listens; past it the guest waits.
@@ -30,7 +31,7 @@ impl Host {
         let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(spec.container.0.clone()))?;
         let permit = sandbox.execs.clone().try_acquire_owned().map_err(|_| {
             refused(format!(
-                "{EXECS_MAX} programs run beside this pod's own already"
+                "{EXECS_MAX} sessions with this pod are open already"
             ))
         })?;
         let program = self.program(&container, &spec.command).await?;
@@ -87,12 +88,12 @@ impl Host {
     }
 }
 
-fn refused(message: String) -> RuntimeError {
+pub(super) fn refused(message: String) -> RuntimeError {
     RuntimeError::Exec { code: 126, message }
 }
 
 /// Input as bytes come; empty without.
-fn reader(
+pub(super) fn reader(
     given: Option<futures_mpsc::Receiver<Bytes>>,
 ) -> impl tokio::io::AsyncRead + Send + Sync + 'static {
     let pieces = futures::stream::iter(given).flatten();

@@ -235,6 +235,8 @@ mod tests {
             working_dir: None,
             log_path: "/tmp/0.log".into(),
             tty: false,
+            stdin: false,
+            stdin_once: false,
         }
     }
 

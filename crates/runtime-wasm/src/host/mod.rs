@@ -4,6 +4,7 @@
 //! them. Start at [`Host::start`]; a container's life is in `container`, its requests
 //! in `serve`, the socket in `server`.
 
+mod attach;
 mod container;
 mod exec;
 mod kept;
@@ -25,8 +26,8 @@ use kept::{Kept, KeptSandbox, Runs};
 use lifecycle::Scope;
 use parking_lot::RwLock;
 use runtime::{
-    Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, ExecSpec, PodRuntime,
-    RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session, Traffic,
+    AttachSpec, Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, ExecSpec,
+    PodRuntime, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session, Traffic,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -119,7 +120,7 @@ struct Sandbox {
     creating: tokio::sync::Mutex<()>,
     /// What it is to whoever wakes it.
     standby: standby::Phase,
-    /// Programs that may run beside its containers'.
+    /// For programs beside its containers' own, and for those who take part.
     execs: Arc<Semaphore>,
 }
 
@@ -430,6 +431,10 @@ impl PodRuntime for Host {
 
     async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
         self.run_beside(spec).await
+    }
+
+    async fn attach(&self, spec: AttachSpec) -> Result<Session, RuntimeError> {
+        self.take_part(&spec)
     }
 
     async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {

@@ -83,6 +83,9 @@ async fn serve(
     let protocol = match reader.read().await? {
         ToHost::Hello { protocol } => protocol,
         ToHost::Exec(spec) => return session(host.exec(*spec).await, reader, writer).await,
+        ToHost::Attach(spec) => {
+            return session(host.attach(*spec).await, reader, writer).await;
+        }
         ToHost::Request { .. } => {
             return Err(ProtocolError::OutOfTurn("a call before the greeting"));
         }
@@ -135,7 +138,7 @@ async fn serve(
                     });
                 }
                 Ok(ToHost::Hello { .. }) => return ProtocolError::OutOfTurn("a second greeting"),
-                Ok(ToHost::Exec(_)) => {
+                Ok(ToHost::Exec(_) | ToHost::Attach(_)) => {
                     return ProtocolError::OutOfTurn("a session after the greeting");
                 }
                 Err(error) => return error,

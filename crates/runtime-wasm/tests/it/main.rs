@@ -3,4 +3,5 @@
 mod containers;
 mod kept;
 mod pod;
+mod sessions;
 mod socket;

@@ -85,6 +85,8 @@ impl Site {
             working_dir: None,
             log_path: self.dir.path().join(format!("logs/{uid}/app/0.log")),
             tty: false,
+            stdin: false,
+            stdin_once: false,
         };
         (sandbox, container)
     }

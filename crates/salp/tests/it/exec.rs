@@ -236,6 +236,35 @@ fn by_the_fourth_version(site: &Site) {
 }
 
 #[test]
+fn a_program_is_run_and_attached_to() {
+    let (registry, site) = (Registry::start(), Site::start());
+    let dir = tempfile::tempdir().expect("directory");
+    let file = dir.path().join("cat.wasm");
+    std::fs::write(&file, program(CAT)).expect("write");
+    let image = registry.push(&file, "cat:1");
+    for spdy in [false, true] {
+        let name = if spdy { "old" } else { "new" };
+        let image = format!("--image={image}");
+        let mut run = site.kubectl_command(&["run", "-i", "--rm", "--restart=Never", &image, name]);
+        if spdy {
+            run.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
+        }
+        let out = with_input(run, b"what is typed\n");
+        assert!(out.status.success(), "{spdy}: {}", text(&out));
+        assert!(
+            text(&out).contains("what is typed\n"),
+            "{spdy}: {}",
+            text(&out)
+        );
+        assert!(
+            text(&out).contains(&format!("pod \"{name}\" deleted")),
+            "{}",
+            text(&out)
+        );
+    }
+}
+
+#[test]
 fn ports_of_a_pod_are_forwarded() {
     let (registry, site) = (Registry::start(), Site::start());
     let data = tempfile::tempdir().expect("directory");
