@@ -1,7 +1,7 @@
-//! The real kubectl, where `SALP_TOOLS` names a folder that has it.
+//! The real kubectl, in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches it.
 
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use testkit::TestApi;
 use tokio::io::AsyncWriteExt as _;
@@ -41,12 +41,14 @@ impl Kubectl {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_drives_it() -> Result<()> {
-    let Some(program) = std::env::var_os("SALP_TOOLS")
-        .map(|d| PathBuf::from(d).join("kubectl"))
-        .filter(|p| p.exists())
-    else {
-        return Ok(());
-    };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let tools = std::env::var_os("SALP_TOOLS")
+        .map_or_else(|| workspace.join("target/tools"), PathBuf::from);
+    let program = tools.join("bin/kubectl");
+    assert!(
+        program.exists(),
+        "no kubectl: run `cargo xtask tools kubectl`"
+    );
     let api = TestApi::start().await?;
     let k = Kubectl {
         program,
