@@ -1,12 +1,8 @@
 //! etcd for a test: real members on loopback, in a folder of their own, killed with the test.
-//!
-//! The program is found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools etcd`
-//! fetches it.
 
 use crate::Pki;
 use anyhow::{Context as _, Result, bail};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use store::etcd::Config;
@@ -157,7 +153,7 @@ impl Drop for Etcd {
 
 impl Member {
     fn spawn(&mut self) -> Result<()> {
-        let child = Command::new(program()?)
+        let child = Command::new(crate::tool("etcd")?)
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -194,18 +190,6 @@ impl Member {
             let _ = child.wait();
         }
     }
-}
-
-fn program() -> Result<PathBuf> {
-    let dirs = [
-        std::env::var_os("SALP_TOOLS").map(PathBuf::from),
-        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools")),
-    ];
-    dirs.into_iter()
-        .flatten()
-        .map(|dir| dir.join("bin/etcd"))
-        .find(|path| path.exists())
-        .context("etcd is not there: cargo xtask tools etcd")
 }
 
 /// Ports that nobody listened at a moment ago, all different.

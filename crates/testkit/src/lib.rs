@@ -112,6 +112,22 @@ impl Watch {
     }
 }
 
+/// Path of a real program, in `$SALP_TOOLS/bin` or `target/tools/bin`.
+///
+/// # Errors
+/// When it is not there: `cargo xtask tools` fetches it.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let dirs = [
+        std::env::var_os("SALP_TOOLS").map(PathBuf::from),
+        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools")),
+    ];
+    dirs.into_iter()
+        .flatten()
+        .map(|dir| dir.join("bin").join(name))
+        .find(|path| path.exists())
+        .with_context(|| format!("{name} is not there: cargo xtask tools {name}"))
+}
+
 impl TestApi {
     /// Starts one with HTTPS on a free port of loopback.
     ///

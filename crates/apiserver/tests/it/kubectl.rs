@@ -1,7 +1,7 @@
-//! The real kubectl, in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches it.
+//! The real kubectl.
 
 use anyhow::{Context as _, Result};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use testkit::TestApi;
 use tokio::io::AsyncWriteExt as _;
@@ -41,17 +41,9 @@ impl Kubectl {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_drives_it() -> Result<()> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let tools = std::env::var_os("SALP_TOOLS")
-        .map_or_else(|| workspace.join("target/tools"), PathBuf::from);
-    let program = tools.join("bin/kubectl");
-    assert!(
-        program.exists(),
-        "no kubectl: run `cargo xtask tools kubectl`"
-    );
     let api = TestApi::start().await?;
     let k = Kubectl {
-        program,
+        program: testkit::tool("kubectl")?,
         config: api.kubeconfig("root", &["system:masters"])?,
         home: api.dir().join("home"),
     };
@@ -175,15 +167,9 @@ async fn kubectl_drives_it() -> Result<()> {
 /// protobuf.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_is_refused_by_a_policy() -> Result<()> {
-    let Some(program) = std::env::var_os("SALP_TOOLS")
-        .map(|d| PathBuf::from(d).join("kubectl"))
-        .filter(|p| p.exists())
-    else {
-        return Ok(());
-    };
     let api = TestApi::start().await?;
     let k = Kubectl {
-        program,
+        program: testkit::tool("kubectl")?,
         config: api.kubeconfig("root", &["system:masters"])?,
         home: api.dir().join("home"),
     };

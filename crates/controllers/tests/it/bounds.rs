@@ -82,9 +82,7 @@ async fn a_budget_lets_pods_go_one_by_one() -> Result<()> {
         site.until::<PodDisruptionBudget, _>("healthy", found).await
     };
     allowed(0).await?;
-    let Some(kubectl) = Kubectl::of(&site)? else {
-        return site.stop().await;
-    };
+    let kubectl = Kubectl::of(&site)?;
     let drain = "drain n1 --timeout=1s --ignore-daemonsets";
     let (done, text) = kubectl.try_run(drain, "").await?;
     assert!(

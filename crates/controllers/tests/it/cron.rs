@@ -30,19 +30,18 @@ async fn jobs_start_by_the_clock_and_by_hand() -> Result<()> {
     let tick = format!("{CRON_JOBS}/tick");
     site.patch(&tick, json!({"spec": {"suspend": true}}))
         .await?;
-    if let Some(kubectl) = Kubectl::of(&site)? {
-        kubectl
-            .run("create job by-hand --from=cronjob/tick")
-            .await?;
-        site.until::<Job, _>("the job is done", |jobs| {
-            let job = jobs
-                .iter()
-                .find(|j| j.metadata.name.as_deref() == Some("by-hand"))?;
-            let done = job.status.as_ref()?.conditions.as_ref()?;
-            done.iter().any(|c| c.type_ == "Complete").then_some(())
-        })
+    let kubectl = Kubectl::of(&site)?;
+    kubectl
+        .run("create job by-hand --from=cronjob/tick")
         .await?;
-    }
+    site.until::<Job, _>("the job is done", |jobs| {
+        let job = jobs
+            .iter()
+            .find(|j| j.metadata.name.as_deref() == Some("by-hand"))?;
+        let done = job.status.as_ref()?.conditions.as_ref()?;
+        done.iter().any(|c| c.type_ == "Complete").then_some(())
+    })
+    .await?;
     site.until::<CronJob, _>("none is active", |crons| {
         crons
             .first()?

@@ -1,4 +1,4 @@
-//! The real kubectl against a [`Site`], where `SALP_TOOLS` names a folder that has it.
+//! The real kubectl against a [`Site`].
 
 use crate::site::Site;
 use anyhow::{Result, ensure};
@@ -13,19 +13,12 @@ pub(crate) struct Kubectl {
 }
 
 impl Kubectl {
-    /// None where there is no kubectl.
-    pub(crate) fn of(site: &Site) -> Result<Option<Self>> {
-        let Some(program) = std::env::var_os("SALP_TOOLS")
-            .map(|d| PathBuf::from(d).join("bin/kubectl"))
-            .filter(|p| p.exists())
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            program,
+    pub(crate) fn of(site: &Site) -> Result<Self> {
+        Ok(Self {
+            program: testkit::tool("kubectl")?,
             config: site.api.kubeconfig("root", &["system:masters"])?,
             home: site.api.dir().join("home"),
-        }))
+        })
     }
 
     /// Output of a command that must succeed.

@@ -77,33 +77,32 @@ async fn a_stateful_set_keeps_names_and_claims_through_rollouts() -> Result<()> 
     let pods = site.until::<Pod, _>("pods", |p| Some(p.to_vec())).await?;
     assert_eq!(names(&pods), ["db-0", "db-1"]);
     assert_eq!(images(&pods), ["app:2", "app:2"]);
-    if let Some(kubectl) = Kubectl::of(&site)? {
-        let done = kubectl
-            .run("rollout status statefulset/db --timeout=30s")
-            .await?;
-        assert!(done.contains("2 new pods have been updated"), "{done}");
-        let history = kubectl.run("rollout history statefulset/db").await?;
-        assert!(
-            history.contains("1         <none>\n2         <none>"),
-            "{history}"
-        );
-        kubectl.run("rollout undo statefulset/db").await?;
-        site.until::<StatefulSet, _>("undone", |s| is_through(s, 2, 3))
-            .await?;
-        let pods = site.until::<Pod, _>("pods", |p| Some(p.to_vec())).await?;
-        assert_eq!(images(&pods), ["app:1", "app:1"]);
-        let history = kubectl.run("rollout history statefulset/db").await?;
-        assert!(
-            history.contains("2         <none>\n3         <none>"),
-            "{history}"
-        );
-        kubectl.run("rollout restart statefulset/db").await?;
-        kubectl
-            .run("rollout status statefulset/db --timeout=30s")
-            .await?;
-        site.until::<ControllerRevision, _>("a third revision", |r| (r.len() == 3).then_some(()))
-            .await?;
-    }
+    let kubectl = Kubectl::of(&site)?;
+    let done = kubectl
+        .run("rollout status statefulset/db --timeout=30s")
+        .await?;
+    assert!(done.contains("2 new pods have been updated"), "{done}");
+    let history = kubectl.run("rollout history statefulset/db").await?;
+    assert!(
+        history.contains("1         <none>\n2         <none>"),
+        "{history}"
+    );
+    kubectl.run("rollout undo statefulset/db").await?;
+    site.until::<StatefulSet, _>("undone", |s| is_through(s, 2, 3))
+        .await?;
+    let pods = site.until::<Pod, _>("pods", |p| Some(p.to_vec())).await?;
+    assert_eq!(images(&pods), ["app:1", "app:1"]);
+    let history = kubectl.run("rollout history statefulset/db").await?;
+    assert!(
+        history.contains("2         <none>\n3         <none>"),
+        "{history}"
+    );
+    kubectl.run("rollout restart statefulset/db").await?;
+    kubectl
+        .run("rollout status statefulset/db --timeout=30s")
+        .await?;
+    site.until::<ControllerRevision, _>("a third revision", |r| (r.len() == 3).then_some(()))
+        .await?;
     // Scaled away with its claim.
     site.patch(&db, json!({"spec": {"replicas": 1}})).await?;
     site.until::<PersistentVolumeClaim, _>("one claim", |c| {
@@ -165,22 +164,21 @@ async fn a_daemon_set_has_a_pod_on_each_node_that_fits() -> Result<()> {
     )
     .await?;
     until("the third again", 2, (3, 3, 3)).await?;
-    if let Some(kubectl) = Kubectl::of(&site)? {
-        kubectl.run("rollout undo daemonset/log").await?;
-        let done = kubectl
-            .run("rollout status daemonset/log --timeout=30s")
-            .await?;
-        assert!(
-            done.contains("daemon set \"log\" successfully rolled out"),
-            "{done}"
-        );
-        let selector = &site.get(&log).await?["spec"]["template"]["spec"]["nodeSelector"];
-        assert!(selector.is_null(), "{selector}");
-        let history = kubectl.run("rollout history daemonset/log").await?;
-        assert!(
-            history.contains("2         <none>\n3         <none>"),
-            "{history}"
-        );
-    }
+    let kubectl = Kubectl::of(&site)?;
+    kubectl.run("rollout undo daemonset/log").await?;
+    let done = kubectl
+        .run("rollout status daemonset/log --timeout=30s")
+        .await?;
+    assert!(
+        done.contains("daemon set \"log\" successfully rolled out"),
+        "{done}"
+    );
+    let selector = &site.get(&log).await?["spec"]["template"]["spec"]["nodeSelector"];
+    assert!(selector.is_null(), "{selector}");
+    let history = kubectl.run("rollout history daemonset/log").await?;
+    assert!(
+        history.contains("2         <none>\n3         <none>"),
+        "{history}"
+    );
     site.stop().await
 }
