@@ -4,7 +4,7 @@
 //! An [`Env`] says which variables there are. [`Program::compile`] parses an expression,
 //! checks its types and estimates what it can cost at most; a [`Program`] is then
 //! run over an [`Activation`] of [`Value`]s, which look at JSON where it is, and stops at a
-//! limit of cost. Names of properties that expressions can't write are [`escape`]d.
+//! limit of cost. Names of properties that expressions can't write are [`escape()`]d.
 //!
 //! It is not a general CEL: there are no protobuf messages and no containers. The reference is
 //! `cel-go` with the environment of `k8s.io/apiserver/pkg/cel/environment`.
