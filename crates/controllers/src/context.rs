@@ -7,6 +7,8 @@ use client::{
     Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, start_workers,
 };
 use futures::future::BoxFuture;
+use kube::api::{Api, PostParams};
+use kube::core::NamespaceResourceScope;
 use std::sync::Arc;
 
 /// What the controllers need.
@@ -72,6 +74,24 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Writes an object's status, with its resourceVersion: what was written meanwhile is not
+    /// lost. One that has gone needs none.
+    pub(crate) async fn write_status<K>(&self, key: &ObjectKey, object: &K) -> Result<(), Error>
+    where
+        K: Kind + kube::Resource<Scope = NamespaceResourceScope> + serde::Serialize,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
+        let params = PostParams::default();
+        match api.replace_status(&key.name, &params, object).await {
+            Ok(_) => Ok(()),
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            Err(source) => Err(Error::Update {
+                what: format!("status of {}", named::<K>(key)),
+                source,
+            }),
+        }
+    }
+
     pub(crate) fn recorder(&self, component: &str) -> EventRecorder {
         EventRecorder::new(
             self.client.clone(),

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 /// How long a write is waited for. It is told sooner, except when it was undone while
 /// the watch was broken: then there is nothing to be told.
 const UNSEEN_MAX: Duration = Duration::from_secs(30);
+/// When to look again in case what is waited for was told before it was waited for.
+pub(crate) const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 /// Requests of one reconcile that are under way at once.
 const AT_ONCE_MAX: usize = 32;
 

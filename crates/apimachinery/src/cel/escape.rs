@@ -2,30 +2,10 @@
 //!
 //! The reference is `k8s.io/apiserver/pkg/cel/escaping.go`.
 
-/// Words that can't be field names in expressions.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+use super::parse::RESERVED;
+
+/// What can't be a field name in expressions beside the words that no variable may have.
+const LITERALS: [&str; 4] = ["true", "false", "null", "in"];
 
 const PARTS: [(&str, &str); 4] = [
     ("__", "__underscores__"),
@@ -36,7 +16,7 @@ const PARTS: [(&str, &str); 4] = [
 
 /// How expressions write a property's name; `None` for one that they can't.
 pub fn escape(name: &str) -> Option<String> {
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(format!("__{name}__"));
     }
     let first = name.chars().next()?;
@@ -45,19 +25,7 @@ pub fn escape(name: &str) -> Option<String> {
     if !begins || !name.chars().all(inner) {
         return None;
     }
-    let (mut out, mut rest) = (String::with_capacity(name.len()), name);
-    'next: while let Some(c) = rest.chars().next() {
-        for (from, to) in PARTS {
-            if let Some(tail) = rest.strip_prefix(from) {
-                out.push_str(to);
-                rest = tail;
-                continue 'next;
-            }
-        }
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    Some(out)
+    Some(replaced(name, PARTS))
 }
 
 /// The name that an escaped one stands for; `None` if it is not escaped.
@@ -66,12 +34,21 @@ pub fn unescape(name: &str) -> Option<String> {
         return None;
     }
     let inner = name.strip_prefix("__").and_then(|n| n.strip_suffix("__"));
-    if let Some(word) = inner.filter(|w| RESERVED.contains(w)) {
+    if let Some(word) = inner.filter(|w| is_reserved(w)) {
         return Some(word.to_owned());
     }
+    Some(replaced(name, PARTS.map(|(from, to)| (to, from))))
+}
+
+fn is_reserved(name: &str) -> bool {
+    LITERALS.contains(&name) || RESERVED.contains(&name)
+}
+
+/// The name with each part replaced, from left to right.
+fn replaced(name: &str, parts: [(&str, &str); PARTS.len()]) -> String {
     let (mut out, mut rest) = (String::with_capacity(name.len()), name);
     'next: while let Some(c) = rest.chars().next() {
-        for (to, from) in PARTS {
+        for (from, to) in parts {
             if let Some(tail) = rest.strip_prefix(from) {
                 out.push_str(to);
                 rest = tail;
@@ -81,7 +58,7 @@ pub fn unescape(name: &str) -> Option<String> {
         out.push(c);
         rest = &rest[c.len_utf8()..];
     }
-    Some(out)
+    out
 }
 
 #[cfg(test)]

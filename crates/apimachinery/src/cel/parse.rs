@@ -6,7 +6,7 @@ use super::lex::{Lexer, Token};
 use super::value::Value;
 
 /// Words that no variable may be called.
-const RESERVED: [&str; 17] = [
+pub(super) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",

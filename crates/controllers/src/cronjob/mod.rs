@@ -7,18 +7,15 @@ mod plan;
 use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::replicaset::message;
-use crate::writes::{Unseen, for_each};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each};
 use client::k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use client::{EventRecorder, Informer, ObjectKey, Outcome};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use plan::Plan;
 use std::sync::Arc;
-use std::time::Duration;
 
 const NAME: &str = "cronjob-controller";
 const WORKERS: usize = 2;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,
@@ -153,17 +150,6 @@ impl Controller {
         }
         let mut cron = cron.clone();
         cron.status = Some(status);
-        let api: Api<CronJob> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &cron)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<CronJob>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &cron).await
     }
 }

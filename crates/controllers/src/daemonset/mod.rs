@@ -12,20 +12,16 @@ use crate::error::{Error, is_terminating};
 use crate::history::{self, REVISION_HASH};
 use crate::pods;
 use crate::replicaset::message;
-use crate::writes::{Unseen, for_each, slow_start};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
 use client::k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use client::k8s_openapi::api::core::v1::{Node, Pod};
 use client::{EventRecorder, Informer, ObjectKey, Outcome, WorkQueue, labels};
-use kube::api::{Api, PostParams};
 use plan::Plan;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 const NAME: &str = "daemonset-controller";
 const WORKERS: usize = 2;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,
@@ -196,18 +192,7 @@ impl Controller {
         }
         let mut set = set.clone();
         set.status = Some(status);
-        let api: Api<DaemonSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &set)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<DaemonSet>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &set).await
     }
 
     /// Deletes revisions that nothing uses, beyond those that are to be kept.

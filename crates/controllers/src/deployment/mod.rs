@@ -13,19 +13,16 @@ mod tests;
 use crate::context::{Context, controller_key, named};
 use crate::error::Error;
 use crate::pods;
-use crate::writes::Unseen;
+use crate::writes::{UNSEEN_RETRY, Unseen};
 use client::k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use plan::{Action, Plan};
 use std::sync::Arc;
-use std::time::Duration;
 
 const NAME: &str = "deployment-controller";
 const WORKERS: usize = 4;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,

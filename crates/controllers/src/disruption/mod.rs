@@ -5,13 +5,12 @@
 
 mod plan;
 
-use crate::context::{Context, controller_key, controller_uid, named};
+use crate::context::{Context, controller_key, controller_uid};
 use crate::error::Error;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use client::{EventRecorder, Informer, ObjectKey, Outcome, WorkQueue, labels};
-use kube::api::{Api, PostParams};
 use plan::Expected;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -176,19 +175,7 @@ impl Controller {
         }
         let mut budget = budget.clone();
         budget.status = Some(status);
-        let client = self.context.client.clone();
-        let api: Api<PodDisruptionBudget> = Api::namespaced(client, &key.namespace);
         // With its resourceVersion: an eviction granted meanwhile must not be lost.
-        match api
-            .replace_status(&key.name, &PostParams::default(), &budget)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<PodDisruptionBudget>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &budget).await
     }
 }

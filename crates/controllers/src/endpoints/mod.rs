@@ -12,7 +12,7 @@ mod tests;
 
 use crate::context::{Context, named};
 use crate::error::Error;
-use crate::writes::{Unseen, for_each};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each};
 use api::constants::LABEL_SERVICE_NAME;
 use client::k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use client::k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -27,8 +27,6 @@ use tokio::time::Instant;
 
 const NAME: &str = "endpointslice-controller";
 const WORKERS: usize = 4;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 /// A Service with more pods than this has its Endpoints object, which is then large and
 /// always written as a whole, written no more often than [`LARGE_EVERY`].
 const LARGE: usize = 100;

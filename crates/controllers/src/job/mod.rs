@@ -13,7 +13,7 @@ mod tests;
 use crate::context::{Context, controller_key, named};
 use crate::error::Error;
 use crate::pods;
-use crate::writes::{Unseen, for_each, slow_start};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
 use client::k8s_openapi::api::batch::v1::{Job, JobStatus};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome};
@@ -21,12 +21,9 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use members::{New, TRACKING_FINALIZER};
 use plan::Plan;
 use std::sync::Arc;
-use std::time::Duration;
 
 const NAME: &str = "job-controller";
 const WORKERS: usize = 4;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,

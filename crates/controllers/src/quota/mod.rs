@@ -5,7 +5,7 @@
 //! of those only the number of objects is asked for. Which object uses what is in
 //! `api::quota`.
 
-use crate::context::{Context, named};
+use crate::context::Context;
 use crate::error::Error;
 use api::quota::{Amounts, add, amounts_of_list, counted_kind, covers, list_of_amounts, usage};
 use client::informer::{Kind, watch_metadata};
@@ -13,7 +13,7 @@ use client::k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuo
 use client::k8s_openapi::serde::Serialize;
 use client::{Informer, ObjectKey, Outcome, WorkQueue};
 use futures::StreamExt as _;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use parking_lot::Mutex;
@@ -226,18 +226,7 @@ impl Controller {
         status.hard = read(hard);
         status.used = read(&list_of_amounts(used));
         // With its resourceVersion: what admission charges meanwhile must not be lost.
-        let api: Api<ResourceQuota> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &quota)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<ResourceQuota>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &quota).await
     }
 }
 

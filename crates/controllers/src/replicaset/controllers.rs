@@ -4,14 +4,13 @@ use super::plan::{self, Plan};
 use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::pods;
-use crate::writes::{Unseen, for_each, slow_start};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
 use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec, ReplicaSetStatus};
 use client::k8s_openapi::api::core::v1::{
     Pod, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
 };
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
-use kube::api::{Api, PostParams};
 use std::sync::Arc;
 
 const NAME: &str = "replication-controller";
@@ -105,7 +104,7 @@ impl Controller {
             return Ok(Outcome::Done);
         };
         if !self.unseen.is_seen(&key, revision) {
-            return Ok(Outcome::After(super::UNSEEN_RETRY));
+            return Ok(Outcome::After(UNSEEN_RETRY));
         }
         let selector = labels::of_map(selector_of(&owner));
         let client = &self.context.client;
@@ -183,19 +182,7 @@ impl Controller {
         }
         let mut owner = owner.clone();
         owner.status = Some(status);
-        let client = self.context.client.clone();
-        let api: Api<ReplicationController> = Api::namespaced(client, &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &owner)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<ReplicationController>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &owner).await
     }
 }
 

@@ -9,22 +9,18 @@ mod plan;
 use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::pods;
-use crate::writes::{Unseen, for_each, slow_start};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
 use api::constants::{ANNOTATION_WOKEN_ON, ANNOTATION_WOKEN_POD};
 use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
-use kube::api::{Api, PostParams};
 use plan::Plan;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 const NAME: &str = "replicaset-controller";
 const WORKERS: usize = 4;
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 
 struct Controller {
     context: Context,
@@ -233,18 +229,7 @@ impl Controller {
         }
         let mut set = set.clone();
         set.status = Some(status);
-        let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &set)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<ReplicaSet>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &set).await
     }
 }
 

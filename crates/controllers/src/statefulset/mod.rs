@@ -11,7 +11,7 @@ mod tests;
 use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::replicaset::message;
-use crate::writes::{Unseen, for_each, slow_start};
+use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
 use crate::{history, pods};
 use client::k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use client::k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -26,8 +26,6 @@ const NAME: &str = "statefulset-controller";
 const WORKERS: usize = 2;
 /// Label under which a revision's hash stands, as upstream's.
 const HASH: &str = "controller.kubernetes.io/hash";
-/// Another look in case what is waited for was told before it was waited for.
-const UNSEEN_RETRY: Duration = Duration::from_millis(200);
 /// Another look at a claim that must go before its pod is made again.
 const STALE_RETRY: Duration = Duration::from_secs(1);
 
@@ -383,18 +381,7 @@ impl Controller {
         }
         let mut set = set.clone();
         set.status = Some(status);
-        let api: Api<StatefulSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api
-            .replace_status(&key.name, &PostParams::default(), &set)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<StatefulSet>(key)),
-                source,
-            }),
-        }
+        self.context.write_status(key, &set).await
     }
 
     /// Deletes revisions that nothing uses, beyond those that are to be kept.
