@@ -18,13 +18,36 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Objects written at once; the store commits them in one go.
 const TOGETHER: usize = 64;
+/// Tries where another server starts over the same store, and the pause between them.
+const TRIES: usize = 10;
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Makes what is missing.
 pub(crate) async fn run(
+    core: &Arc<Core>,
+    cidr: ServiceCidr,
+    port: u16,
+    advertise: Option<SocketAddr>,
+    client_ca: &str,
+) -> Result<(), Status> {
+    for _ in 1..TRIES {
+        match write(core, cidr, port, advertise, client_ca).await {
+            Err(error) if core.peers.is_some() => {
+                // Another server starts too, and was between two steps.
+                tracing::debug!(%error, "writing bootstrap objects");
+                tokio::time::sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
+    write(core, cidr, port, advertise, client_ca).await
+}
+
+async fn write(
     core: &Arc<Core>,
     cidr: ServiceCidr,
     port: u16,
@@ -46,10 +69,13 @@ pub(crate) async fn run(
     }
     ensure_all(core, second).await?;
     if let Some(address) = advertise {
-        endpoint(core, port, address).await?;
-        renew_cluster_info(core, address, client_ca).await?;
+        service_ports(core, port, address.port()).await?;
     }
-    core.ready.store(true, Ordering::Release);
+    // Where there may be others, `peers` tells of all of them.
+    if let Some(address) = advertise.filter(|_| core.peers.is_none()) {
+        endpoint(core, address).await?;
+        keep_cluster_info(core, &[address], client_ca).await?;
+    }
     Ok(())
 }
 
@@ -201,16 +227,31 @@ fn cluster_info(address: SocketAddr, ca: &str) -> Value {
     })
 }
 
-async fn renew_cluster_info(core: &Arc<Core>, address: SocketAddr, ca: &str) -> Result<(), Status> {
+/// Lets `cluster-info` name a server that lives: the one it names, or the first of these.
+pub(crate) async fn keep_cluster_info(
+    core: &Arc<Core>,
+    alive: &[SocketAddr],
+    ca: &str,
+) -> Result<(), Status> {
     let Some(row) = Row::builtin("", "v1", "configmaps") else {
         return Ok(());
     };
+    let text = |address: &SocketAddr| cluster_info(*address, ca)["data"]["kubeconfig"].clone();
+    let named = |map: &Value| alive.iter().any(|a| text(a) == map["data"]["kubeconfig"]);
+    let there = core.peek("", "configmaps", "kube-public", "cluster-info");
+    let (Some(there), Some(first)) = (there, alive.first()) else {
+        return Ok(());
+    };
+    if named(&there.value()) {
+        return Ok(());
+    }
     let user = Core::own_user();
     let call = call(core, &row, "kube-public", "cluster-info", &user);
-    let wanted = cluster_info(address, ca);
     modify(&call, Part::Main, Tracking::Update, &|old| {
         let mut new = old.clone();
-        new["data"]["kubeconfig"] = wanted["data"]["kubeconfig"].clone();
+        if !named(old) {
+            new["data"]["kubeconfig"] = text(first);
+        }
         Ok(new)
     })
     .await
@@ -218,7 +259,7 @@ async fn renew_cluster_info(core: &Arc<Core>, address: SocketAddr, ca: &str) -> 
 }
 
 /// Keeps the endpoint at the address that is served now.
-async fn endpoint(core: &Arc<Core>, port: u16, address: SocketAddr) -> Result<(), Status> {
+async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
     let slice = json!({
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
         "metadata": {
@@ -231,39 +272,34 @@ async fn endpoint(core: &Arc<Core>, port: u16, address: SocketAddr) -> Result<()
     });
     ensure(core, slice.clone()).await?;
     let user = Core::own_user();
-    let mut changes = vec![(
-        "discovery.k8s.io",
-        "v1",
-        "endpointslices",
-        vec!["endpoints", "ports"],
-        slice,
-    )];
-    changes.push((
-        "",
-        "v1",
-        "services",
-        vec!["spec"],
-        json!({"port": port, "targetPort": address.port()}),
-    ));
-    for (group, version, plural, keys, wanted) in changes {
-        let Some(row) = Row::builtin(group, version, plural) else {
-            continue;
-        };
-        let call = call(core, &row, "default", "kubernetes", &user);
-        modify(&call, Part::Main, Tracking::Update, &|old| {
-            let mut new = old.clone();
-            if plural == "services" {
-                for key in ["port", "targetPort"] {
-                    new["spec"]["ports"][0][key] = wanted[key].clone();
-                }
-            } else {
-                for key in &keys {
-                    new[*key] = wanted[*key].clone();
-                }
-            }
-            Ok(new)
-        })
-        .await?;
-    }
-    Ok(())
+    let Some(row) = Row::builtin("discovery.k8s.io", "v1", "endpointslices") else {
+        return Ok(());
+    };
+    let call = call(core, &row, "default", "kubernetes", &user);
+    modify(&call, Part::Main, Tracking::Update, &|old| {
+        let mut new = old.clone();
+        for key in ["endpoints", "ports"] {
+            new[key] = slice[key].clone();
+        }
+        Ok(new)
+    })
+    .await
+    .map(drop)
+}
+
+/// Keeps the Service at the ports that are served now.
+async fn service_ports(core: &Arc<Core>, port: u16, target: u16) -> Result<(), Status> {
+    let Some(row) = Row::builtin("", "v1", "services") else {
+        return Ok(());
+    };
+    let user = Core::own_user();
+    let call = call(core, &row, "default", "kubernetes", &user);
+    modify(&call, Part::Main, Tracking::Update, &|old| {
+        let mut new = old.clone();
+        new["spec"]["ports"][0]["port"] = port.into();
+        new["spec"]["ports"][0]["targetPort"] = target.into();
+        Ok(new)
+    })
+    .await
+    .map(drop)
 }

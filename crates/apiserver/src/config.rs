@@ -113,6 +113,25 @@ impl fmt::Display for ServiceCidr {
     }
 }
 
+/// One of several API servers of a store.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Its name among them, such as its node's.
+    pub name: String,
+    /// How long it may be silent before it counts as dead.
+    pub lease: Duration,
+}
+
+impl Shared {
+    /// A server that the others miss after 15 seconds.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            lease: Duration::from_secs(15),
+        }
+    }
+}
+
 /// Everything an API server needs.
 pub struct Config {
     /// Where objects are kept.
@@ -141,6 +160,9 @@ pub struct Config {
     pub advertise: Option<SocketAddr>,
     /// How kubelets are reached.
     pub kubelet: KubeletAccess,
+    /// Others may serve the same store; `None`: this is the only one, and keeps in memory who
+    /// has which address.
+    pub shared: Option<Shared>,
     /// Bounds.
     pub limits: Limits,
     /// Time of day.
@@ -175,6 +197,7 @@ impl Config {
             node_ports: (30000, 32767),
             advertise: None,
             kubelet: KubeletAccess::default(),
+            shared: None,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(|bytes: &mut [u8]| rand::fill(bytes)),

@@ -34,6 +34,9 @@ async fn events(core: Weak<Core>) {
     loop {
         interval.tick().await;
         let Some(core) = core.upgrade() else { return };
+        if !core.on_duty() {
+            continue;
+        }
         let due = due(&core.cache, &mut seen, Instant::now());
         let Some(row) = Row::builtin("", "v1", "events") else {
             return;
@@ -104,6 +107,7 @@ async fn compaction(core: Weak<Core>) {
         };
         if let Some(old) = before.replace(newest)
             && old < newest
+            && core.on_duty()
             && let Err(e) = core.store.compact(old).await
         {
             tracing::warn!(error = %e, "compacting the store");

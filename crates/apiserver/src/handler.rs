@@ -151,12 +151,10 @@ async fn serve(
 ) -> Result<Response<Body>, Status> {
     let user = match caller {
         Caller::Local(user) => user.clone(),
-        Caller::Remote(certificate) => Arc::new(core.authn.authenticate(
-            request.headers(),
-            certificate.as_deref(),
-            &**core,
-            core.clock.now().as_second(),
-        )?),
+        Caller::Remote(certificate) => Arc::new(
+            core.authenticate(request.headers(), certificate.as_deref())
+                .await?,
+        ),
     };
     let user = if request
         .headers()

@@ -23,6 +23,7 @@ mod http;
 mod input;
 mod kubelet;
 mod metrics;
+mod peers;
 mod registry;
 mod row;
 mod server;
@@ -30,6 +31,6 @@ mod server_state;
 mod webhook;
 
 pub use authn::User;
-pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, SystemClock};
+pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, Shared, SystemClock};
 pub use http::respond::Body;
 pub use server::{ApiServer, Error, InProcess};

@@ -13,6 +13,7 @@ use crate::handler::{Caller, handle, is_ready};
 use crate::http::respond::{Body, BoxError};
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::server_state::{Core, DiskTrouble};
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -29,7 +30,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -110,12 +111,18 @@ impl ApiServer {
         let cache = Cache::start(config.store.clone(), config.limits, &feeding)
             .await
             .map_err(Error::Store)?;
-        let services = Allocator::new(
-            config.service_cidr,
-            config.node_ports,
-            config.entropy.clone(),
-            cache.named("", "services").as_ref(),
-        );
+        let entropy = config.entropy.clone();
+        let (cidr, ports) = (config.service_cidr, config.node_ports);
+        let services = match &config.shared {
+            Some(_) => Allocator::shared(cidr, ports, entropy, config.store.clone(), &feeding),
+            None => Allocator::new(cidr, ports, entropy, cache.named("", "services").as_ref()),
+        };
+        let peers = config.shared.clone().zip(config.advertise);
+        let peers = peers.map(|(shared, address)| {
+            let mut bytes = [0; 8];
+            (config.entropy)(&mut bytes);
+            Peers::new(shared, address, &config.client_ca, &hex::encode(bytes))
+        });
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
             named: NamedByNodes::new(&cache),
@@ -123,6 +130,7 @@ impl ApiServer {
             cache,
             authn: Authenticator { tokens },
             services,
+            peers,
             kubelets,
             metrics: Metrics::new(),
             clock: config.clock.clone(),
@@ -146,8 +154,13 @@ impl ApiServer {
         }
         let stop = scope.token().clone();
         let (ending, fed) = (serving.clone(), feeding.clone());
+        let leaving = Arc::downgrade(&core);
         scope.spawn(async move {
             stop.cancelled().await;
+            // First, so that no client is sent here any more.
+            if let Some(core) = leaving.upgrade() {
+                Peers::leave(&core).await;
+            }
             ending.close().await;
             fed.close().await;
         });
@@ -163,6 +176,10 @@ impl ApiServer {
         )
         .await
         .map_err(|s| Error::Bootstrap(s.message))?;
+        Peers::start(&core, &feeding)
+            .await
+            .map_err(|s| Error::Bootstrap(s.message))?;
+        core.ready.store(true, Ordering::Release);
         // Not before: without the first roles all would be refused. Who is early waits in the
         // listener's queue.
         let connections = Arc::new(Semaphore::new(config.limits.connections_max));

@@ -7,6 +7,7 @@ use crate::cache::{Cache, Kind, Object};
 use crate::config::{Clock, Entropy, Limits};
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::row::Row;
 use apimachinery::Status;
 use lifecycle::CancellationToken;
@@ -25,6 +26,8 @@ pub(crate) struct Core {
     /// What nodes may reach because their pods name it.
     pub(crate) named: NamedByNodes,
     pub(crate) services: Allocator,
+    /// The other servers of the store, where there may be some.
+    pub(crate) peers: Option<Peers>,
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Arc<dyn Clock>,
@@ -82,6 +85,30 @@ impl Core {
     pub(crate) async fn fresh(&self) -> Result<(), Status> {
         let revision = self.store.revision().await.map_err(Status::internal)?;
         self.cache.reach(revision.0).await
+    }
+
+    /// Whether this server does what one does for all that share the store.
+    pub(crate) fn on_duty(&self) -> bool {
+        self.peers.as_ref().is_none_or(Peers::on_duty)
+    }
+
+    /// Who a request comes from. A token may be of an account that another server has just
+    /// made: before one is refused the cache catches up.
+    ///
+    /// # Errors
+    /// 401 for a token that is not valid.
+    pub(crate) async fn authenticate(
+        &self,
+        headers: &http::HeaderMap,
+        certificate: Option<&User>,
+    ) -> Result<User, Status> {
+        let now = self.clock.now().as_second();
+        let found = self.authn.authenticate(headers, certificate, self, now);
+        if found.is_ok() || self.peers.is_none() {
+            return found;
+        }
+        self.fresh().await?;
+        self.authn.authenticate(headers, certificate, self, now)
     }
 
     /// An object as the cache has it, perhaps a moment old.

@@ -15,7 +15,7 @@ pub use line::Line;
 pub use pki::{Identity, Pki};
 
 use anyhow::{Context as _, Result};
-use apiserver::{ApiServer, Config};
+use apiserver::{ApiServer, Config, Shared};
 use bytes::Bytes;
 use client::kube;
 use http_body_util::{BodyExt as _, Full};
@@ -170,6 +170,21 @@ impl TestApi {
         Self::open(dir, etcd, pki, |_| {}).await
     }
 
+    /// Starts another server over the same store, with the same keys: one of several, as this
+    /// one must be too ([`Config::shared`]).
+    ///
+    /// # Errors
+    /// When the port or the server fails.
+    pub async fn beside(&self, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let (dir, store) = (tempfile::tempdir()?, self.store.clone());
+        Self::serve(dir, None, self.pki.clone(), store, change).await
+    }
+
+    /// Stops the server; the store goes on for others.
+    pub async fn leave(&self) {
+        self.scope.close().await;
+    }
+
     async fn open(
         dir: tempfile::TempDir,
         etcd: Option<Etcd>,
@@ -183,6 +198,16 @@ impl TestApi {
                 Arc::new(tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await??)
             }
         };
+        Self::serve(dir, etcd, pki, store, change).await
+    }
+
+    async fn serve(
+        dir: tempfile::TempDir,
+        etcd: Option<Etcd>,
+        pki: Pki,
+        store: Arc<dyn Store>,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let mut config = Config::new(
             store.clone(),
             pki.serving.cert.clone(),
@@ -193,6 +218,8 @@ impl TestApi {
         let listener = TcpListener::bind("127.0.0.1:0").context("bind a port of loopback")?;
         config.advertise = Some(listener.local_addr()?);
         config.listeners = vec![listener];
+        // As `salp up` has it.
+        config.shared = etcd.as_ref().map(|_| Shared::new("test"));
         change(&mut config);
         let scope = Scope::new();
         let server = ApiServer::start(config, &scope).await?;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use std::sync::Arc;
 
 /// A certificate and its key, PEM.
 #[derive(Clone)]
@@ -18,7 +19,8 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// A certificate authority and what it has signed.
+/// A certificate authority and what it has signed. Clones share its key.
+#[derive(Clone)]
 pub struct Pki {
     /// The authority's certificate, PEM.
     pub ca_cert: String,
@@ -26,7 +28,7 @@ pub struct Pki {
     pub serving: Identity,
     /// Signs ServiceAccount tokens, PEM.
     pub service_account_key: String,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
 }
 
 impl std::fmt::Debug for Pki {
@@ -52,10 +54,10 @@ impl Pki {
             .distinguished_name
             .push(DnType::CommonName, "test-ca");
         let ca_cert = params.self_signed(&ca_key)?.pem();
-        let issuer = Issuer::new(params, ca_key);
+        let issuer = Arc::new(Issuer::new(params, ca_key));
         let key = KeyPair::generate()?;
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let cert = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+        let cert = CertificateParams::new(names)?.signed_by(&key, &*issuer)?;
         Ok(Self {
             ca_cert,
             serving: Identity {
@@ -74,7 +76,7 @@ impl Pki {
     pub fn serving_for(&self, names: &[&str]) -> Result<Identity> {
         let key = KeyPair::generate()?;
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let cert = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        let cert = CertificateParams::new(names)?.signed_by(&key, &*self.issuer)?;
         Ok(Identity {
             cert: cert.pem(),
             key: key.serialize_pem(),
@@ -94,7 +96,7 @@ impl Pki {
                 .distinguished_name
                 .push(DnType::OrganizationName, *group);
         }
-        let cert = params.signed_by(&key, &self.issuer)?;
+        let cert = params.signed_by(&key, &*self.issuer)?;
         Ok(Identity {
             cert: cert.pem(),
             key: key.serialize_pem(),

@@ -236,6 +236,11 @@ impl Cache {
         *self.applied.borrow()
     }
 
+    /// Tells of each revision that every kind has.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
     /// Waits until the cache has a revision.
     pub(crate) async fn reach(&self, revision: u64) -> Result<(), Status> {
         if self.applied() >= revision {

@@ -77,7 +77,7 @@ async fn attempt(
     }
     admission::mutate_last(call, Operation::Create, &mut value, None).await?;
     row.prepare_create(&mut value);
-    let reservation = call.core.services.assign(row, &mut value, None)?;
+    let reservation = call.core.services.assign(call, &mut value, None).await?;
     meta::tidy(&mut value);
     let errors = errors_of(call, &value);
     if !errors.is_empty() {
@@ -97,7 +97,7 @@ async fn attempt(
         .insert(&key, &value, bytes)
         .await
         .map_err(|e| write_failed(call, &name, e))?;
-    reservation.keep();
+    reservation.keep().await;
     Ok(object)
 }
 

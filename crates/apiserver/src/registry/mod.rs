@@ -211,7 +211,7 @@ impl Call<'_> {
             .write(&store_key(self.row, &old.key), write, self.durability())
             .await?;
         if self.row.known() == "services" {
-            self.core.services.release(value, &old.key);
+            self.core.services.release(value).await;
         }
         self.seen(record.modified).await;
         Ok(self.shown(&old.key, value, record.modified.0))

@@ -130,7 +130,8 @@ pub(crate) async fn modify(
         let reservation = call
             .core
             .services
-            .assign(call.row, &mut new, Some(&old_value))?;
+            .assign(call, &mut new, Some(&old_value))
+            .await?;
         admission::mutate(call, Operation::Update, &mut new, Some(&old_value)).await?;
         if tracking == Tracking::Update {
             call.track(Some(&old_value), &mut new)?;
@@ -162,7 +163,7 @@ pub(crate) async fn modify(
         };
         match written {
             Ok(object) => {
-                reservation.keep();
+                reservation.keep().await;
                 return Ok(object);
             }
             // Read again: the transform sees the newer object and a stated

@@ -14,6 +14,7 @@ mod nodes;
 mod patch;
 mod policies;
 mod services;
+mod shared;
 mod subresources;
 mod watch;
 mod webhooks;
