@@ -21,7 +21,8 @@ pub const ANNOTATION_ASLEEP_REPLICAS: &str = "salp.dev/asleep-replicas";
 /// Deployment annotation: the node where a pod stands by for it.
 pub const ANNOTATION_ASLEEP_ON: &str = "salp.dev/asleep-on";
 /// ReplicaSet annotation: `NODE/POD`, a pod that runs already and is to be created under
-/// this name.
+/// this name. On a Deployment `NODE/POD@GENERATION`, for the ReplicaSet that this generation
+/// scales up from zero.
 pub const ANNOTATION_WOKEN_POD: &str = "salp.dev/woken-pod";
 /// Pod annotation: the node on which it was woken; its sandbox is named for the pod, not for
 /// its UID.

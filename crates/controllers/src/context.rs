@@ -2,6 +2,7 @@
 
 use crate::certificates::Signer;
 use crate::error::Error;
+use crate::writes::UNSEEN_RETRY;
 use client::informer::Kind;
 use client::{
     Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, start_workers,
@@ -155,7 +156,25 @@ impl Context {
         F: Fn(K) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Outcome, Error>> + Send + 'static,
     {
-        start_workers(name, queue, workers, synced, &self.scope, reconcile);
+        start_workers(name, queue, workers, synced, &self.scope, move |key| {
+            let reconciled = reconcile(key);
+            async move { forgive_gone(reconciled.await) }
+        });
+    }
+}
+
+/// What was to be changed has gone, and the informer has not told so yet: no error, but
+/// reason to look again. What is to be deleted and has gone is deleted.
+fn forgive_gone(reconciled: Result<Outcome, Error>) -> Result<Outcome, Error> {
+    match reconciled {
+        Err(Error::Update { what, source }) if client::is_not_found(&source) => {
+            tracing::debug!(what, "gone before it was changed, looking again");
+            Ok(Outcome::After(UNSEEN_RETRY))
+        }
+        Err(Error::Delete { source, .. }) if client::is_not_found(&source) => {
+            Ok(Outcome::After(UNSEEN_RETRY))
+        }
+        other => other,
     }
 }
 

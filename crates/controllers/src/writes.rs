@@ -1,4 +1,5 @@
-//! What was written but may not be told by an informer yet, and writing many objects.
+//! What was written but may not be told by an informer yet, statuses that wait for more to
+//! tell, and writing many objects.
 //!
 //! A controller that counts pods must not count from before its own last writes, or it
 //! makes them twice. It remembers the revision of the last pod that it made and waits
@@ -107,6 +108,36 @@ impl Writes {
     }
 }
 
+/// How long a status that is about to change again is not written.
+const LULL: Duration = Duration::from_millis(250);
+
+/// Statuses that are on their way somewhere: each is written when it has arrived, or when
+/// it has waited for [`LULL`]. A pod that comes or goes is four changes of its set's counts
+/// in some tens of milliseconds, of which only the last is news to anybody.
+#[derive(Debug, Default)]
+pub(crate) struct Lulls {
+    /// Since when the status of each has waited. Guards the table for single look-ups.
+    since: Mutex<HashMap<ObjectKey, Instant>>,
+}
+
+impl Lulls {
+    /// How long the status of `key` is to wait yet; none when it is to be written now.
+    pub(crate) fn wait(&self, key: &ObjectKey) -> Option<Duration> {
+        let mut since = self.since.lock();
+        let at = *since.entry(key.clone()).or_insert_with(Instant::now);
+        let left = LULL.checked_sub(at.elapsed()).filter(|d| !d.is_zero());
+        if left.is_none() {
+            since.remove(key);
+        }
+        left
+    }
+
+    /// The status of `key` is written, or it has none any more.
+    pub(crate) fn end(&self, key: &ObjectKey) {
+        self.since.lock().remove(key);
+    }
+}
+
 /// Does the same `count` times, first once, then twice as many at once as succeeded
 /// before, so that what fails always fails once, not thousands of times. How many
 /// succeeded, and the first failure.
@@ -183,6 +214,20 @@ mod tests {
         unseen.wrote(&key, &pod);
         tokio::time::advance(UNSEEN_MAX).await;
         assert!(unseen.is_seen(&key, 6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_waits_for_a_lull_and_no_longer() {
+        let lulls = Lulls::default();
+        let key = ObjectKey::new("ns", "web");
+        assert_eq!(lulls.wait(&key), Some(LULL));
+        tokio::time::advance(LULL / 2).await;
+        assert_eq!(lulls.wait(&key), Some(LULL / 2), "not from anew");
+        tokio::time::advance(LULL / 2).await;
+        assert_eq!(lulls.wait(&key), None);
+        assert_eq!(lulls.wait(&key), Some(LULL), "the next");
+        lulls.end(&key);
+        assert_eq!(lulls.wait(&key), Some(LULL), "one after that");
     }
 
     #[test]

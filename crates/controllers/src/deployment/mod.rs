@@ -13,13 +13,14 @@ mod tests;
 use crate::context::{Context, controller_key, named};
 use crate::error::Error;
 use crate::pods;
-use crate::writes::{UNSEEN_RETRY, Unseen};
+use crate::writes::{Lulls, UNSEEN_RETRY, Unseen};
 use client::k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use client::k8s_openapi::api::core::v1::Pod;
 use client::{EventRecorder, Informer, ObjectKey, Outcome, labels};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use plan::{Action, Plan};
 use std::sync::Arc;
+use std::time::Duration;
 
 const NAME: &str = "deployment-controller";
 const WORKERS: usize = 4;
@@ -30,6 +31,7 @@ struct Controller {
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
     unseen: Unseen,
+    lulls: Lulls,
     recorder: EventRecorder,
 }
 
@@ -60,6 +62,7 @@ pub(crate) fn start(context: &Context) {
         sets,
         pods,
         unseen: Unseen::default(),
+        lulls: Lulls::default(),
         recorder: context.recorder(NAME),
     });
     context.work(NAME, queue, WORKERS, ready, move |key| {
@@ -73,6 +76,7 @@ impl Controller {
         let revision = self.sets.revision();
         let Some(deployment) = self.deployments.get_key(&key) else {
             self.unseen.forget(&key);
+            self.lulls.end(&key);
             return Ok(Outcome::Done);
         };
         if !self.unseen.is_seen(&key, revision) {
@@ -117,11 +121,35 @@ impl Controller {
                 break;
             }
         }
-        self.write_status(key, deployment, status).await?;
+        let wait = self.wait(key, deployment, &status, failure.is_some());
+        if wait.is_none() {
+            self.write_status(key, deployment, status).await?;
+        }
         match failure {
             Some(error) => Err(error),
-            None => Ok(Outcome::after(plan.look_again_in)),
+            None => Ok(Outcome::after(
+                wait.into_iter().chain(plan.look_again_in).min(),
+            )),
         }
+    }
+
+    /// How long to wait with a status, which changes again soon; none to write it now.
+    fn wait(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+        status: &DeploymentStatus,
+        failed: bool,
+    ) -> Option<Duration> {
+        // What failed is told at once: the next try reads from it what was tried.
+        let now = failed
+            || deployment.status.as_ref() == Some(status)
+            || status::is_at_rest(deployment, status);
+        if now {
+            self.lulls.end(key);
+            return None;
+        }
+        self.lulls.wait(key)
     }
 
     async fn act(

@@ -216,6 +216,9 @@ impl Planner<'_> {
             let had = set.metadata.annotations.as_ref();
             annotations.retain(|key, value| had.and_then(|a| a.get(key)) != Some(value));
             let differs = replicas(&set) != size;
+            if differs && (replicas(&set) == 0 || size == 0) {
+                annotations.extend(revision::woken_pod(self.deployment, &set));
+            }
             if !differs && annotations.is_empty() {
                 continue;
             }

@@ -4,6 +4,7 @@
 use super::amounts::{self, by_age};
 use crate::history::template_hash;
 use crate::pods::controller_reference;
+use api::constants::ANNOTATION_WOKEN_POD;
 use client::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeMap;
@@ -22,13 +23,14 @@ pub(super) const TEMPLATE_HASH: &str = "pod-template-hash";
 /// Longest revision history; the oldest entries go.
 const HISTORY_CHARS_MAX: usize = 2000;
 /// Annotations that belong to the Deployment alone.
-const NOT_COPIED: [&str; 6] = [
+const NOT_COPIED: [&str; 7] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     "deprecated.deployment.rollback.to",
     REVISION,
     REVISION_HISTORY,
     DESIRED_REPLICAS,
     MAX_REPLICAS,
+    ANNOTATION_WOKEN_POD,
 ];
 
 type Annotations = BTreeMap<String, String>;
@@ -129,6 +131,20 @@ pub(super) fn size_annotations(deployment: &Deployment) -> Annotations {
             wanted.saturating_add(surge).to_string(),
         ),
     ])
+}
+
+/// The annotation that tells a set which pod of its runs already, when this Deployment was
+/// last changed by being woken; else an empty one in the place of what was told before.
+pub(super) fn woken_pod(deployment: &Deployment, set: &ReplicaSet) -> Option<(String, String)> {
+    let told = set.metadata.annotations.as_ref();
+    let told = told.and_then(|a| a.get(ANNOTATION_WOKEN_POD));
+    let annotations = deployment.metadata.annotations.as_ref();
+    let place = annotations
+        .and_then(|a| a.get(ANNOTATION_WOKEN_POD)?.split_once('@'))
+        .filter(|(_, generation)| generation.parse().ok() == deployment.metadata.generation)
+        .map_or("", |(place, _)| place);
+    (told.map_or("", String::as_str) != place)
+        .then(|| (ANNOTATION_WOKEN_POD.to_owned(), place.to_owned()))
 }
 
 /// The set of the current template, to be created with `replicas` pods.

@@ -181,6 +181,13 @@ pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) ->
         && status.observed_generation >= deployment.metadata.generation
 }
 
+/// Whether nothing is under way that would change the status soon.
+pub(super) fn is_at_rest(deployment: &Deployment, status: &DeploymentStatus) -> bool {
+    is_complete(deployment, status)
+        && status.ready_replicas == status.replicas
+        && status.terminating_replicas.unwrap_or(0) == 0
+}
+
 /// Whether a Deployment has a Progressing condition.
 pub(super) fn has_progress_condition(status: &DeploymentStatus) -> bool {
     find(status, PROGRESSING).is_some()

@@ -9,7 +9,7 @@ mod plan;
 use crate::context::{Context, named};
 use crate::error::{Error, is_terminating};
 use crate::pods;
-use crate::writes::{UNSEEN_RETRY, Unseen, for_each, slow_start};
+use crate::writes::{Lulls, UNSEEN_RETRY, Unseen, for_each, slow_start};
 use api::constants::{ANNOTATION_WOKEN_ON, ANNOTATION_WOKEN_POD};
 use client::k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use client::k8s_openapi::api::core::v1::Pod;
@@ -18,6 +18,7 @@ use plan::Plan;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 const NAME: &str = "replicaset-controller";
 const WORKERS: usize = 4;
@@ -27,6 +28,7 @@ struct Controller {
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
     unseen: Unseen,
+    lulls: Lulls,
     recorder: EventRecorder,
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn start(context: &Context) {
         sets,
         pods,
         unseen: Unseen::default(),
+        lulls: Lulls::default(),
         recorder: context.recorder(NAME),
     });
     context.work(NAME, queue, WORKERS, ready, move |key| {
@@ -83,6 +86,7 @@ impl Controller {
         let revision = self.pods.revision();
         let Some(set) = self.sets.get_key(&key) else {
             self.unseen.forget(&key);
+            self.lulls.end(&key);
             return Ok(Outcome::Done);
         };
         if !self.unseen.is_seen(&key, revision) {
@@ -108,11 +112,12 @@ impl Controller {
         };
         let failure = self.act(&key, &set, &plan).await;
         let after = plan.available_in;
-        self.write_status(&key, &set, plan, failure.as_ref())
+        let wait = self
+            .write_status(&key, &set, plan, failure.as_ref())
             .await?;
         match failure {
             Some(error) => Err(error),
-            None => Ok(Outcome::after(after)),
+            None => Ok(Outcome::after(after.into_iter().chain(wait).min())),
         }
     }
 
@@ -211,25 +216,34 @@ impl Controller {
         Some(pod)
     }
 
+    /// Writes the status, or says how long to wait with it, because it changes again soon.
     async fn write_status(
         &self,
         key: &ObjectKey,
         set: &ReplicaSet,
         plan: Plan,
         failure: Option<&Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Duration>, Error> {
         let now = self.context.clock.now();
         let known = set.status.as_ref();
         let status = ReplicaSetStatus {
             conditions: plan::conditions(known, failure, plan.create > 0, now),
             ..plan.status
         };
-        if known == Some(&status) {
-            return Ok(());
+        let changed = known != Some(&status);
+        if changed && failure.is_none() && !plan::is_at_rest(set, &status) {
+            let wait = self.lulls.wait(key);
+            if wait.is_some() {
+                return Ok(wait);
+            }
         }
-        let mut set = set.clone();
-        set.status = Some(status);
-        self.context.write_status(key, &set).await
+        self.lulls.end(key);
+        if changed {
+            let mut set = set.clone();
+            set.status = Some(status);
+            self.context.write_status(key, &set).await?;
+        }
+        Ok(None)
     }
 }
 

@@ -87,6 +87,16 @@ pub(super) fn plan(
     }
 }
 
+/// Whether all pods are there and serve, and no others are left: nothing is under way that
+/// would change the status soon.
+pub(super) fn is_at_rest(set: &ReplicaSet, status: &ReplicaSetStatus) -> bool {
+    let n = status.replicas;
+    set.spec.replicas.unwrap_or(1) == n
+        && status.ready_replicas.unwrap_or(0) == n
+        && status.available_replicas.unwrap_or(0) == n
+        && status.terminating_replicas.unwrap_or(0) == 0
+}
+
 /// The conditions with ReplicaFailure set or taken away.
 pub(super) fn conditions(
     known: Option<&ReplicaSetStatus>,

@@ -10,3 +10,4 @@ mod roles;
 mod sets;
 mod site;
 mod workloads;
+mod writes;

@@ -26,12 +26,21 @@ pub(crate) struct Site {
 impl Site {
     /// With all controllers.
     pub(crate) async fn start() -> Result<Self> {
+        Self::start_between(|own, _| own).await
+    }
+
+    /// The same, where what the controllers ask passes through what `between` makes of their
+    /// own client and of an administrator's.
+    pub(crate) async fn start_between(
+        between: impl FnOnce(kube::Client, kube::Client) -> kube::Client,
+    ) -> Result<Self> {
         let api = TestApi::start().await?;
         let scope = Scope::new();
         let client = api.client();
         let informers = Informers::new(client.clone(), &scope);
         // With the rights that the binary's have, and no more.
         let own = api.client_as("system:kube-controller-manager", &[]);
+        let own = between(own, client.clone());
         controllers::run(
             controllers::Config {
                 informers: informers.with_client(own),

@@ -10,9 +10,9 @@ use client::k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+pub(crate) const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
-fn web(replicas: i32) -> Value {
+pub(crate) fn web(replicas: i32) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
         "spec": {
@@ -26,12 +26,16 @@ fn web(replicas: i32) -> Value {
     })
 }
 
-fn running(_: &str) -> Option<&'static str> {
+pub(crate) fn running(_: &str) -> Option<&'static str> {
     Some("Running")
 }
 
 /// What `kubectl rollout status` waits for, of this generation.
-fn is_rolled_out(deployments: &[Arc<Deployment>], replicas: i32, generation: i64) -> Option<()> {
+pub(crate) fn is_rolled_out(
+    deployments: &[Arc<Deployment>],
+    replicas: i32,
+    generation: i64,
+) -> Option<()> {
     let web = deployments.first()?;
     if web.metadata.generation < Some(generation) {
         return None;
@@ -47,7 +51,7 @@ fn is_rolled_out(deployments: &[Arc<Deployment>], replicas: i32, generation: i64
     .then_some(())
 }
 
-fn addresses(slices: &[Arc<EndpointSlice>]) -> usize {
+pub(crate) fn addresses(slices: &[Arc<EndpointSlice>]) -> usize {
     slices
         .iter()
         .filter(|s| {

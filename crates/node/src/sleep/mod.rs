@@ -10,6 +10,7 @@
 //! What is to be done is decided in `plan`. Why it is so: docs/decisions.
 
 mod plan;
+mod services;
 mod standby;
 
 pub(crate) use standby::{Hints, is_standby};
@@ -20,10 +21,9 @@ use api::constants::{
     ANNOTATION_ASLEEP_ON, ANNOTATION_ASLEEP_REPLICAS, ANNOTATION_SCALE_TO_ZERO,
     ANNOTATION_WOKEN_POD,
 };
-use client::{Informer, Informers, ObjectKey};
+use client::{Change, Informer, Informers, ObjectKey};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, Patch, PatchParams};
 use plan::{Facts, IdleClock, Step};
 use runtime::{ServiceName, Traffic, go_duration as duration};
@@ -36,8 +36,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// Between looks at who is idle. What a request wakes is heard of at once.
-/// Label of a Service that stands for one that several sites export: its name.
-const IMPORTED: &str = "multicluster.kubernetes.io/service-name";
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Steps that are over and not yet noted; those that end wait.
 const DONE_MAX: usize = 64;
@@ -92,6 +90,7 @@ struct Sleeping {
     client: kube::Client,
     traffic: Arc<dyn Traffic>,
     deployments: Informer<Deployment>,
+    services: services::Index,
     sets: Informer<ReplicaSet>,
     entries: HashMap<ObjectKey, Entry>,
     done: mpsc::Sender<Done>,
@@ -107,6 +106,7 @@ pub(crate) fn start(agent: &Arc<Agent>, sleep: Sleep, informers: &Informers) {
         client: sleep.client,
         traffic: sleep.traffic,
         deployments: informers.get(),
+        services: services::Index::default(),
         sets: informers.get(),
         entries: HashMap::new(),
         done,
@@ -126,34 +126,47 @@ impl Sleeping {
         }
         self.recover().await;
         let mut changes = self.deployments.subscribe();
+        let mut services = self.agent.services.subscribe();
         let agent = self.agent.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                Some(change) = changes.next() => {
-                    if let client::Change::Object { new: Some(new), .. } = &change
-                        && !self.concerns(new)
-                    {
-                        continue;
+            // Those that have changed; none: it may be any.
+            let touched = tokio::select! {
+                Some(change) = changes.next() => match change {
+                    Change::Object { key, new, .. } => {
+                        self.track(&key, new.as_deref());
+                        vec![key]
                     }
+                    Change::Resync => {
+                        self.track_all();
+                        self.entries.keys().cloned().collect()
+                    }
+                },
+                Some(change) = services.next() => {
+                    self.services.learn(&change, &self.agent.services);
+                    continue;
                 }
-                Some(done) = dones.recv() => self.note(done),
+                Some(done) = dones.recv() => {
+                    let key = done.key.clone();
+                    self.note(done);
+                    let deployment = self.deployments.get_key(&key);
+                    self.track(&key, deployment.as_deref());
+                    vec![key]
+                }
                 () = agent.standby_hints.told() => self.look_at_standbys().await,
                 // With nobody to look after, nothing but a change can matter.
-                _ = look.tick(), if !self.entries.is_empty() => self.look_at_traffic().await,
-            }
-            self.track();
-            for key in self.entries.keys().cloned().collect::<Vec<_>>() {
-                self.step(key);
+                _ = look.tick(), if !self.entries.is_empty() => {
+                    self.look_at_traffic().await;
+                    self.entries.keys().cloned().collect()
+                }
+            };
+            for key in touched {
+                if self.entries.contains_key(&key) {
+                    self.step(key);
+                }
             }
         }
-    }
-
-    fn concerns(&self, deployment: &Deployment) -> bool {
-        annotation(deployment, ANNOTATION_SCALE_TO_ZERO).is_some()
-            || self.asleep(deployment).is_some()
-            || self.entries.contains_key(&ObjectKey::of(deployment))
     }
 
     /// How many replicas it comes back to, when it sleeps on this node.
@@ -163,27 +176,26 @@ impl Sleeping {
         (on == self.agent.fixed.name).then(|| replicas.parse().unwrap_or(1))
     }
 
-    /// Entries for those that may sleep, or do; none for others.
-    fn track(&mut self) {
-        let now = Instant::now();
-        let tracked = self.deployments.select(|d| {
-            annotation(d, ANNOTATION_SCALE_TO_ZERO).is_some()
-                || annotation(d, ANNOTATION_ASLEEP_ON).is_some()
-        });
-        for deployment in &tracked {
-            self.entries
-                .entry(ObjectKey::of(&**deployment))
-                .or_insert_with(|| Entry::new(now));
+    /// An entry for a Deployment that may sleep, or does; none for another.
+    fn track(&mut self, key: &ObjectKey, deployment: Option<&Deployment>) {
+        if deployment.is_some_and(may_sleep) {
+            let new = || Entry::new(Instant::now());
+            self.entries.entry(key.clone()).or_insert_with(new);
+            return;
         }
-        let deployments = &self.deployments;
-        self.entries.retain(|key, entry| {
-            entry.busy
-                || entry.standby.is_some()
-                || deployments.get_key(key).is_some_and(|d| {
-                    annotation(&d, ANNOTATION_SCALE_TO_ZERO).is_some()
-                        || annotation(&d, ANNOTATION_ASLEEP_ON).is_some()
-                })
-        });
+        let is_idle = |entry: &Entry| !entry.busy && entry.standby.is_none();
+        if self.entries.get(key).is_some_and(is_idle) {
+            self.entries.remove(key);
+        }
+    }
+
+    fn track_all(&mut self) {
+        let known: Vec<ObjectKey> = self.entries.keys().cloned().collect();
+        let may = self.deployments.select(may_sleep);
+        for key in may.iter().map(|d| ObjectKey::of(&**d)).chain(known) {
+            let deployment = self.deployments.get_key(&key);
+            self.track(&key, deployment.as_deref());
+        }
     }
 
     /// Takes over what stands by, or was woken, since before the agent started.
@@ -199,8 +211,16 @@ impl Sleeping {
             let found = set.and_then(|set| {
                 let key = ObjectKey::new(&sandbox.namespace, owner_of(set)?);
                 let deployment = self.deployments.get_key(&key);
-                let asleep = deployment.is_some_and(|d| self.asleep(&d).is_some());
-                let standby = Standby::found(runtime, &sandbox, set, asleep)?;
+                let asleep = deployment
+                    .as_ref()
+                    .is_some_and(|d| self.asleep(d).is_some());
+                // The Deployment was told, its ReplicaSet not yet.
+                let awaited = deployment.as_ref().and_then(|d| {
+                    annotation(d, ANNOTATION_WOKEN_POD)?
+                        .split_once('@')
+                        .map(|(place, _)| place)
+                });
+                let standby = Standby::found(runtime, &sandbox, set, awaited, asleep)?;
                 Some((key, standby))
             });
             let Some((key, standby)) = found else {
@@ -218,10 +238,11 @@ impl Sleeping {
         }
     }
 
-    /// Which of those that stand by were woken, or lost.
-    async fn look_at_standbys(&mut self) {
+    /// Finds out which of those that stand by were woken, or lost: those hinted at.
+    async fn look_at_standbys(&mut self) -> Vec<ObjectKey> {
         let hinted = self.agent.standby_hints.take();
-        for entry in self.entries.values_mut() {
+        let mut looked_at = Vec::new();
+        for (key, entry) in &mut self.entries {
             let Some(standby) = &mut entry.standby else {
                 continue;
             };
@@ -229,8 +250,10 @@ impl Sleeping {
                 standby
                     .look(&self.agent, hinted.is_stale(standby.uid()))
                     .await;
+                looked_at.push(key.clone());
             }
         }
+        looked_at
     }
 
     async fn look_at_traffic(&mut self) {
@@ -279,30 +302,7 @@ impl Sleeping {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let template = deployment.spec.template.metadata.as_ref();
         let labels = template.and_then(|meta| meta.labels.as_ref());
-        let Some(labels) = labels else {
-            return Vec::new();
-        };
-        let services = self.agent.services.select_namespace(namespace, |service| {
-            let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
-            selector.is_some_and(|selector| {
-                !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
-            })
-        });
-        // What several sites export has one more Service, by which its pods are asked too.
-        let is_one = |name: &String| {
-            services
-                .iter()
-                .any(|s| s.metadata.name.as_ref() == Some(name))
-        };
-        let imports = self.agent.services.select_namespace(namespace, |service| {
-            let labels = service.metadata.labels.as_ref();
-            labels.and_then(|l| l.get(IMPORTED)).is_some_and(is_one)
-        });
-        let name = |service: &Arc<core::Service>| ServiceName {
-            namespace: namespace.to_owned(),
-            name: service.metadata.name.clone().unwrap_or_default(),
-        };
-        services.iter().chain(&imports).map(name).collect()
+        labels.map_or_else(Vec::new, |labels| self.services.of_pods(namespace, labels))
     }
 
     /// The ReplicaSet of the Deployment's newest template.
@@ -354,15 +354,19 @@ impl Sleeping {
             };
         };
         let wanted = annotation(deployment, ANNOTATION_SCALE_TO_ZERO);
+        let period = wanted
+            .and_then(duration)
+            .filter(|_| deployment.metadata.deletion_timestamp.is_none());
         let has_services = !self.services_of(deployment).is_empty();
+        let idle_for = has_services.then(|| entry.clock.idle_for(now));
+        // Asked for by those alone who are about to sleep: the node's pods are counted.
+        let is_idle = idle_for >= period && period.is_some();
         Facts {
-            period: wanted
-                .and_then(duration)
-                .filter(|_| deployment.metadata.deletion_timestamp.is_none()),
+            period,
             replicas: deployment.spec.replicas.unwrap_or(1),
             asleep: self.asleep(deployment),
-            settled: set.is_some_and(|set| self.settled(deployment, &set)),
-            idle_for: has_services.then(|| entry.clock.idle_for(now)),
+            settled: is_idle && set.is_some_and(|set| self.settled(deployment, &set)),
+            idle_for,
             standby,
         }
     }
@@ -570,14 +574,21 @@ impl Job {
         standby: &mut Option<Standby>,
     ) -> Result<bool, kube::Error> {
         let woken = standby.as_mut().filter(|standby| standby.is_woken());
-        // Before the scale, so that the ReplicaSet knows the name when it needs a pod.
-        if let (Some(standby), Some(set)) = (&woken, &self.set) {
-            let place = format!("{}/{}", self.agent.fixed.name, standby.pod());
-            self.tell_set(set, Value::String(place)).await?;
-        }
         let from = deployment.spec.replicas.unwrap_or(1);
+        let mut marks = marks(None);
+        if let Some(standby) = &woken {
+            // Its ReplicaSet must know the name when it needs a pod: it is told so with its
+            // new size.
+            let place = format!("{}/{}", self.agent.fixed.name, standby.pod());
+            if from == 0 {
+                let next = deployment.metadata.generation.unwrap_or(0) + 1;
+                marks[ANNOTATION_WOKEN_POD] = format!("{place}@{next}").into();
+            } else if let Some(set) = &self.set {
+                self.tell_set(set, Value::String(place)).await?;
+            }
+        }
         let spec = json!({"replicas": replicas});
-        self.patch(deployment, spec, marks(None)).await?;
+        self.patch(deployment, spec, marks).await?;
         if let Some(standby) = woken {
             let text = format!(
                 "Woken by a request: pod {} answers; scaled up from {from} to {replicas}",
@@ -642,7 +653,18 @@ fn marks(asleep: Option<(i32, &str)>) -> Value {
         Some((replicas, on)) => (json!(replicas.to_string()), json!(on)),
         None => (Value::Null, Value::Null),
     };
-    json!({ANNOTATION_ASLEEP_REPLICAS: replicas, ANNOTATION_ASLEEP_ON: on})
+    json!({
+        ANNOTATION_ASLEEP_REPLICAS: replicas,
+        ANNOTATION_ASLEEP_ON: on,
+        // Of the last time that it woke.
+        ANNOTATION_WOKEN_POD: Value::Null,
+    })
+}
+
+/// Whether it is to sleep when idle, or does.
+fn may_sleep(deployment: &Deployment) -> bool {
+    annotation(deployment, ANNOTATION_SCALE_TO_ZERO).is_some()
+        || annotation(deployment, ANNOTATION_ASLEEP_ON).is_some()
 }
 
 fn annotation<'a>(deployment: &'a Deployment, key: &str) -> Option<&'a str> {

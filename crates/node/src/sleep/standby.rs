@@ -172,14 +172,15 @@ impl Standby {
         runtime: usize,
         sandbox: &SandboxStatus,
         set: &ReplicaSet,
+        awaited: Option<&str>,
         asleep: bool,
     ) -> Option<Self> {
         let annotations = set.metadata.annotations.as_ref();
-        let awaited = annotations.and_then(|a| a.get(ANNOTATION_WOKEN_POD));
-        let awaited = awaited.and_then(|place| place.split_once('/'));
+        let told = annotations.and_then(|a| a.get(ANNOTATION_WOKEN_POD));
+        let mut places = told.map(String::as_str).into_iter().chain(awaited);
         let state = if sandbox.standby {
             State::Sleeps
-        } else if awaited.is_some_and(|(_, pod)| pod == sandbox.name) {
+        } else if places.any(|place| place.rsplit('/').next() == Some(sandbox.name.as_str())) {
             State::Rising(Instant::now())
         } else if asleep {
             State::Woken
