@@ -37,6 +37,7 @@ pub(crate) fn rows() -> &'static [Resource] {
             workloads::DISCOVERY,
             cluster::RESOURCE,
             cluster::FLOW_CONTROL,
+            cluster::METRICS,
         ]
         .concat()
     });
@@ -55,6 +56,7 @@ pub(crate) const STANDARD_VERBS: &[&str] = &[
 ];
 const CREATE: &[&str] = &["create"];
 const GET: &[&str] = &["get"];
+const GET_LIST: &[&str] = &["get", "list"];
 const UPDATE: &[&str] = &["update"];
 const CREATE_GET: &[&str] = &["create", "get"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];

@@ -4,6 +4,7 @@
 //! Names and metadata are checked by the registry. [`Check`] collects.
 
 pub(crate) mod admission;
+pub(crate) mod aggregation;
 pub(crate) mod cluster;
 pub(crate) mod definition;
 pub(crate) mod network;

@@ -5,7 +5,7 @@
 use crate::admission::Warnings;
 use crate::authz::policy;
 use crate::authz::reconcile::{Reconciled, concerns, reconcile};
-use crate::config::ServiceCidr;
+use crate::config::{FrontProxy, ServiceCidr};
 use crate::registry::Call;
 use crate::registry::create::{Tracking, create};
 use crate::registry::delete::{DeleteOptions, delete};
@@ -63,11 +63,13 @@ async fn write(
     ensure_all(core, first).await?;
     let mut second = policy::namespaced();
     second.push(service(cidr, port, advertise));
-    second.push(authentication(client_ca));
+    let authentication = authentication(client_ca, core.aggregator.identity());
+    second.push(authentication.clone());
     if let Some(address) = advertise {
         second.push(cluster_info(address, client_ca));
     }
     ensure_all(core, second).await?;
+    renew_authentication(core, &authentication).await?;
     if let Some(address) = advertise {
         service_ports(core, port, address.port()).await?;
     }
@@ -203,13 +205,48 @@ fn service(cidr: ServiceCidr, port: u16, advertise: Option<SocketAddr>) -> Value
     })
 }
 
-/// How extension servers check the certificates of those who call through this one.
-fn authentication(client_ca: &str) -> Value {
+/// How extension servers check the certificates of clients, and of those who call through
+/// this one and say in whose name.
+fn authentication(client_ca: &str, front_proxy: Option<&FrontProxy>) -> Value {
+    let mut data = json!({"client-ca-file": client_ca});
+    if let Some(proxy) = front_proxy {
+        // Lists are JSON in a text.
+        let list = |item: &str| json!([item]).to_string();
+        data["requestheader-client-ca-file"] = proxy.ca.as_str().into();
+        for (key, item) in [
+            ("allowed-names", FrontProxy::NAME),
+            ("extra-headers-prefix", "X-Remote-Extra-"),
+            ("group-headers", "X-Remote-Group"),
+            ("uid-headers", "X-Remote-Uid"),
+            ("username-headers", "X-Remote-User"),
+        ] {
+            data[format!("requestheader-{key}")] = list(item).into();
+        }
+    }
     json!({
         "kind": "ConfigMap", "apiVersion": "v1",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {"client-ca-file": client_ca},
+        "data": data,
     })
+}
+
+/// Authorities change with their files.
+async fn renew_authentication(core: &Arc<Core>, wanted: &Value) -> Result<(), Status> {
+    let Some(row) = Row::builtin("", "v1", "configmaps") else {
+        return Ok(());
+    };
+    let user = Core::own_user();
+    let name = "extension-apiserver-authentication";
+    let call = call(core, &row, "kube-system", name, &user);
+    modify(&call, Part::Main, Tracking::Update, &|old| {
+        let mut new = old.clone();
+        for (key, value) in wanted["data"].as_object().into_iter().flatten() {
+            new["data"][key] = value.clone();
+        }
+        Ok(new)
+    })
+    .await
+    .map(drop)
 }
 
 /// What a machine that wants to join reads before it can trust anybody: where the server is,

@@ -35,6 +35,29 @@ pub struct KubeletAccess {
     pub ca: Option<String>,
 }
 
+/// How extension servers know that a request comes through this one (aggregation).
+#[derive(Clone)]
+pub struct FrontProxy {
+    /// PEM certificate that is shown to them; its common name is the one that they are told
+    /// to believe.
+    pub cert: String,
+    /// PEM key.
+    pub key: String,
+    /// PEM bundle that signed the certificate.
+    pub ca: String,
+}
+
+impl FrontProxy {
+    /// Common name of the certificate.
+    pub const NAME: &'static str = "front-proxy-client";
+}
+
+impl fmt::Debug for FrontProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrontProxy")
+    }
+}
+
 /// Bounds; each says what happens when it is full.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -163,6 +186,8 @@ pub struct Config {
     /// Others may serve the same store; `None`: this is the only one, and keeps in memory who
     /// has which address.
     pub shared: Option<Shared>,
+    /// What extension servers are shown; `None`: they can't tell who asks.
+    pub front_proxy: Option<FrontProxy>,
     /// Bounds.
     pub limits: Limits,
     /// Time of day.
@@ -198,6 +223,7 @@ impl Config {
             advertise: None,
             kubelet: KubeletAccess::default(),
             shared: None,
+            front_proxy: None,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(|bytes: &mut [u8]| rand::fill(bytes)),

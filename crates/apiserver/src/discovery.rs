@@ -1,6 +1,7 @@
 //! Discovery, aggregated and legacy, and OpenAPI v3. All of it is made from the resource
 //! table and the definitions of custom resources when it is asked for; OpenAPI documents are kept compressed.
 
+use crate::aggregation::Remote;
 use crate::http::negotiate::{self, Accepted, Shape};
 use crate::http::request::Query;
 use crate::http::respond::{self, Body};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -110,14 +112,48 @@ pub(crate) fn openid(core: &Core) -> Value {
     })
 }
 
-/// Everything that is served: the table in its order, then custom resources.
-struct Served(Vec<Row>);
+/// Groups and versions that this server answers itself, and whether they are of definitions.
+pub(crate) fn local_versions(core: &Core) -> Vec<(String, String, bool)> {
+    let served = Served::local(core);
+    let builtin = |g: &str, v: &str| {
+        let mut all = api::resources().iter();
+        all.any(|r| r.group == g && r.version == v)
+    };
+    let all = served.group_versions().into_iter();
+    all.map(|(g, v)| (g.to_owned(), v.to_owned(), !builtin(g, v)))
+        .collect()
+}
+
+/// Everything that is served: the table in its order, then custom resources; and what
+/// extension servers serve.
+struct Served(Vec<Row>, Vec<Arc<Remote>>);
 
 impl Served {
     fn now(core: &Core) -> Self {
+        let mut served = Self::local(core);
+        served.1 = core.aggregator.all();
+        if !served.1.is_empty() {
+            // An extension server may take the place of what is built in.
+            let remotes = &served.1;
+            served.0.retain(|r| {
+                let of = |m: &Arc<Remote>| (&*m.group, &*m.version) == (r.group(), r.version());
+                !remotes.iter().any(of)
+            });
+        }
+        served
+    }
+
+    fn local(core: &Core) -> Self {
         let mut rows: Vec<Row> = api::resources().iter().map(Row::Builtin).collect();
         rows.extend(core.cache.definitions.rows());
-        Self(rows)
+        Self(rows, Vec::new())
+    }
+
+    /// `groupPriorityMinimum` of a group that is not built in.
+    fn priority(&self, group: &str) -> i64 {
+        const CUSTOM: i64 = 1000;
+        let remotes = self.1.iter().filter(|m| *m.group == *group);
+        remotes.map(|m| m.group_priority).max().unwrap_or(CUSTOM)
     }
 
     /// Group-versions in the table's order; those of a group of custom resources in the
@@ -133,7 +169,18 @@ impl Served {
                 all.push(gv);
             }
         }
-        all[custom..].sort_by(|a, b| a.0.cmp(b.0).then_with(|| by_priority(a.1, b.1)));
+        for m in &self.1 {
+            let gv = (&*m.group, &*m.version);
+            if seen.insert(gv) {
+                all.push(gv);
+            }
+        }
+        all[custom..].sort_by(|a, b| {
+            let group = || self.priority(b.0).cmp(&self.priority(a.0));
+            let name = || a.0.cmp(b.0);
+            let version = || by_priority(a.1, b.1);
+            group().then_with(name).then_with(version)
+        });
         all
     }
 
@@ -206,15 +253,22 @@ fn aggregated(served: &Served, core_group: bool) -> Value {
     let rows = served.by_version();
     for (group, version) in served.group_versions() {
         let rows = rows.get(&(group, version));
-        let resources: Vec<Value> = rows
-            .into_iter()
-            .flatten()
-            .map(|r| aggregated_row(r))
-            .collect();
+        let remote = |m: &&Arc<Remote>| (&*m.group, &*m.version) == (group, version);
+        let (resources, fresh) = match served.1.iter().find(remote) {
+            Some(remote) => {
+                let (told, fresh) = remote.resources();
+                (told.map_or_else(Vec::new, |t| t.resources.clone()), fresh)
+            }
+            None => {
+                let rows = rows.into_iter().flatten();
+                (rows.map(|r| aggregated_row(r)).collect(), true)
+            }
+        };
+        let freshness = if fresh { "Current" } else { "Stale" };
         versions
             .entry(group)
             .or_default()
-            .push(json!({"version": version, "resources": resources, "freshness": "Current"}));
+            .push(json!({"version": version, "resources": resources, "freshness": freshness}));
     }
     let items: Vec<Value> = names
         .into_iter()
@@ -374,8 +428,16 @@ fn openapi_index(served: &Served) -> Value {
         } else {
             format!("apis/{group}/{version}")
         };
-        let rows = rows.get(&(group, version)).map_or(&[][..], Vec::as_slice);
-        let hash = document_hash(group, version, rows);
+        let remote = |m: &&Arc<Remote>| (&*m.group, &*m.version) == (group, version);
+        let hash = if let Some(remote) = served.1.iter().find(remote) {
+            let Some(hash) = remote.resources().0.and_then(|t| t.openapi.clone()) else {
+                continue;
+            };
+            hash
+        } else {
+            let rows = rows.get(&(group, version)).map_or(&[][..], Vec::as_slice);
+            document_hash(group, version, rows)
+        };
         let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
@@ -473,7 +535,8 @@ fn document(
                 name: c.type_name(),
                 schema: c.open_api(),
             }),
-            Row::Builtin(_) => None,
+            // Of no schema that is generated.
+            Row::Builtin(r) => crate::resource_metrics::open_api(r),
         })
         .collect();
     let docs = Schema::descriptions();

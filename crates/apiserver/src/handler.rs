@@ -1,6 +1,7 @@
 //! What happens to a request: who calls, may he, which resource, and the verb.
 
 use crate::admission::Warnings;
+use crate::aggregation;
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
@@ -18,6 +19,7 @@ use crate::registry::list::Filter;
 use crate::registry::patch;
 use crate::registry::render::{Include, View};
 use crate::registry::{Call, eviction, list, subresource, token_request, update, watch};
+use crate::resource_metrics;
 use crate::row::Row;
 use crate::server_state::Core;
 use apimachinery::Status;
@@ -86,7 +88,8 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         ref m => m.clone(),
     };
     let info = RequestInfo::parse(&method, &path, &query);
-    let row = if info.is_resource {
+    let remote = core.aggregator.route(&path);
+    let row = if info.is_resource && remote.is_none() {
         core.row(&info.group, &info.version, &info.resource)
     } else {
         None
@@ -96,9 +99,16 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         || matches!(
             info.subresource.as_str(),
             "log" | "exec" | "attach" | "portforward" | "proxy"
-        );
+        )
+        || (remote.is_some() && request.headers().contains_key(header::UPGRADE));
+    let target = Target {
+        info: &info,
+        query: &query,
+        row,
+        remote: remote.as_deref(),
+    };
     let response = if long {
-        serve(&core, request, &info, &query, row, &caller).await
+        serve(&core, request, target, &caller).await
     } else {
         let Ok(_permit) = core.in_flight.try_acquire() else {
             core.metrics.rejected();
@@ -108,7 +118,7 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
                 "Too many requests, please try again later.",
             ));
         };
-        let work = serve(&core, request, &info, &query, row, &caller);
+        let work = serve(&core, request, target, &caller);
         match tokio::time::timeout(core.limits.request_timeout, work).await {
             Ok(response) => response,
             Err(_) => Err(Status::new(
@@ -141,14 +151,28 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
     }
 }
 
+/// What a request is about and who answers.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    info: &'a RequestInfo,
+    query: &'a Query,
+    row: Option<&'a Row>,
+    /// An extension server.
+    remote: Option<&'a aggregation::Remote>,
+}
+
 async fn serve(
     core: &Arc<Core>,
     request: Request<Incoming>,
-    info: &RequestInfo,
-    query: &Query,
-    row: Option<&Row>,
+    target: Target<'_>,
     caller: &Caller,
 ) -> Result<Response<Body>, Status> {
+    let Target {
+        info,
+        query,
+        row,
+        remote,
+    } = target;
     let user = match caller {
         Caller::Local(user) => user.clone(),
         Caller::Remote(certificate) => Arc::new(
@@ -168,6 +192,10 @@ async fn serve(
     authorize(core, info, &user, matches!(caller, Caller::Local(_)))?;
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove::<OnUpgrade>();
+    if let Some(remote) = remote {
+        let passed = aggregation::forward(core, remote, parts, body, upgrade, &user);
+        return Box::pin(passed).await;
+    }
     let ctx = Ctx {
         core,
         info,
@@ -411,6 +439,10 @@ async fn transient(
     call: &Call<'_>,
     body: Incoming,
 ) -> Result<Response<Body>, Status> {
+    if call.row.group() == resource_metrics::GROUP {
+        let view = view(ctx, call.row)?;
+        return resource_metrics::answer(call, ctx.query, ctx.info.verb, &view).await;
+    }
     if ctx.info.verb != "create" {
         return if call.row.known() == "componentstatuses" && ctx.info.verb == "list" {
             let list = serde_json::json!({

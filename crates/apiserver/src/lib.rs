@@ -7,6 +7,7 @@
 //! then `handler.rs` (what happens to a request) and `registry/` (what happens to an object).
 
 mod admission;
+mod aggregation;
 mod allocate;
 mod authn;
 mod authz;
@@ -25,12 +26,15 @@ mod kubelet;
 mod metrics;
 mod peers;
 mod registry;
+mod resource_metrics;
 mod row;
 mod server;
 mod server_state;
 mod webhook;
 
 pub use authn::User;
-pub use config::{Clock, Config, Entropy, KubeletAccess, Limits, ServiceCidr, Shared, SystemClock};
+pub use config::{
+    Clock, Config, Entropy, FrontProxy, KubeletAccess, Limits, ServiceCidr, Shared, SystemClock,
+};
 pub use http::respond::Body;
 pub use server::{ApiServer, Error, InProcess};

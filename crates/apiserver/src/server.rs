@@ -143,6 +143,8 @@ impl ApiServer {
             ready: AtomicBool::new(false),
             openapi: crate::discovery::OpenApi::default(),
             disk_trouble: DiskTrouble::default(),
+            aggregator: crate::aggregation::Aggregator::new(config.front_proxy.clone()),
+            resource_metrics: crate::resource_metrics::Readings::default(),
             dynamic: crate::admission::dynamic::Dynamic::default(),
         });
         let mut listeners = Vec::new();
@@ -180,6 +182,7 @@ impl ApiServer {
             .await
             .map_err(|s| Error::Bootstrap(s.message))?;
         core.ready.store(true, Ordering::Release);
+        crate::aggregation::start(&core, &feeding);
         // Not before: without the first roles all would be refused. Who is early waits in the
         // listener's queue.
         let connections = Arc::new(Semaphore::new(config.limits.connections_max));

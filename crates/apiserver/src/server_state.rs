@@ -44,6 +44,9 @@ pub(crate) struct Core {
     pub(crate) ready: AtomicBool,
     pub(crate) openapi: crate::discovery::OpenApi,
     pub(crate) disk_trouble: DiskTrouble,
+    /// What extension servers serve.
+    pub(crate) aggregator: crate::aggregation::Aggregator,
+    pub(crate) resource_metrics: crate::resource_metrics::Readings,
     /// Policies and webhooks.
     pub(crate) dynamic: crate::admission::dynamic::Dynamic,
 }

@@ -44,6 +44,9 @@ pub struct Pki {
     pub proxy: Pair,
     /// Of what makes imports and exports, in the data plane.
     pub sites: Pair,
+    /// What extension servers are shown, and the authority of its own that they believe.
+    pub front_proxy: Pair,
+    pub front_proxy_ca_pem: String,
     /// Key that signs ServiceAccount tokens.
     pub service_account_key_pem: String,
 }
@@ -68,12 +71,18 @@ pub struct Reached {
 /// Loads what is there and makes what is not.
 pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
     let dir = layout.pki();
-    let (ca_pem, ca_key) = authority(&dir)?;
+    let (ca_pem, ca_key) = authority(&dir, "ca", "salp-ca")?;
     let issuer =
         Issuer::from_ca_cert_pem(&ca_pem, &ca_key).context("read certificate authority")?;
     let mut server_names = api::constants::API_SERVER_NAMES.map(str::to_owned).to_vec();
     server_names.push(reached.node_name.clone());
     let leaf = |leaf: Leaf<'_>| issue(&dir, &issuer, &ca_pem, &leaf);
+    // Another than the clients': who holds a client's certificate speaks for nobody else.
+    let (proxy_ca, proxy_key) = authority(&dir, "front-proxy-ca", "salp-front-proxy-ca")?;
+    let proxy_issuer =
+        Issuer::from_ca_cert_pem(&proxy_ca, &proxy_key).context("read certificate authority")?;
+    let name = apiserver::FrontProxy::NAME;
+    let front_proxy = issue(&dir, &proxy_issuer, &proxy_ca, &client(name, name, None))?;
     Ok(Pki {
         apiserver: leaf(Leaf {
             file: "apiserver",
@@ -103,6 +112,8 @@ pub fn load_or_create(layout: &Layout, reached: &Reached) -> Result<Pki> {
             Some("system:node-proxier"),
         ))?,
         sites: leaf(client("sites", "system:salp-sites", None))?,
+        front_proxy,
+        front_proxy_ca_pem: proxy_ca,
         service_account_key_pem: key(&dir.join("service-account.key"))?,
         ca_pem,
     })
@@ -119,15 +130,18 @@ fn client<'a>(file: &'a str, common_name: &str, organization: Option<&'a str>) -
     }
 }
 
-fn authority(dir: &Path) -> Result<(String, KeyPair)> {
-    let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+fn authority(dir: &Path, file: &str, common_name: &str) -> Result<(String, KeyPair)> {
+    let (cert_path, key_path) = (
+        dir.join(format!("{file}.crt")),
+        dir.join(format!("{file}.key")),
+    );
     let key = KeyPair::from_pem(&key(&key_path)?)
         .with_context(|| format!("read key {}", key_path.display()))?;
     if let Some(pem) = read_if_there(&cert_path)? {
         return Ok((pem, key));
     }
     let mut params = CertificateParams::default();
-    params.distinguished_name = name("salp-ca", None);
+    params.distinguished_name = name(common_name, None);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,

@@ -390,6 +390,11 @@ async fn start_apiserver(
         )),
         ca: Some(pki.ca_pem.clone()),
     };
+    config.front_proxy = Some(apiserver::FrontProxy {
+        cert: pki.front_proxy.cert_pem.clone(),
+        key: pki.front_proxy.key_pem.clone(),
+        ca: pki.front_proxy_ca_pem.clone(),
+    });
     let server = apiserver::ApiServer::start(config, &scope)
         .await
         .context("start API server")?;

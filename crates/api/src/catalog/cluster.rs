@@ -17,12 +17,47 @@ pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
         "apiservice",
         "apiservices"
     )
+    .validates(validate::aggregation::api_service, no_update_errors)
     .prints(columns::cluster::API_SERVICE, columns::cluster::api_service)
     .defaults(config::api_service)
     .prepares(strategy::empty_status, unchanged_update)
+    .named(crate::names::any)
 }
 .cluster()
 .with_status()];
+
+/// What nodes and pods use, answered from readings and stored nowhere.
+pub(super) const METRICS: &[Resource] = &[
+    Resource {
+        stored: false,
+        verbs: GET_LIST,
+        namespaced: false,
+        type_name: "io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics",
+        ..row!(
+            "metrics",
+            "metrics.k8s.io",
+            "v1beta1",
+            "NodeMetrics",
+            "nodemetrics",
+            "nodes"
+        )
+        .prints(columns::cluster::METRICS, columns::cluster::node_metrics)
+    },
+    Resource {
+        stored: false,
+        verbs: GET_LIST,
+        type_name: "io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics",
+        ..row!(
+            "metrics",
+            "metrics.k8s.io",
+            "v1beta1",
+            "PodMetrics",
+            "podmetrics",
+            "pods"
+        )
+        .prints(columns::cluster::METRICS, columns::cluster::pod_metrics)
+    },
+];
 
 pub(super) const API_EXTENSIONS: &[Resource] = &[Resource {
     type_name: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",

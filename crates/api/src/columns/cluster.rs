@@ -5,6 +5,7 @@ use super::{
 };
 use crate::Column;
 use crate::access::{at, int, is_empty, text};
+use apimachinery::quantity::Quantity;
 use serde_json::{Value, json};
 
 pub(crate) const NODE: &[Column] = &[
@@ -300,6 +301,31 @@ pub(crate) fn api_service(v: &Value, now: i64) -> Vec<Value> {
         },
     };
     vec![json!(service), json!(available), age(v, now)]
+}
+
+pub(crate) const METRICS: &[Column] = &[string("CPU"), string("Memory"), string("Window")];
+
+pub(crate) fn node_metrics(v: &Value, _: i64) -> Vec<Value> {
+    let usage = at(v, "usage");
+    vec![
+        json!(text(usage, "cpu")),
+        json!(text(usage, "memory")),
+        json!(text(v, "window")),
+    ]
+}
+
+/// The sum of a pod's containers.
+pub(crate) fn pod_metrics(v: &Value, _: i64) -> Vec<Value> {
+    let sum = |key: &str| {
+        let parts = at(v, "containers").as_array().into_iter().flatten();
+        let parsed = parts.filter_map(|c| text(at(c, "usage"), key).parse::<Quantity>().ok());
+        parsed.map(|q| q.nano).sum::<i128>()
+    };
+    vec![
+        json!(format!("{}n", sum("cpu"))),
+        json!(format!("{}Ki", sum("memory") / 1_000_000_000 / 1024)),
+        json!(text(v, "window")),
+    ]
 }
 
 pub(crate) const ADMISSION_POLICY: &[Column] =

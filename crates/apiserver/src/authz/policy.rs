@@ -141,6 +141,16 @@ fn aggregated() -> Vec<Value> {
         let label = format!("rbac.authorization.k8s.io/aggregate-to-{own_label}");
         all.push(cluster_role(name, &json!({label: "true"}), rules));
     }
+    let everybody: serde_json::Map<String, Value> = ["admin", "edit", "view"]
+        .iter()
+        .map(|r| format!("rbac.authorization.k8s.io/aggregate-to-{r}"))
+        .map(|label| (label, "true".into()))
+        .collect();
+    all.push(cluster_role(
+        "system:aggregated-metrics-reader",
+        &everybody.into(),
+        METRICS_READER,
+    ));
     for (name, gathers_into) in [
         ("admin", None),
         ("edit", Some("admin")),
@@ -624,6 +634,8 @@ const CONTROLLERS: &[(&str, &[&str])] = &[
             "update | autoscaling | horizontalpodautoscalers/status",
             "get,update | * | */scale",
             "list | core | pods",
+            "get,list | metrics.k8s.io | pods",
+            "get,list | custom.metrics.k8s.io,external.metrics.k8s.io | *",
             "create,patch,update | core,events.k8s.io | events",
         ],
     ),
@@ -703,6 +715,9 @@ const VIEW: &[&str] = &[
     "read | networking.k8s.io | ingresses,ingresses/status,networkpolicies",
     "read | resource.k8s.io | resourceclaims,resourceclaims/status,resourceclaimtemplates",
 ];
+
+/// What upstream's metrics-server brings for its own API, which is this server's here.
+const METRICS_READER: &[&str] = &["read | metrics.k8s.io | pods,nodes"];
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //! service proxies. `target.rs` says where each goes, `upgrade.rs` passes connections through.
 
 mod target;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use crate::config::KubeletAccess;
 use crate::handler::Incoming;
@@ -10,6 +10,7 @@ use crate::http::request::Query;
 use crate::http::respond::{Body, BoxError};
 use crate::registry::Call;
 use crate::server::Error;
+use crate::server_state::Core;
 use apimachinery::Status;
 use futures::StreamExt as _;
 use http::header::{self, HeaderMap, HeaderName};
@@ -80,6 +81,32 @@ impl Kubelets {
     }
 }
 
+impl Kubelets {
+    /// What a node's kubelet says at a path.
+    ///
+    /// # Errors
+    /// When it does not answer, or with something else than JSON of this size.
+    pub(crate) async fn ask(
+        &self,
+        node: &serde_json::Value,
+        path: &str,
+        bytes_max: usize,
+    ) -> Result<serde_json::Value, BoxError> {
+        let base = target::base_of(node, "").map_err(|s| s.message)?;
+        let body = http_body_util::Empty::new().map_err(|e| -> BoxError { match e {} });
+        let mut request = Request::new(body.boxed_unsync());
+        *request.uri_mut() = format!("{base}{path}").parse()?;
+        let response = self.client.request(request).await?;
+        if !response.status().is_success() {
+            return Err(format!("the kubelet answered {}", response.status()).into());
+        }
+        let body = Limited::new(response.into_body(), bytes_max)
+            .collect()
+            .await?;
+        Ok(serde_json::from_slice(&body.to_bytes())?)
+    }
+}
+
 /// A request for something that runs elsewhere.
 pub(crate) struct Forwarded<'a> {
     pub(crate) query: &'a Query,
@@ -99,7 +126,20 @@ pub(crate) async fn serve(
 ) -> Result<Response<Body>, Status> {
     let target = target::url(call, request.query, request.tail).await?;
     if request.headers.contains_key(header::UPGRADE) {
-        return upgrade::forward(call, &target, request).await;
+        let uri: Uri = target.parse().map_err(Status::internal)?;
+        let way = upgrade::Way {
+            uri: &uri,
+            tls: &call.core.kubelets.tls,
+            server_name: None,
+        };
+        let Forwarded {
+            method,
+            headers,
+            body,
+            upgrade,
+            ..
+        } = request;
+        return upgrade::join(call.core, way, method, headers, body, upgrade).await;
     }
     if matches!(call.subresource, "exec" | "attach" | "portforward") {
         return Err(Status::bad_request("Upgrade request required"));
@@ -139,7 +179,7 @@ async fn forward(
     if call.subresource == "log" && response.status().as_u16() >= 400 {
         return Err(refused(call, response).await);
     }
-    pass_on(call, response)
+    Ok(pass_on(call.core, response))
 }
 
 /// The node's words in a Status with its code.
@@ -163,26 +203,23 @@ async fn refused(call: &Call<'_>, response: Response<hyper::body::Incoming>) -> 
 }
 
 /// A node's answer as ours; its body ends when the server stops.
-fn pass_on(
-    call: &Call<'_>,
-    response: Response<hyper::body::Incoming>,
-) -> Result<Response<Body>, Status> {
+pub(crate) fn pass_on(core: &Core, response: Response<hyper::body::Incoming>) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     for name in ["connection", "transfer-encoding", "keep-alive"] {
         parts.headers.remove(name);
     }
-    let stop = call.core.stop.clone();
+    let stop = core.stop.clone();
     let stream = incoming
         .into_data_stream()
         .map(|r| r.map_err(|e| Box::new(e) as BoxError))
         .take_until(async move { stop.cancelled().await });
     parts.extensions = http::Extensions::new();
     parts.version = http::Version::default();
-    Ok(Response::from_parts(parts, Body::stream(stream)))
+    Response::from_parts(parts, Body::stream(stream))
 }
 
 /// 503 with the innermost cause.
-fn unreachable(host: &str, e: &(dyn std::error::Error + 'static)) -> Status {
+pub(crate) fn unreachable(host: &str, e: &(dyn std::error::Error + 'static)) -> Status {
     let cause = std::iter::successors(Some(e), |e| e.source())
         .last()
         .map_or_else(String::new, ToString::to_string);
@@ -194,7 +231,7 @@ fn unreachable(host: &str, e: &(dyn std::error::Error + 'static)) -> Status {
 }
 
 /// Headers of this connection, not of the request; and credentials, which are for us alone.
-fn hop_by_hop(name: &HeaderName) -> bool {
+pub(crate) fn hop_by_hop(name: &HeaderName) -> bool {
     [
         header::CONNECTION,
         header::HOST,

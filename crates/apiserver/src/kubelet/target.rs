@@ -74,7 +74,7 @@ async fn proxy(call: &Call<'_>, query: &Query, tail: &str) -> Result<String, Sta
     let object = call.view(&*Call { name, ..*call }.current().await?);
     let scheme = if scheme.is_empty() { "http" } else { scheme };
     let base = match call.row.known() {
-        "nodes" => kubelet_base(call, &object)?,
+        "nodes" => base_of(&object, name)?,
         "pods" => {
             let ip = object["status"]["podIP"].as_str().unwrap_or_default();
             if ip.is_empty() {
@@ -189,11 +189,11 @@ fn kubelet_of(call: &Call<'_>, pod: &Value) -> Result<String, Status> {
         .peek("", "nodes", "", node_name)
         .ok_or_else(|| Status::not_found("", "nodes", node_name))?
         .value();
-    kubelet_base(call, &node)
+    base_of(&node, node_name)
 }
 
 /// `https://ADDRESS:PORT` of a node's kubelet.
-fn kubelet_base(call: &Call<'_>, node: &Value) -> Result<String, Status> {
+pub(super) fn base_of(node: &Value, name: &str) -> Result<String, Status> {
     let addresses = node["status"]["addresses"].as_array();
     let of = |kind: &str| {
         addresses
@@ -208,7 +208,7 @@ fn kubelet_base(call: &Call<'_>, node: &Value) -> Result<String, Status> {
     let Some(address) = address else {
         return Err(Status::internal(format!(
             "no preferred addresses found for node {:?}",
-            node["metadata"]["name"].as_str().unwrap_or(call.name)
+            node["metadata"]["name"].as_str().unwrap_or(name)
         )));
     };
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]

@@ -56,12 +56,29 @@ pub(crate) struct Endpoint {
     ca: Vec<u8>,
 }
 
+/// Where in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Service {
-    namespace: String,
-    name: String,
+pub(crate) struct Service {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     path: String,
-    port: u16,
+    pub(crate) port: u16,
+}
+
+impl Service {
+    /// `None` when there is none.
+    pub(crate) fn parse(v: &Value) -> Option<Self> {
+        let text = |key: &str| v[key].as_str().unwrap_or_default().to_owned();
+        v.is_object().then(|| Self {
+            namespace: text("namespace"),
+            name: text("name"),
+            path: text("path"),
+            port: v["port"]
+                .as_u64()
+                .and_then(|p| p.try_into().ok())
+                .unwrap_or(443),
+        })
+    }
 }
 
 /// Where a call goes and what is believed there.
@@ -103,18 +120,9 @@ impl Endpoint {
         use base64::Engine as _;
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let ca = v["caBundle"].as_str().unwrap_or_default();
-        let service = &v["service"];
         Self {
             url: text(&v["url"]),
-            service: service.is_object().then(|| Service {
-                namespace: text(&service["namespace"]),
-                name: text(&service["name"]),
-                path: text(&service["path"]),
-                port: service["port"]
-                    .as_u64()
-                    .and_then(|p| p.try_into().ok())
-                    .unwrap_or(443),
-            }),
+            service: Service::parse(&v["service"]),
             ca: base64::engine::general_purpose::STANDARD
                 .decode(ca)
                 .unwrap_or_default(),
@@ -177,7 +185,7 @@ impl Endpoint {
 }
 
 /// A ready endpoint of a Service, else its cluster address.
-fn endpoint(core: &Core, s: &Service) -> Result<(String, u16), Error> {
+pub(crate) fn endpoint(core: &Core, s: &Service) -> Result<(String, u16), Error> {
     let service = core
         .peek("", "services", &s.namespace, &s.name)
         .ok_or_else(|| Error::NoService(s.name.clone()))?

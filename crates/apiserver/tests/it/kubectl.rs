@@ -7,15 +7,24 @@ use testkit::TestApi;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-struct Kubectl {
+pub(super) struct Kubectl {
     program: PathBuf,
     config: PathBuf,
     home: PathBuf,
 }
 
 impl Kubectl {
+    /// One that may do everything.
+    pub(super) fn of(api: &TestApi) -> Result<Self> {
+        Ok(Self {
+            program: testkit::tool("kubectl")?,
+            config: api.kubeconfig("root", &["system:masters"])?,
+            home: api.dir().join("home"),
+        })
+    }
+
     /// Output of a command that must succeed (`ok`) or fail.
-    async fn run(&self, ok: bool, args: &str, input: &str) -> Result<String> {
+    pub(super) async fn run(&self, ok: bool, args: &str, input: &str) -> Result<String> {
         let mut child = Command::new(&self.program)
             .args(args.split_whitespace())
             .env("KUBECONFIG", &self.config)
@@ -42,11 +51,7 @@ impl Kubectl {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_drives_it() -> Result<()> {
     let api = TestApi::start().await?;
-    let k = Kubectl {
-        program: testkit::tool("kubectl")?,
-        config: api.kubeconfig("root", &["system:masters"])?,
-        home: api.dir().join("home"),
-    };
+    let k = Kubectl::of(&api)?;
     assert!(
         k.run(true, "version", "")
             .await?

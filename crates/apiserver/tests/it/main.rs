@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod aggregation;
 mod crds;
 mod crud;
 mod deletion;
@@ -13,6 +14,7 @@ mod list;
 mod nodes;
 mod patch;
 mod policies;
+mod resource_metrics;
 mod services;
 mod shared;
 mod subresources;

@@ -281,3 +281,26 @@ fn managed_fields_name_who_wrote() {
         &["clusterrolebindings"]
     ));
 }
+
+#[test]
+fn top_shows_what_pods_and_the_node_use() {
+    let (registry, site) = (Registry::start(), Site::start());
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    site.apply(&hello(&image, 1));
+    site.ok(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
+    let top = site.ok(&[
+        "top",
+        "pods",
+        "-l",
+        "app=hello",
+        "--containers",
+        "--no-headers",
+    ]);
+    let words: Vec<&str> = top.split_whitespace().collect();
+    assert!(words[0].starts_with("hello-"), "{top}");
+    assert!(words[2].ends_with('m') && words[3].ends_with("Mi"), "{top}");
+    let top = site.ok(&["top", "nodes", "--no-headers"]);
+    let words: Vec<&str> = top.split_whitespace().collect();
+    assert!(words[1].ends_with('m') && words[4].ends_with('%'), "{top}");
+    site.says(&["get", "apiservices", "v1beta1.metrics.k8s.io"], "True");
+}
