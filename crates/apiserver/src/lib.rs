@@ -30,6 +30,7 @@ mod resource_metrics;
 mod row;
 mod server;
 mod server_state;
+mod serving;
 mod webhook;
 
 pub use authn::User;

@@ -6,7 +6,7 @@ use crate::authn::{Authenticator, User, certificate_user};
 use crate::authz::{Authorizer, NamedByNodes};
 use crate::bootstrap;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, KubeletAccess};
 use crate::definitions;
 use crate::expiry;
 use crate::handler::{Caller, handle, is_ready};
@@ -15,6 +15,7 @@ use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::server_state::{Core, DiskTrouble};
+use crate::serving::{self, Serving};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -23,10 +24,6 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use lifecycle::Scope;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -81,6 +78,7 @@ pub enum Error {
 pub struct ApiServer {
     core: Arc<Core>,
     addresses: Vec<SocketAddr>,
+    certificate: Arc<Serving>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -99,7 +97,7 @@ impl ApiServer {
     /// When keys, listeners or the store are not usable.
     pub async fn start(config: Config, scope: &Scope) -> Result<Self, Error> {
         config.check()?;
-        let tls = tls_config(&config)?;
+        let (tls, certificate) = serving::tls(&config)?;
         let tokens = Tokens::new(
             &config.issuer,
             &config.service_account_key,
@@ -195,7 +193,11 @@ impl ApiServer {
                 connections.clone(),
             ));
         }
-        Ok(Self { core, addresses })
+        Ok(Self {
+            core,
+            addresses,
+            certificate,
+        })
     }
 
     /// A service for clients in this process, which act as `user`; `system:authenticated`
@@ -227,6 +229,22 @@ impl ApiServer {
             }
         });
         theirs
+    }
+
+    /// Serves with another certificate from now on (PEM); open connections go on.
+    ///
+    /// # Errors
+    /// When it and its key don't belong together: it serves with what it has.
+    pub fn serve_with(&self, cert_pem: &str, key_pem: &str) -> Result<(), Error> {
+        self.certificate.replace(cert_pem, key_pem)
+    }
+
+    /// Shows kubelets another certificate from now on.
+    ///
+    /// # Errors
+    /// When it is not usable: they are shown what they were.
+    pub fn reach_kubelets_with(&self, access: &KubeletAccess) -> Result<(), Error> {
+        self.core.kubelets.replace(access)
     }
 
     /// Addresses that are served, in the order of the listeners.
@@ -274,34 +292,6 @@ where
         let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
         Box::pin(handle(core, request, caller).map(Ok))
     }
-}
-
-fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let serving = |e: BoxError| Error::ServingCertificate(e);
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(config.serving_cert.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|e| serving(e.into()))?;
-    let key = PrivateKeyDer::from_pem_slice(config.serving_key.as_bytes())
-        .map_err(|e| serving(e.into()))?;
-    let mut roots = RootCertStore::empty();
-    for cert in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
-        let cert = cert.map_err(|e| Error::ClientCa(e.into()))?;
-        roots.add(cert).map_err(|e| Error::ClientCa(e.into()))?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| Error::ClientCa(e.into()))?;
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| serving(e.into()))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|e| serving(e.into()))?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(tls))
 }
 
 async fn accept(

@@ -10,5 +10,5 @@ mod pool;
 mod prefix;
 pub mod via;
 
-pub use pool::{IpPool, PoolError};
+pub use pool::{IpPool, PoolError, set_aside};
 pub use prefix::{ParsePrefixError, Prefix};

@@ -3,12 +3,34 @@
 use crate::Prefix;
 use parking_lot::Mutex;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
 /// Addresses managed at most, 8 KiB of bits; of a larger network only the first so many
 /// are used. No node runs more pods.
 const ADDRESSES_MAX: u32 = 1 << 16;
 /// The network's own address and the one that a bridge will have.
 const FIRST: u32 = 2;
+
+/// Addresses at the end of a block that no pod gets, and the longest prefix of a block that
+/// has so many to spare.
+const SET_ASIDE: u32 = 256;
+const SET_ASIDE_PREFIX_MAX: u8 = 20;
+
+/// The addresses of a node's block that no pod gets: for those of others that are to answer
+/// on this machine. None where the block is small.
+pub fn set_aside(network: Prefix) -> Option<RangeInclusive<Ipv4Addr>> {
+    let IpAddr::V4(first) = network.address() else {
+        return None;
+    };
+    if network.length() > SET_ASIDE_PREFIX_MAX {
+        return None;
+    }
+    let size = u32::try_from(1u64 << (32 - network.length())).unwrap_or(u32::MAX);
+    let last = first.to_bits().saturating_add(size - 1);
+    // Not the first and last, which look like a network's own and broadcast.
+    let from = Ipv4Addr::from_bits(last - SET_ASIDE + 2);
+    Some(from..=Ipv4Addr::from_bits(last - 1))
+}
 
 /// Why an address was not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +54,7 @@ pub enum PoolError {
 #[derive(Debug)]
 pub struct IpPool {
     network: u32,
-    /// Addresses from `FIRST` to before this are for pods; the last one is broadcast.
+    /// Addresses from `FIRST` to before this are for pods.
     end: u32,
     bits: Mutex<Bits>,
 }
@@ -46,7 +68,8 @@ struct Bits {
 }
 
 impl IpPool {
-    /// All addresses of a network free, but for its first two and its last.
+    /// All addresses of a network free, but for its first two, its last, and those that are
+    /// [`set_aside`].
     ///
     /// # Errors
     /// [`PoolError::Unusable`].
@@ -55,7 +78,14 @@ impl IpPool {
             return Err(PoolError::Unusable(network));
         };
         let size = 1u64 << (32 - length);
-        let size = u32::try_from(size).unwrap_or(u32::MAX).min(ADDRESSES_MAX);
+        let whole = u32::try_from(size).unwrap_or(u32::MAX);
+        let size = whole.min(ADDRESSES_MAX);
+        // Of a larger block the end is not managed anyway.
+        let kept = if set_aside(network).is_some() && whole == size {
+            SET_ASIDE
+        } else {
+            1
+        };
         let bits = Bits {
             words: vec![0; size.div_ceil(64) as usize],
             next: FIRST,
@@ -63,7 +93,7 @@ impl IpPool {
         };
         Ok(Self {
             network: address.to_bits(),
-            end: size - 1,
+            end: size - kept,
             bits: Mutex::new(bits),
         })
     }
@@ -195,6 +225,26 @@ mod tests {
             assert_eq!(pool.reserve(address), Err(PoolError::Outside(address)));
             assert!(!pool.release(address));
         }
+    }
+
+    #[test]
+    fn the_end_of_a_large_block_is_for_no_pod() {
+        let aside = |network: &str| {
+            let aside = set_aside(network.parse().unwrap())?;
+            Some(format!("{}-{}", aside.start(), aside.end()))
+        };
+        let found = aside("10.42.0.0/16");
+        assert_eq!(found.as_deref(), Some("10.42.255.1-10.42.255.254"));
+        let found = aside("10.42.16.0/20");
+        assert_eq!(found.as_deref(), Some("10.42.31.1-10.42.31.254"));
+        for none in ["10.42.0.0/21", "10.42.0.0/24", "fd00::/64"] {
+            assert_eq!(aside(none), None, "{none}");
+        }
+        let pool = pool("10.42.0.0/16");
+        assert_eq!(pool.capacity(), 65_536 - 256 - 2);
+        let address = "10.42.255.1".parse().unwrap();
+        assert_eq!(pool.reserve(address), Err(PoolError::Outside(address)));
+        assert_eq!(pool.reserve("10.42.254.255".parse().unwrap()), Ok(()));
     }
 
     proptest! {

@@ -31,6 +31,7 @@ mod output;
 mod pki;
 mod process;
 mod readings;
+mod renewal;
 mod run;
 mod site;
 mod sites;

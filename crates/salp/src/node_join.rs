@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 use client::connect::Agent;
 use k8s_openapi::api::core::v1::Node;
 use lifecycle::{Scope, Stack};
+use pod_network::Prefix;
 use rustix::process::Signal;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,6 +25,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a part may take to stop before it is named and left.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a machine that has addresses looks whose they are now.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// How long pods have to move when a node leaves.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -268,8 +271,23 @@ async fn serve_pods(
 
 /// Address blocks: the site's for services, one that no other node has for pods.
 async fn place(layout: &Layout, client: &kube::Client, name: &str) -> Result<(Site, site::Claim)> {
+    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
+    let params = kube::api::ListParams::default();
+    let nodes = nodes.list(&params);
     if layout.site_file().exists() {
-        return site::load_or_create(layout).await;
+        let (site, claim) = site::load_or_create(layout).await?;
+        // A machine that is cut off starts with what it has.
+        if let Ok(Ok(nodes)) = tokio::time::timeout(LOOK_AROUND, nodes).await {
+            let own = site.networks()?[0];
+            let all = nodes.iter().filter_map(block_of);
+            let mut others = all.filter(|(other, _)| *other != name);
+            if let Some((other, block)) = others.find(|(_, block)| site::overlap(own, *block)) {
+                bail!(
+                    "join as node {name}: its pods' addresses {own} overlap {block} of node {other}; run `salp node leave` with this --data-dir, then join again to get others"
+                );
+            }
+        }
+        return Ok((site, claim));
     }
     let access = Access {
         client: client.clone(),
@@ -285,26 +303,23 @@ async fn place(layout: &Layout, client: &kube::Client, name: &str) -> Result<(Si
         .parse()
         .context("read the site's addresses")?;
     let [a, b, ..] = address.octets();
-    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
-    let nodes = nodes
-        .list(&kube::api::ListParams::default())
-        .await
-        .context("read the site's nodes")?;
-    let taken: Vec<Ipv4Addr> = nodes
+    let nodes = nodes.await.context("read the site's nodes")?;
+    let (own, others): (Vec<_>, Vec<_>) = nodes
         .iter()
-        .filter(|n| n.metadata.name.as_deref() != Some(name))
-        .filter_map(|n| {
-            n.spec
-                .as_ref()?
-                .pod_cidr
-                .as_ref()?
-                .split('/')
-                .next()?
-                .parse()
-                .ok()
-        })
-        .collect();
-    site::settle_as_node(layout, Ipv4Addr::new(a, b, 0, 0), &taken).await
+        .filter_map(block_of)
+        .partition(|(other, _)| *other == name);
+    let own = own.first().and_then(|(_, block)| match block.address() {
+        IpAddr::V4(address) if block.length() == site::PREFIX => Some(address),
+        _ => None,
+    });
+    let taken: Vec<Prefix> = others.iter().map(|(_, block)| *block).collect();
+    site::settle_as_node(layout, Ipv4Addr::new(a, b, 0, 0), own, &taken).await
+}
+
+/// A Node's name and the block of its pods' addresses.
+fn block_of(node: &Node) -> Option<(&str, Prefix)> {
+    let block = node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()?;
+    Some((node.metadata.name.as_deref()?, block))
 }
 
 /// `salp node leave`.
@@ -330,12 +345,20 @@ fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
             client: client::connect::from_kubeconfig_as(&kubeconfig, Agent("kubelet")).await?,
             namespace: "default".to_owned(),
         };
-        drain(&access, &name).await?;
+        let nodes: kube::Api<Node> = kube::Api::all(access.client.clone());
+        // Somebody may have deleted it.
+        let is_there = nodes.get_opt(&name).await.context("read node")?.is_some();
+        if is_there {
+            drain(&access, &name).await?;
+        }
         // First, or it would register again.
         if let Some(pid) = process::lock_holder(&layout) {
             process::end(pid, Signal::TERM, STOP_DEADLINE)?;
         }
-        delete_node(&access, &name).await
+        if is_there {
+            delete_node(&access, &name).await?;
+        }
+        anyhow::Ok(())
     })?;
     stop::end_dataplane(&layout)?;
     block_on(site::clear(&layout))?;

@@ -93,38 +93,55 @@ pub struct Claim {
     _socket: UdpSocket,
 }
 
-/// The facts of a node that joins a site: the site's block for services, and for pods the
-/// first that no node has.
+/// The facts of a node that joins a site: the site's block for services, and for pods the one
+/// that its Node has, or the first that no Node has. That of a node which is only down is
+/// somebody's.
 pub async fn settle_as_node(
     layout: &Layout,
     service_network: Ipv4Addr,
-    taken: &[Ipv4Addr],
+    own: Option<Ipv4Addr>,
+    taken: &[Prefix],
 ) -> Result<(Site, Claim)> {
     if service_network.is_loopback() {
         bail!(
             "join: the site's services are at {service_network}, which no other machine reaches: its `salp up` must run as root"
         );
     }
-    for pair in 0..PAIRS_MAX {
-        let pod_network = Ipv4Addr::new(10, 42 + 2 * pair, 0, 0);
-        if taken.contains(&pod_network) || pod_network == service_network {
-            continue;
-        }
-        let site = Site {
-            pod_network,
-            service_network,
-        };
-        prepare(&site).await?;
-        let claim = claim(&site).with_context(|| {
-            format!(
-                "claim addresses {service_network}/{PREFIX}: another site on this machine uses them"
-            )
-        })?;
-        let bytes = serde_json::to_vec_pretty(&site).context("write site facts")?;
-        write_atomic(&layout.site_file(), &bytes, 0o600)?;
-        return Ok((site, claim));
-    }
-    bail!("find a free address block: {} nodes have one", taken.len())
+    let Some(pod_network) = free_block(service_network, own, taken) else {
+        bail!("find a free address block: {} nodes have one", taken.len());
+    };
+    let site = Site {
+        pod_network,
+        service_network,
+    };
+    prepare(&site).await?;
+    let claim = claim(&site).with_context(|| {
+        format!(
+            "claim addresses {service_network}/{PREFIX}: another site on this machine uses them"
+        )
+    })?;
+    let bytes = serde_json::to_vec_pretty(&site).context("write site facts")?;
+    write_atomic(&layout.site_file(), &bytes, 0o600)?;
+    Ok((site, claim))
+}
+
+/// The first block that nobody has.
+fn free_block(
+    service_network: Ipv4Addr,
+    own: Option<Ipv4Addr>,
+    taken: &[Prefix],
+) -> Option<Ipv4Addr> {
+    let usual = (0..PAIRS_MAX).map(|pair| Ipv4Addr::new(10, 42 + 2 * pair, 0, 0));
+    own.into_iter().chain(usual).find(|network| {
+        let block = Prefix::new(IpAddr::V4(*network), PREFIX);
+        *network != service_network
+            && block.is_ok_and(|block| !taken.iter().any(|other| overlap(block, *other)))
+    })
+}
+
+/// Whether two blocks share an address.
+pub fn overlap(a: Prefix, b: Prefix) -> bool {
+    a.contains(b.address()) || b.contains(a.address())
 }
 
 /// Reads the site's facts, or settles them at its first start; claims its blocks.
@@ -252,4 +269,40 @@ fn unused(site: &Site) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_given_once() {
+        let services = Ipv4Addr::new(10, 43, 0, 0);
+        let taken = |blocks: &[&str]| -> Vec<Prefix> {
+            blocks
+                .iter()
+                .map(|b| b.parse().expect("a prefix"))
+                .collect()
+        };
+        let free = |own: Option<[u8; 4]>, blocks: &[&str]| {
+            let found = free_block(services, own.map(Ipv4Addr::from), &taken(blocks));
+            found.map(|network| network.to_string())
+        };
+        let first = ["10.42.0.0/16"];
+        assert_eq!(free(None, &first).as_deref(), Some("10.44.0.0"));
+        // A gap is filled, parts of a block count, and what is a Node's stays its own.
+        let gap = ["10.42.0.0/16", "10.46.0.0/16"];
+        assert_eq!(free(None, &gap).as_deref(), Some("10.44.0.0"));
+        let part = ["10.42.7.0/24", "10.44.0.0/14"];
+        assert_eq!(free(None, &part).as_deref(), Some("10.48.0.0"));
+        assert_eq!(
+            free(Some([10, 50, 0, 0]), &first).as_deref(),
+            Some("10.50.0.0")
+        );
+        assert_eq!(
+            free(Some([10, 42, 0, 0]), &first).as_deref(),
+            Some("10.44.0.0")
+        );
+        assert_eq!(free(None, &["10.0.0.0/8"]), None);
+    }
 }

@@ -14,7 +14,7 @@ use client::connect::Agent;
 use lattice::{Lattice, SiteState, SiteStream, Standing, View};
 use lifecycle::Scope;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,9 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// Where connections for other sites are taken.
     pub gates: IpAddr,
+    /// First and last of the addresses that endpoints of other sites have here.
+    #[serde(default)]
+    pub gate_block: Option<(Ipv4Addr, Ipv4Addr)>,
     /// What the next data plane is to know of imports.
     pub kept: PathBuf,
 }
@@ -227,6 +230,7 @@ async fn join(config: &Config, settings: &LatticeSettings, scope: &Scope) -> Res
             incoming,
             direct,
             gates: config.gates,
+            gate_block: config.gate_block.map(|(first, last)| first..=last),
             kept: Some(config.kept.clone()),
         },
         scope,

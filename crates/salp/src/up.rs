@@ -6,6 +6,7 @@ use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
+use crate::renewal::{self, Renewal};
 use crate::site::Site;
 use crate::{
     answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites,
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
 use lifecycle::{Scope, Stack};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,7 +176,7 @@ async fn start(
         addresses,
     };
     let pki = {
-        let layout = layout.clone();
+        let (layout, reached) = (layout.clone(), reached.clone());
         tokio::task::spawn_blocking(move || pki::load_or_create(&layout, &reached))
             .await
             .context("make certificates")??
@@ -183,18 +185,8 @@ async fn start(
         .local_addr()
         .context("read API address")?
         .port();
-    let server = format!("https://{}:{api_port}", local(config.bind_address));
-    pki::write_kubeconfig(
-        &layout.kubeconfig(),
-        &server,
-        &pki.ca_pem,
-        "salp-admin",
-        &pki.admin,
-    )?;
-    for (part, pair) in [("proxy", &pki.proxy), ("sites", &pki.sites)] {
-        let path = layout.kubeconfig_of(part);
-        pki::write_kubeconfig(&path, &server, &pki.ca_pem, &format!("salp-{part}"), pair)?;
-    }
+    let url = format!("https://{}:{api_port}", local(config.bind_address));
+    renewal::write_kubeconfigs(layout, &url, &pki)?;
     // Begins early: it needs nothing of what follows but the files above.
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -213,6 +205,7 @@ async fn start(
             fleet: layout.fleet_socket(),
             node_ip,
             gates: IpAddr::V4(site.gates()),
+            gate_block: pod_network::set_aside(site.networks()?[0]).map(RangeInclusive::into_inner),
             kept: layout.dataplane_state().join("imports.json"),
         }),
     };
@@ -232,12 +225,12 @@ async fn start(
 
     phases.begin("API server");
     let advertise = SocketAddr::new(node_ip, api_port);
-    let reached = ApiReached {
+    let api = ApiReached {
         listener: api_listener,
         advertise,
         service_port: ports.api,
     };
-    let server = start_apiserver(store, reached, &pki, &site, stack).await?;
+    let server = start_apiserver(store, api, &pki, &site, stack).await?;
     // For what is done in the administrator's name.
     let system = client::connect::from_service(server.service("system:salp", &["system:masters"]));
 
@@ -274,6 +267,19 @@ async fn start(
         shares_pods: true,
     };
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
+    let renewal = Renewal {
+        layout: layout.clone(),
+        reached,
+        url,
+        server: server.clone(),
+        node: node.clone(),
+        pki,
+    };
+    let scope = Scope::new();
+    scope.spawn_cancellable(renewal.run());
+    stack.push("certificates", STOP_DEADLINE, move || async move {
+        scope.close().await
+    });
     if let Some(settings) = &config.lattice {
         phases.begin("lattice");
         let as_fleet = client::connect::from_service_as(
@@ -383,13 +389,7 @@ async fn start_apiserver(
         prefix: site::PREFIX,
     };
     config.advertise = Some(reached.advertise);
-    config.kubelet = apiserver::KubeletAccess {
-        client_identity: Some((
-            pki.kubelet_client.cert_pem.clone(),
-            pki.kubelet_client.key_pem.clone(),
-        )),
-        ca: Some(pki.ca_pem.clone()),
-    };
+    config.kubelet = renewal::kubelet_access(pki);
     config.front_proxy = Some(apiserver::FrontProxy {
         cert: pki.front_proxy.cert_pem.clone(),
         key: pki.front_proxy.key_pem.clone(),

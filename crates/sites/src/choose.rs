@@ -12,6 +12,11 @@ const SHARES_MAX: u32 = 8;
 /// difference.
 const NEAR_MS: u128 = 8;
 
+/// As far as a site counts whose round trip nobody knows yet: some tens of milliseconds, so
+/// that it comes after those that are known to be near and before those that are known to
+/// be far.
+const UNKNOWN: Duration = Duration::from_millis(60);
+
 /// A site that exports the Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -56,7 +61,7 @@ pub fn rank(own: &SiteName, c: &Candidate) -> Rank {
         40
     };
     // Doubling steps from what is near anyway, so that a round trip that wavers changes nothing.
-    let steps = c.rtt.map_or(u128::MAX, |rtt| rtt.as_millis()) / NEAR_MS;
+    let steps = c.rtt.unwrap_or(UNKNOWN).as_millis() / NEAR_MS;
     let far = (u128::BITS - steps.leading_zeros()).min(15) as u8;
     let suspect = if c.state == SiteState::Alive { 0 } else { 100 };
     Rank(suspect + place + far)
@@ -198,6 +203,22 @@ mod tests {
         };
         assert_eq!(who(&all(0, &suspect)), got(&[("cloud", 1)]));
         assert_eq!(who(&[own(0), suspect]), got(&[("shop-2", 1)]));
+    }
+
+    #[test]
+    fn one_that_was_not_measured_comes_after_near_and_before_far_ones() {
+        let unknown = |region| Candidate {
+            rtt: None,
+            ..candidate("new", region, 0, 1)
+        };
+        let (near, far) = (candidate("a", "eu", 3, 1), candidate("b", "eu", 300, 1));
+        let new = unknown("eu");
+        assert_eq!(who(&[own(0), new.clone(), near.clone()]), got(&[("a", 1)]));
+        assert_eq!(who(&[own(0), new.clone(), far.clone()]), got(&[("new", 1)]));
+        // Its place says more than what was measured of others.
+        let elsewhere = candidate("c", "us", 1, 1);
+        assert_eq!(who(&[own(0), elsewhere, new]), got(&[("new", 1)]));
+        assert_eq!(who(&[own(0), far, unknown("us")]), got(&[("b", 1)]));
     }
 
     #[test]

@@ -26,7 +26,8 @@ use lattice::{Incoming, Lattice, SiteId, SiteState, Standing, View};
 use lifecycle::Scope;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,9 @@ pub struct Config {
     /// Where connections for other sites are taken: an address that all nodes of the site
     /// reach.
     pub gates: IpAddr,
+    /// Addresses of the same kind for Services without one: each endpoint of another site
+    /// has one of these. Without any they are at the address above, at another port.
+    pub gate_block: Option<RangeInclusive<Ipv4Addr>>,
     /// The file of what the next process is to know, so that it listens where this one did.
     pub kept: Option<PathBuf>,
 }
@@ -94,12 +98,13 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
         fleet,
         direct,
         gates,
+        gate_block,
         kept: file,
     } = config;
     let on_loopback = direct.as_ref().is_none_or(Direct::on_loopback);
     let routes = Routes::new(lattice.clone(), on_loopback, scope);
     let tunnels = Tunnels::new(lattice.clone(), routes.clone(), scope);
-    let gates = Gates::new(tunnels.clone(), gates, scope);
+    let gates = Gates::new(tunnels.clone(), gates, gate_block, scope);
     let kept = file.as_deref().map(Kept::read).unwrap_or_default();
     gates.restore(&kept);
     let mut always_told = BTreeMap::new();
@@ -309,7 +314,7 @@ impl Controller {
     }
 
     /// Writes what the next process is to know, when it differs.
-    fn keep_for_next(&mut self, listens: &BTreeMap<plan::Gate, u16>) {
+    fn keep_for_next(&mut self, listens: &BTreeMap<plan::Gate, SocketAddr>) {
         let Some(file) = &self.file else { return };
         let now = Kept::new(listens, &self.told);
         if now == self.kept {
@@ -407,12 +412,20 @@ impl Controller {
             let spec = service.spec.as_ref();
             let ip = spec.and_then(|s| s.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
             for port in &told.ports {
-                let addresses = match (ip, u16::try_from(port.port)) {
-                    (Some(ip), Ok(number)) => vec![SocketAddr::new(ip, number)],
-                    _ => ready_endpoints(&self.slices_of(namespace, name), &port.name),
+                let mut add = |port: String, addresses| {
+                    targets.insert((namespace.clone(), name.clone(), port), addresses);
                 };
-                let key = (namespace.clone(), name.clone(), port.name.clone());
-                targets.insert(key, addresses);
+                if let (Some(ip), Ok(number)) = (ip, u16::try_from(port.port)) {
+                    add(port.name.clone(), vec![SocketAddr::new(ip, number)]);
+                    continue;
+                }
+                let slices = self.slices_of(namespace, name);
+                for host in &told.hosts {
+                    let addresses = ready_endpoints(&slices, &port.name, Some(host));
+                    add(format!("{}/{host}", port.name), addresses);
+                }
+                let addresses = ready_endpoints(&slices, &port.name, None);
+                add(port.name.clone(), addresses);
             }
         }
         targets
@@ -472,7 +485,7 @@ impl Controller {
     async fn keep(
         &mut self,
         import: &Import,
-        listens: &BTreeMap<plan::Gate, u16>,
+        listens: &BTreeMap<plan::Gate, SocketAddr>,
         view: &View,
     ) -> Result<(), kube::Error> {
         let (namespace, name) = (&import.namespace, &import.name);
@@ -503,7 +516,7 @@ impl Controller {
             own.extend(exported.filter(|_| asleep).and_then(|s| bell(&s)));
         }
         let mut names = BTreeSet::new();
-        for wanted in plan::slices(import, &uid, &own, self.gates.address(), listens) {
+        for wanted in plan::slices(import, &uid, &own, listens) {
             let slice = wanted["metadata"]["name"]
                 .as_str()
                 .unwrap_or_default()
@@ -661,8 +674,13 @@ fn bell(service: &Service) -> Option<Arc<EndpointSlice>> {
     }))
 }
 
-/// Ready endpoints of a port by name, for Services without an address.
-fn ready_endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<SocketAddr> {
+/// Ready endpoints of a port by name, for Services without an address; all, or those of a
+/// host name.
+fn ready_endpoints(
+    slices: &[Arc<EndpointSlice>],
+    port: &str,
+    host: Option<&str>,
+) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for slice in slices {
         let number = slice.ports.iter().flatten().find_map(|p| {
@@ -670,9 +688,9 @@ fn ready_endpoints(slices: &[Arc<EndpointSlice>], port: &str) -> Vec<SocketAddr>
             same.then(|| u16::try_from(p.port?).ok())?
         });
         let Some(number) = number else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            let conditions = endpoint.conditions.as_ref();
-            if conditions.is_none_or(|c| c.ready.unwrap_or(true))
+        let ready = slice.endpoints.iter().flatten();
+        for endpoint in ready.filter(exported::is_ready) {
+            if host.is_none_or(|host| endpoint.hostname.as_deref() == Some(host))
                 && let Some(Ok(ip)) = endpoint.addresses.first().map(|a| a.parse())
             {
                 found.push(SocketAddr::new(ip, number));

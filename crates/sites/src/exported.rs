@@ -2,7 +2,7 @@
 //! objects. Pure.
 
 use crate::kinds::{ImportType, Port, ServiceExport, WEIGHT_ANNOTATION, tcp};
-use k8s_openapi::api::core::v1::{Service, SessionAffinityConfig};
+use k8s_openapi::api::core::v1::{Service, ServiceSpec, SessionAffinityConfig};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(crate) const KEY_PREFIX: &str = "export/";
 /// Ports of an export; of more the first are taken.
 const PORTS_MAX: usize = 64;
+/// Endpoints of an export that are told by name; further ones are reached by the Service's.
+const HOSTS_MAX: usize = 32;
 
 /// A Service as its site tells the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,21 @@ pub struct Exported {
     /// The site's share among sites as near.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Of a Service without address: the ready endpoints that have a host name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Of a Service without address: where endpoints answer, by a port's name, if not at the
+    /// port itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub target_ports: BTreeMap<String, u16>,
+}
+
+impl Exported {
+    /// Where endpoints answer for a port: clients of a Service without address ask there.
+    pub(crate) fn target_port(&self, port: &Port) -> Option<u16> {
+        let target = self.target_ports.get(&port.name).copied();
+        target.or_else(|| u16::try_from(port.port).ok())
+    }
 }
 
 fn one() -> u32 {
@@ -84,20 +101,20 @@ pub(crate) fn key(namespace: &str, name: &str) -> String {
 /// Namespace and name of such a key.
 pub(crate) fn parse_key(key: &str) -> Option<(&str, &str)> {
     let (namespace, name) = key.strip_prefix(KEY_PREFIX)?.split_once('/')?;
-    let label = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 63
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    (label(namespace) && label(name)).then_some((namespace, name))
+    (is_label(namespace) && is_label(name)).then_some((namespace, name))
+}
+
+fn is_label(text: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty() && text.len() <= 63 && text.bytes().all(is_plain)
 }
 
 /// Reads what another site tells; `None` when it can't be so.
 pub(crate) fn read(bytes: &[u8]) -> Option<Exported> {
     let mut exported: Exported = serde_json::from_slice(bytes).ok()?;
     exported.ports.truncate(PORTS_MAX);
+    exported.hosts.truncate(HOSTS_MAX);
+    exported.hosts.retain(|host| is_label(host));
     let valid = |p: &Port| (1..=65_535).contains(&p.port) && p.name.len() <= 63;
     exported.ports.iter().all(valid).then_some(exported)
 }
@@ -128,7 +145,7 @@ pub(crate) fn exported(
         .as_ref()
         .and_then(|a| a.get(WEIGHT_ANNOTATION)?.parse().ok());
     let created = export.metadata.creation_timestamp.as_ref();
-    let affinity = spec.session_affinity.filter(|a| a != "None");
+    let affinity = spec.session_affinity.clone().filter(|a| a != "None");
     Ok(Exported {
         created: created.map_or(0, |t| t.0.as_second()),
         type_: if headless {
@@ -137,24 +154,62 @@ pub(crate) fn exported(
             ImportType::ClusterSetIP
         },
         ports: ports.collect(),
-        session_affinity_config: affinity.as_ref().and(spec.session_affinity_config),
+        session_affinity_config: affinity.as_ref().and(spec.session_affinity_config.clone()),
         session_affinity: affinity,
-        internal_traffic_policy: spec.internal_traffic_policy.filter(|p| p != "Cluster"),
-        traffic_distribution: spec.traffic_distribution,
+        internal_traffic_policy: spec
+            .internal_traffic_policy
+            .clone()
+            .filter(|p| p != "Cluster"),
+        traffic_distribution: spec.traffic_distribution.clone(),
         labels: export.spec.exported_labels.clone(),
         annotations: export.spec.exported_annotations.clone(),
         ready: u32::try_from(ready.max(asleep.into())).unwrap_or(u32::MAX),
         weight: weight.unwrap_or(1),
+        hosts: if headless { hosts(slices) } else { Vec::new() },
+        target_ports: if headless {
+            target_ports(&spec, slices)
+        } else {
+            BTreeMap::new()
+        },
     })
+}
+
+/// The ready endpoints that have a host name, each once.
+fn hosts(slices: &[Arc<EndpointSlice>]) -> Vec<String> {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).flatten();
+    let names = endpoints
+        .filter(is_ready)
+        .filter_map(|e| e.hostname.clone());
+    let mut names: Vec<String> = names.filter(|name| is_label(name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.truncate(HOSTS_MAX);
+    names
+}
+
+/// Where endpoints answer when it is not at the Service's port.
+fn target_ports(spec: &ServiceSpec, slices: &[Arc<EndpointSlice>]) -> BTreeMap<String, u16> {
+    let mut targets = BTreeMap::new();
+    for port in spec.ports.iter().flatten().take(PORTS_MAX) {
+        let name = port.name.clone().unwrap_or_default();
+        let mut ports = slices.iter().flat_map(|slice| &slice.ports).flatten();
+        let target = ports.find(|p| p.name.as_deref().unwrap_or_default() == name);
+        let number = target.and_then(|p| p.port).filter(|n| *n != port.port);
+        if let Some(number) = number.and_then(|n| u16::try_from(n).ok()) {
+            targets.insert(name, number);
+        }
+    }
+    targets
+}
+
+pub(crate) fn is_ready(endpoint: &&Endpoint) -> bool {
+    let conditions = endpoint.conditions.as_ref();
+    conditions.is_none_or(|c| c.ready.unwrap_or(true))
 }
 
 /// How many endpoints are ready.
 pub(crate) fn ready(slices: &[Arc<EndpointSlice>]) -> usize {
     let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).flatten();
-    let is_ready = |e: &&Endpoint| {
-        let conditions = e.conditions.as_ref();
-        conditions.is_none_or(|c| c.ready.unwrap_or(true))
-    };
     endpoints.filter(is_ready).count()
 }
 
@@ -184,6 +239,18 @@ mod tests {
         expect_test::expect![[r#"{"created":1767225600,"type":"ClusterSetIP","ports":[{"name":"http","protocol":"TCP","port":80}],"labels":{"app":"web"},"ready":2,"weight":3}"#]]
             .assert_eq(&serde_json::to_string(&told).unwrap());
         assert_eq!(read(&serde_json::to_vec(&told).unwrap()), Some(told));
+        let mut headless = service.clone();
+        headless.spec.as_mut().unwrap().cluster_ip = Some("None".into());
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {}, "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [
+                {"addresses": ["10.42.0.1"], "hostname": "web-1"},
+                {"addresses": ["10.42.0.2"], "hostname": "web-0"},
+                {"addresses": ["10.42.0.3"], "hostname": "web-2", "conditions": {"ready": false}}]}))
+        .unwrap();
+        let told = exported(&export, Some(&headless), &[Arc::new(slice)], false).unwrap();
+        assert_eq!(told.hosts, ["web-0", "web-1"]);
+        assert_eq!(told.target_port(&told.ports[0]), Some(8080));
         let asleep = exported(&export, Some(&service), &[], true).unwrap();
         assert_eq!(asleep.ready, 1);
         let none = exported(&export, None, &[], false);

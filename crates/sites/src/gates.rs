@@ -5,6 +5,9 @@
 //! nothing was said to it yet, the connection goes to the next that exports the Service; when
 //! there is none it is held for a while. So whoever writes the endpoints may be late, or dead.
 //!
+//! One of a Service without address listens where the Service's clients ask: at its true port,
+//! at an address of its own. Others, and those that find this taken, share one address.
+//!
 //! Ports and what the site told the others are kept in a file ([`Kept`]): a process that is
 //! started again listens where its predecessor did.
 
@@ -15,9 +18,11 @@ use lattice::SiteId;
 use lifecycle::Scope;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,34 +42,40 @@ const AGAIN_MAX: Duration = Duration::from_millis(500);
 /// Who is asked for a Service, nearest first.
 pub(crate) type Order = HashMap<(String, String), Vec<SiteId>>;
 
+type Open = BTreeMap<Gate, (SocketAddr, CancellationToken)>;
+
 /// The listeners.
 #[derive(Clone)]
 pub(crate) struct Gates {
     tunnels: Tunnels,
     address: IpAddr,
+    /// For those that have an address of their own.
+    block: Option<RangeInclusive<Ipv4Addr>>,
     scope: Scope,
     /// What listens, and how it is stopped. Taken alone.
-    open: Arc<Mutex<BTreeMap<Gate, (u16, CancellationToken)>>>,
+    open: Arc<Mutex<Open>>,
     /// Replaced as a whole.
     order: Arc<RwLock<Order>>,
     connections: Arc<Semaphore>,
 }
 
 impl Gates {
-    /// Without listeners yet; they will be at this address.
-    pub(crate) fn new(tunnels: Tunnels, address: IpAddr, scope: &Scope) -> Self {
+    /// Without listeners yet; they will be at this address, or at ones of this block.
+    pub(crate) fn new(
+        tunnels: Tunnels,
+        address: IpAddr,
+        block: Option<RangeInclusive<Ipv4Addr>>,
+        scope: &Scope,
+    ) -> Self {
         Self {
             tunnels,
             address,
+            block,
             scope: scope.clone(),
             open: Arc::default(),
             order: Arc::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         }
-    }
-
-    pub(crate) fn address(&self) -> IpAddr {
-        self.address
     }
 
     /// Says who is asked when a gate's own site can't be.
@@ -77,30 +88,66 @@ impl Gates {
         let mut open = self.open.lock();
         for kept in &kept.gates {
             let Some(gate) = kept.gate() else { continue };
-            match self.bind(&gate, kept.listen) {
+            let at = SocketAddr::new(kept.address.unwrap_or(self.address), kept.listen);
+            match self.bind(&gate, at) {
                 Ok(opened) => drop(open.insert(gate, opened)),
                 // Somebody else's by now: the endpoints will be told another.
-                Err(error) => tracing::debug!(%error, port = kept.listen, "listen again"),
+                Err(error) => tracing::debug!(%error, %at, "listen again"),
             }
         }
     }
 
-    /// Listens for these gates as well; the ports of all that are open.
-    pub(crate) fn open(&self, wanted: &BTreeSet<Gate>) -> BTreeMap<Gate, u16> {
+    /// Listens for these gates as well; where all that are open listen.
+    pub(crate) fn open(&self, wanted: &BTreeSet<Gate>) -> BTreeMap<Gate, SocketAddr> {
         let mut open = self.open.lock();
         for gate in wanted {
             if open.contains_key(gate) {
                 continue;
             }
-            match self.bind(gate, 0) {
+            let own = self.own_place(gate, &open).and_then(|at| {
+                let bound = self.bind(gate, at);
+                // A port of the privileged, or somebody's.
+                bound
+                    .inspect_err(|error| tracing::debug!(%error, %at, "listen for an import"))
+                    .ok()
+            });
+            let bound = own.map_or_else(|| self.bind(gate, SocketAddr::new(self.address, 0)), Ok);
+            match bound {
                 Ok(opened) => drop(open.insert(gate.clone(), opened)),
                 Err(error) => {
                     tracing::warn!(%error, service = gate.service, "listen for an import");
                 }
             }
         }
-        let ports = open.iter().map(|(gate, (port, _))| (gate.clone(), *port));
-        ports.collect()
+        let listens = open.iter().map(|(gate, (at, _))| (gate.clone(), *at));
+        listens.collect()
+    }
+
+    /// Where a gate listens that is to have an address of its own, the same for all ports of
+    /// one endpoint, and most likely the same whenever it is asked for.
+    fn own_place(&self, gate: &Gate, open: &Open) -> Option<SocketAddr> {
+        let port = gate.own?;
+        let (first, last) = self.block.clone()?.into_inner();
+        let (first, size) = (first.to_bits(), last.to_bits() - first.to_bits() + 1);
+        let mut taken = BTreeSet::new();
+        for (other, (at, _)) in open.iter().filter(|(other, _)| other.own.is_some()) {
+            if other.is_beside(gate) && at.ip() != self.address {
+                return Some(SocketAddr::new(at.ip(), port));
+            }
+            taken.insert(at.ip());
+        }
+        let named = format!(
+            "{}/{}/{}/{}",
+            gate.namespace, gate.service, gate.site, gate.host
+        );
+        let digest = Sha256::digest(named);
+        let start = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) % size;
+        let mut numbers = (start..size).chain(0..start);
+        let address = numbers.find_map(|n| {
+            let address = IpAddr::V4(Ipv4Addr::from_bits(first + n));
+            (!taken.contains(&address)).then_some(address)
+        })?;
+        Some(SocketAddr::new(address, port))
     }
 
     /// Listens for no others any more, once no endpoint says their ports. Open connections
@@ -115,17 +162,17 @@ impl Gates {
         });
     }
 
-    fn bind(&self, gate: &Gate, port: u16) -> io::Result<(u16, CancellationToken)> {
-        let listener = std::net::TcpListener::bind(SocketAddr::new(self.address, port))?;
+    fn bind(&self, gate: &Gate, at: SocketAddr) -> io::Result<(SocketAddr, CancellationToken)> {
+        let listener = std::net::TcpListener::bind(at)?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
+        let at = listener.local_addr()?;
         let listener = TcpListener::from_std(listener)?;
         let stop = self.scope.token().child_token();
         let serving = self.clone().accept(listener, gate.clone());
         let until = stop.clone();
         self.scope
             .spawn(async move { until.run_until_cancelled(serving).await });
-        Ok((port, stop))
+        Ok((at, stop))
     }
 
     async fn accept(self, listener: TcpListener, gate: Gate) {
@@ -160,7 +207,10 @@ impl Gates {
 
     /// Reaches the gate's site, or another that has the Service.
     async fn reach(&self, gate: &Gate) -> Result<(SiteId, Far), Unreached> {
-        let port = format!("{}/{}/{}", gate.namespace, gate.service, gate.port);
+        let mut port = format!("{}/{}/{}", gate.namespace, gate.service, gate.port);
+        if !gate.host.is_empty() {
+            port = format!("{port}/{}", gate.host);
+        }
         let mut view = self.tunnels.lattice().view();
         let mut reached = self.tunnels.routes().reached();
         let until = Instant::now() + HELD_MAX;
@@ -201,6 +251,8 @@ impl Gates {
     fn candidates(&self, gate: &Gate) -> Vec<SiteId> {
         let order = self.order.read();
         let others = order.get(&(gate.namespace.clone(), gate.service.clone()));
+        // One endpoint is no other site's.
+        let others = others.filter(|_| gate.host.is_empty());
         let others = others.into_iter().flatten().copied();
         std::iter::once(gate.site)
             .chain(others.filter(|site| *site != gate.site))
@@ -223,6 +275,13 @@ struct KeptGate {
     port: String,
     site: String,
     share: u32,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    host: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    own: Option<u16>,
+    /// None: that which all share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<IpAddr>,
     listen: u16,
 }
 
@@ -234,19 +293,27 @@ impl KeptGate {
             port: self.port.clone(),
             site: self.site.parse().ok()?,
             share: self.share,
+            host: self.host.clone(),
+            own: self.own,
         })
     }
 }
 
 impl Kept {
-    pub(crate) fn new(listens: &BTreeMap<Gate, u16>, told: &BTreeMap<String, Bytes>) -> Self {
+    pub(crate) fn new(
+        listens: &BTreeMap<Gate, SocketAddr>,
+        told: &BTreeMap<String, Bytes>,
+    ) -> Self {
         let gates = listens.iter().map(|(gate, listen)| KeptGate {
             namespace: gate.namespace.clone(),
             service: gate.service.clone(),
             port: gate.port.clone(),
             site: gate.site.to_string(),
             share: gate.share,
-            listen: *listen,
+            host: gate.host.clone(),
+            own: gate.own,
+            address: gate.own.is_some().then_some(listen.ip()),
+            listen: listen.port(),
         });
         let text = |value: &Bytes| String::from_utf8(value.to_vec()).ok();
         let told = told.iter().filter_map(|(k, v)| Some((k.clone(), text(v)?)));
@@ -310,14 +377,18 @@ mod tests {
             port: "http".into(),
             site: SiteId([7; 16]),
             share: 1,
+            host: "till-0".into(),
+            own: Some(4711),
         };
+        let at = SocketAddr::from(([10, 42, 255, 7], 4711));
         let told = BTreeMap::from([("export/shop/till".to_owned(), Bytes::from_static(b"{}"))]);
-        let kept = Kept::new(&BTreeMap::from([(gate.clone(), 4711)]), &told);
+        let kept = Kept::new(&BTreeMap::from([(gate.clone(), at)]), &told);
         kept.write(&path).unwrap();
         let read = Kept::read(&path);
         assert_eq!(read, kept);
         assert_eq!(read.told(), told);
         assert_eq!(read.gates[0].gate(), Some(gate));
+        assert_eq!(read.gates[0].address, Some(at.ip()));
         let whole = std::fs::read(&path).unwrap();
         for end in 0..whole.len() {
             std::fs::write(&path, &whole[..end]).unwrap();

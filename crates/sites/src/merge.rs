@@ -153,6 +153,8 @@ pub(crate) mod tests {
             annotations: BTreeMap::new(),
             ready: 1,
             weight: 1,
+            hosts: Vec::new(),
+            target_ports: BTreeMap::new(),
         }
     }
 

@@ -13,7 +13,7 @@ use lattice::{SiteId, SiteName, SiteState};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Label of what is made here: the import that it is for.
@@ -33,7 +33,8 @@ pub(crate) struct Offer {
     pub(crate) exported: Exported,
 }
 
-/// A listener whose connections go to a site: import, port, site, share.
+/// A listener whose connections go to a site: import, port, site, share; and where there is
+/// no address for all, which endpoint of the site, and at which port it answers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Gate {
     pub(crate) namespace: String,
@@ -41,6 +42,18 @@ pub(crate) struct Gate {
     pub(crate) port: String,
     pub(crate) site: SiteId,
     pub(crate) share: u32,
+    /// The endpoint's host name; any endpoint's when empty.
+    pub(crate) host: String,
+    /// Where it listens, at an address of its own; none: anywhere.
+    pub(crate) own: Option<u16>,
+}
+
+impl Gate {
+    /// Whether it is for another port of the same.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        (&self.namespace, &self.service) == (&other.namespace, &other.service)
+            && (self.site, self.share, &self.host) == (other.site, other.share, &other.host)
+    }
 }
 
 /// What is to be there for one import.
@@ -83,36 +96,11 @@ pub(crate) fn import(
         .collect();
     let merged = merge(&sources)?;
     let candidates: Vec<Candidate> = offers.iter().map(|o| o.candidate.clone()).collect();
-    let choices = choose(own, &candidates);
-    let mut tunnels = Vec::new();
-    for (offer, choice) in offers.iter().zip(&choices) {
-        let reached = matches!(offer.candidate.state, SiteState::Alive | SiteState::Suspect);
-        let Some(site) = offer.site.filter(|_| reached) else {
-            continue;
-        };
-        for share in 0..choice.shares.max(1) {
-            let ports = merged.spec.ports.iter().filter(|p| {
-                let exports = |q: &&crate::kinds::Port| q.name == p.name && q.protocol == "TCP";
-                p.protocol == "TCP" && offer.exported.ports.iter().any(|q| exports(&q))
-            });
-            let gates: Vec<Gate> = ports
-                .map(|p| Gate {
-                    namespace: namespace.to_owned(),
-                    service: name.to_owned(),
-                    port: p.name.clone(),
-                    site,
-                    share,
-                })
-                .collect();
-            if !gates.is_empty() {
-                tunnels.push(Tunnel {
-                    site: offer.candidate.place.name.clone(),
-                    ready: choice.shares > 0,
-                    gates,
-                });
-            }
-        }
-    }
+    let tunnels = if merged.spec.type_ == ImportType::Headless {
+        endpoints(namespace, name, &merged.spec.ports, offers)
+    } else {
+        shares(own, namespace, name, &merged.spec.ports, offers)
+    };
     let order = order(own, &candidates).into_iter();
     let order = order.filter(|i| candidates[*i].ready > 0);
     let order = order.filter_map(|i| offers[i].site).collect();
@@ -128,6 +116,102 @@ pub(crate) fn import(
         order,
         own: own.map(|o| o.candidate.place.name.clone()),
     })
+}
+
+fn is_reached(offer: &Offer) -> bool {
+    matches!(offer.candidate.state, SiteState::Alive | SiteState::Suspect)
+}
+
+/// The ports of an import that a site has, and can be tunnelled.
+fn tunnelled<'a>(ports: &'a [Port], offer: &'a Offer) -> impl Iterator<Item = &'a Port> {
+    ports.iter().filter(|p| {
+        let exports = |q: &Port| q.name == p.name && q.protocol == "TCP";
+        p.protocol == "TCP" && offer.exported.ports.iter().any(exports)
+    })
+}
+
+/// The tunnels of an import that has one address: to those who answer now, by their shares,
+/// and to the others, who stand by.
+fn shares(
+    own: &SiteName,
+    namespace: &str,
+    name: &str,
+    ports: &[Port],
+    offers: &[Offer],
+) -> Vec<Tunnel> {
+    let candidates: Vec<Candidate> = offers.iter().map(|o| o.candidate.clone()).collect();
+    let choices = choose(own, &candidates);
+    let mut tunnels = Vec::new();
+    for (offer, choice) in offers.iter().zip(&choices) {
+        let Some(site) = offer.site.filter(|_| is_reached(offer)) else {
+            continue;
+        };
+        for share in 0..choice.shares.max(1) {
+            let gates: Vec<Gate> = tunnelled(ports, offer)
+                .map(|p| Gate {
+                    namespace: namespace.to_owned(),
+                    service: name.to_owned(),
+                    port: p.name.clone(),
+                    site,
+                    share,
+                    host: String::new(),
+                    own: None,
+                })
+                .collect();
+            if !gates.is_empty() {
+                tunnels.push(Tunnel {
+                    site: offer.candidate.place.name.clone(),
+                    ready: choice.shares > 0,
+                    gates,
+                });
+            }
+        }
+    }
+    tunnels
+}
+
+/// The tunnels of an import without address: clients are told all endpoints of all sites and
+/// choose themselves. Endpoints with a host name have a tunnel each, the others of a site one
+/// together.
+fn endpoints(namespace: &str, name: &str, ports: &[Port], offers: &[Offer]) -> Vec<Tunnel> {
+    let answers = |o: &Offer| o.candidate.ready > 0 && o.candidate.state == SiteState::Alive;
+    let anybody = offers.iter().any(answers);
+    let mut tunnels = Vec::new();
+    for offer in offers {
+        let Some(site) = offer.site.filter(|_| is_reached(offer)) else {
+            continue;
+        };
+        let told = &offer.exported;
+        // Who is suspect is asked when nobody better is left.
+        let ready = answers(offer) || offer.candidate.ready > 0 && !anybody;
+        let nameless = told.hosts.len() < told.ready.max(1) as usize;
+        let any = nameless.then(String::new);
+        for host in told.hosts.iter().cloned().chain(any) {
+            let gates: Vec<Gate> = tunnelled(ports, offer)
+                .map(|p| Gate {
+                    namespace: namespace.to_owned(),
+                    service: name.to_owned(),
+                    port: p.name.clone(),
+                    site,
+                    share: 0,
+                    host: host.clone(),
+                    own: told
+                        .ports
+                        .iter()
+                        .find(|q| q.name == p.name && q.protocol == p.protocol)
+                        .and_then(|q| told.target_port(q)),
+                })
+                .collect();
+            if !gates.is_empty() {
+                tunnels.push(Tunnel {
+                    site: offer.candidate.place.name.clone(),
+                    ready,
+                    gates,
+                });
+            }
+        }
+    }
+    tunnels
 }
 
 /// The name of the Service that an import has.
@@ -223,14 +307,12 @@ fn for_its_node(endpoint: &mut Endpoint) {
     }
 }
 
-/// The slices: this site's own endpoints, and the tunnels to others, whose gates are at one
-/// address.
+/// The slices: this site's own endpoints, and the tunnels to others.
 pub(crate) fn slices(
     import: &Import,
     uid: &str,
     own: &[Arc<EndpointSlice>],
-    gates: IpAddr,
-    listens: &BTreeMap<Gate, u16>,
+    listens: &BTreeMap<Gate, SocketAddr>,
 ) -> Vec<Value> {
     let derived = derived(&import.namespace, &import.name);
     let labels = |site| {
@@ -258,26 +340,36 @@ pub(crate) fn slices(
             }));
         }
     }
-    for (i, tunnel) in import.tunnels.iter().enumerate() {
-        let ports: Vec<Value> = tunnel
-            .gates
-            .iter()
-            .filter_map(|gate| {
-                let port = listens.get(gate)?;
-                Some(json!({"name": gate.port, "protocol": "TCP", "port": port}))
-            })
-            .collect();
-        let name = format!("{derived}-{}-{i}", tunnel.site);
-        slices.push(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": metadata(import, name, uid, labels(&tunnel.site)),
-            "addressType": if gates.is_ipv4() { "IPv4" } else { "IPv6" },
-            "endpoints": [{
-                "addresses": [gates.to_string()],
+    let mut count = 0;
+    for tunnel in &import.tunnels {
+        // All ports of one are at one address, unless one of them was taken there.
+        let mut by_address: BTreeMap<IpAddr, (Vec<Value>, &str)> = BTreeMap::new();
+        for gate in &tunnel.gates {
+            if let Some(at) = listens.get(gate) {
+                let (ports, _) = by_address
+                    .entry(at.ip())
+                    .or_insert((Vec::new(), &gate.host));
+                ports.push(json!({"name": gate.port, "protocol": "TCP", "port": at.port()}));
+            }
+        }
+        for (address, (ports, host)) in by_address {
+            let name = format!("{derived}-{}-{count}", tunnel.site);
+            count += 1;
+            let mut endpoint = json!({
+                "addresses": [address.to_string()],
                 "conditions": {"ready": tunnel.ready, "serving": tunnel.ready, "terminating": false},
-            }],
-            "ports": ports,
-        }));
+            });
+            if !host.is_empty() {
+                endpoint["hostname"] = json!(host);
+            }
+            slices.push(json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": metadata(import, name, uid, labels(&tunnel.site)),
+                "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+                "endpoints": [endpoint],
+                "ports": ports,
+            }));
+        }
     }
     slices
 }
@@ -315,24 +407,32 @@ mod tests {
     fn check(offers: &[Offer], expected: Expect) {
         let import = import(&offers[0].candidate.place, "shop", "till", offers).unwrap();
         let gates = import.tunnels.iter().flat_map(|t| &t.gates);
-        let gates_at = IpAddr::from([127, 0, 0, 1]);
-        let listens = gates.enumerate().map(|(i, g)| (g.clone(), 9000 + i as u16));
+        let listens = gates.enumerate().map(|(i, gate)| {
+            let at = match gate.own {
+                Some(port) => SocketAddr::from(([10, 42, 255, 1 + i as u8], port)),
+                None => SocketAddr::from(([127, 0, 0, 1], 9000 + i as u16)),
+            };
+            (gate.clone(), at)
+        });
         let own: EndpointSlice = serde_json::from_value(json!({
             "metadata": {}, "addressType": "IPv4",
             "endpoints": [{"addresses": ["10.42.0.7"], "conditions": {"ready": true}}],
             "ports": [{"name": "http", "port": 8080}]}))
         .unwrap();
         let mut text = format!("{:?}\n", import.clusters);
-        for slice in slices(&import, "u", &[Arc::new(own)], gates_at, &listens.collect()) {
+        for slice in slices(&import, "u", &[Arc::new(own)], &listens.collect()) {
             let (labels, endpoints) = (&slice["metadata"]["labels"], &slice["endpoints"]);
             writeln!(
                 text,
-                "{} of {}: {}:{} ready {}",
+                "{} of {}: {}:{} ready {}{}",
                 slice["metadata"]["name"].as_str().unwrap(),
                 labels[CLUSTER_LABEL].as_str().unwrap(),
                 endpoints[0]["addresses"][0].as_str().unwrap(),
                 slice["ports"][0]["port"],
                 endpoints[0]["conditions"]["ready"],
+                endpoints[0]["hostname"]
+                    .as_str()
+                    .map_or(String::new(), |h| format!(" {h}")),
             )
             .unwrap();
         }
@@ -360,6 +460,35 @@ mod tests {
                 ["a", "bb", "ccc"]
                 derived-c55ad709dd-a-0 of a: 10.42.0.7:8080 ready true
                 derived-c55ad709dd-bb-0 of bb: 127.0.0.1:9000 ready true
+            "#]],
+        );
+    }
+
+    #[test]
+    fn without_an_address_all_endpoints_of_all_sites_are_told() {
+        let headless = |mut offer: Offer, hosts: &[&str]| {
+            offer.exported.type_ = ImportType::Headless;
+            offer.exported.hosts = hosts.iter().map(|h| (*h).to_owned()).collect();
+            offer
+        };
+        let mut named = headless(offer("bb", false, SiteState::Alive, 2), &["web-0", "web-1"]);
+        named.exported.target_ports = BTreeMap::from([("http".to_owned(), 8080)]);
+        check(
+            &[
+                headless(offer("a", true, SiteState::Alive, 1), &[]),
+                named,
+                headless(offer("ccc", false, SiteState::Alive, 3), &["web-0"]),
+                headless(offer("dddd", false, SiteState::Suspect, 1), &[]),
+                headless(offer("eeeee", false, SiteState::Gone, 1), &[]),
+            ],
+            expect![[r#"
+                ["a", "bb", "ccc", "dddd", "eeeee"]
+                derived-c55ad709dd-a-0 of a: 10.42.0.7:8080 ready true
+                derived-c55ad709dd-bb-0 of bb: 10.42.255.1:8080 ready true web-0
+                derived-c55ad709dd-bb-1 of bb: 10.42.255.2:8080 ready true web-1
+                derived-c55ad709dd-ccc-2 of ccc: 10.42.255.3:80 ready true web-0
+                derived-c55ad709dd-ccc-3 of ccc: 10.42.255.4:80 ready true
+                derived-c55ad709dd-dddd-4 of dddd: 10.42.255.5:80 ready false
             "#]],
         );
     }

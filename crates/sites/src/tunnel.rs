@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -31,10 +32,13 @@ const TAKEN: &[u8] = b"+";
 const TRAFFIC_EVERY: Duration = Duration::from_secs(5);
 /// How long this site's own Service may take to accept.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// Endpoints of a Service without address that are tried for one connection.
+const ENDPOINTS_TRIED: usize = 3;
 /// How long the other side may take to reach its Service: longer than it gives itself.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(12);
 
-/// Where an exported port of this site answers.
+/// Where an exported port of this site answers, by namespace, Service, and port; or port and
+/// host name, `PORT/HOST`, of one endpoint.
 pub(crate) type Targets = HashMap<(String, String, String), Vec<SocketAddr>>;
 
 /// Why a port of a Service is not reached.
@@ -73,6 +77,8 @@ pub(crate) struct Tunnels {
     scope: Scope,
     /// Replaced as a whole; nothing until this site knows its own Services.
     targets: Arc<watch::Sender<Option<Targets>>>,
+    /// Counts connections, so that endpoints of a Service without address take turns.
+    turn: Arc<AtomicUsize>,
     /// One a member that has asked. Taken for a moment.
     taken: Arc<Mutex<HashMap<SiteId, Arc<Semaphore>>>>,
 }
@@ -84,6 +90,7 @@ impl Tunnels {
             routes,
             scope: scope.clone(),
             targets: Arc::default(),
+            turn: Arc::default(),
             taken: Arc::default(),
         }
     }
@@ -221,17 +228,22 @@ impl Tunnels {
         let key = parse(port).ok_or(Refusal::NotExported)?;
         let mut targets = self.targets.subscribe();
         // Just after a start they are not known yet.
-        let target = {
+        let mut addresses = {
             let known = targets.wait_for(Option::is_some).await;
             let known = known.map_err(|_| Refusal::NoAnswer)?;
             let addresses = known.as_ref().and_then(|t| t.get(&key));
-            addresses.ok_or(Refusal::NotExported)?.first().copied()
+            addresses.ok_or(Refusal::NotExported)?.clone()
         };
-        let connecting = TcpStream::connect(target.ok_or(Refusal::NoAnswer)?);
-        connecting.await.map_err(|error| {
-            tracing::debug!(%error, port, "reach a Service for another site");
-            Refusal::NoAnswer
-        })
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let first = turn % addresses.len().max(1);
+        addresses.rotate_left(first);
+        for address in addresses.into_iter().take(ENDPOINTS_TRIED) {
+            match TcpStream::connect(address).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => tracing::debug!(%error, port, "reach a Service for another site"),
+            }
+        }
+        Err(Refusal::NoAnswer)
     }
 }
 
@@ -263,9 +275,10 @@ pub(crate) async fn line(stream: &SiteStream) -> io::Result<String> {
 }
 
 fn parse(line: &str) -> Option<(String, String, String)> {
-    let mut parts = line.split('/').map(str::to_owned);
+    let mut parts = line.splitn(3, '/').map(str::to_owned);
     let key = (parts.next()?, parts.next()?, parts.next()?);
-    parts.next().is_none().then_some(key)
+    // The port's name, or that and a host's.
+    (key.2.split('/').count() <= 2).then_some(key)
 }
 
 #[cfg(test)]
@@ -277,7 +290,13 @@ mod tests {
         let key = ("shop".to_owned(), "till".to_owned(), "http".to_owned());
         assert_eq!(parse("shop/till/http"), Some(key));
         assert!(parse("shop/till/").is_some());
-        for bad in ["", "shop", "shop/till", "shop/till/http/x"] {
+        let one = (
+            "shop".to_owned(),
+            "till".to_owned(),
+            "http/web-0".to_owned(),
+        );
+        assert_eq!(parse("shop/till/http/web-0"), Some(one));
+        for bad in ["", "shop", "shop/till", "shop/till/http/x/y"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

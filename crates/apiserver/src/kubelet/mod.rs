@@ -21,6 +21,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::RwLock;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -30,13 +31,38 @@ use std::sync::Arc;
 const REFUSAL_BYTES_MAX: usize = 50 * 1024;
 
 /// Reaches nodes and what runs on them.
-pub(crate) struct Kubelets {
+pub(crate) struct Kubelets(RwLock<Reach>);
+
+/// As what.
+#[derive(Clone)]
+struct Reach {
     client: Client<HttpsConnector<HttpConnector>, Incoming>,
     tls: Arc<ClientConfig>,
 }
 
 impl Kubelets {
     pub(crate) fn new(access: &KubeletAccess) -> Result<Self, Error> {
+        Ok(Self(RwLock::new(Reach::new(access)?)))
+    }
+
+    /// Shows them another certificate from now on.
+    pub(crate) fn replace(&self, access: &KubeletAccess) -> Result<(), Error> {
+        let reach = Reach::new(access)?;
+        *self.0.write() = reach;
+        Ok(())
+    }
+
+    fn client(&self) -> Client<HttpsConnector<HttpConnector>, Incoming> {
+        self.0.read().client.clone()
+    }
+
+    fn tls(&self) -> Arc<ClientConfig> {
+        self.0.read().tls.clone()
+    }
+}
+
+impl Reach {
+    fn new(access: &KubeletAccess) -> Result<Self, Error> {
         let fail = |e: BoxError| Error::Kubelet(e);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -96,7 +122,7 @@ impl Kubelets {
         let body = http_body_util::Empty::new().map_err(|e| -> BoxError { match e {} });
         let mut request = Request::new(body.boxed_unsync());
         *request.uri_mut() = format!("{base}{path}").parse()?;
-        let response = self.client.request(request).await?;
+        let response = self.client().request(request).await?;
         if !response.status().is_success() {
             return Err(format!("the kubelet answered {}", response.status()).into());
         }
@@ -129,7 +155,7 @@ pub(crate) async fn serve(
         let uri: Uri = target.parse().map_err(Status::internal)?;
         let way = upgrade::Way {
             uri: &uri,
-            tls: &call.core.kubelets.tls,
+            tls: &call.core.kubelets.tls(),
             server_name: None,
         };
         let Forwarded {
@@ -171,7 +197,7 @@ async fn forward(
     let response = call
         .core
         .kubelets
-        .client
+        .client()
         .request(request)
         .await
         .map_err(|e| unreachable(&host, &e))?;

@@ -343,6 +343,32 @@ async fn certificates_name_users_over_https() -> Result<()> {
     api.close().await
 }
 
+/// Clients that come later see what replaced it; what can't be used replaces nothing.
+#[tokio::test]
+async fn a_serving_certificate_is_replaced_while_it_serves() -> Result<()> {
+    let api = TestApi::start().await?;
+    let admin = || async {
+        let path = api.kubeconfig("root", &["system:masters"])?;
+        let client = client::connect::from_kubeconfig(&path).await?;
+        let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+        anyhow::Ok(maps.list(&ListParams::default()).await)
+    };
+    assert!(admin().await?.is_ok());
+    let (own, other) = (
+        api.pki.serving_for(&["127.0.0.1", "localhost"])?,
+        testkit::Pki::new()?.serving,
+    );
+    assert!(api.server.serve_with(&own.cert, &other.key).is_err());
+    assert!(api.server.serve_with("", &own.key).is_err());
+    assert!(admin().await?.is_ok());
+    api.server.serve_with(&own.cert, &own.key)?;
+    assert!(admin().await?.is_ok());
+    // Of an authority that nobody trusts: it is this that is served now.
+    api.server.serve_with(&other.cert, &other.key)?;
+    assert!(admin().await?.is_err());
+    api.close().await
+}
+
 /// A site made by an earlier version has its roles without what came later.
 #[tokio::test]
 async fn default_roles_are_brought_up_to_date_at_a_start() -> Result<()> {

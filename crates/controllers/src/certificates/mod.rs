@@ -25,9 +25,12 @@ use plan::{Verdict, is_approved};
 use serde_json::json;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 const NAME: &str = "certificate-controller";
 const WORKERS: usize = 2;
+/// Between looks at a request that is too early.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest life of a certificate that is signed, and that of one that asks for none.
 const VALID_MAX_SECONDS: i64 = 365 * 86_400;
 
@@ -101,6 +104,13 @@ pub(crate) fn start(context: &Context, signer: Arc<dyn Signer>) {
     });
 }
 
+/// Whether a node tells how it is.
+fn is_in_touch(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|c| c.type_ == "Ready" && c.status != "Unknown")
+}
+
 impl Controller {
     async fn reconcile(&self, name: &str) -> Result<Outcome, Error> {
         let Some(request) = self.requests.get("", name) else {
@@ -135,6 +145,10 @@ impl Controller {
                 }
             }
             Verdict::Approve => self.approve(name, &request).await?,
+            Verdict::Later(reason) => {
+                tracing::debug!(request = name, reason, "certificate request waits");
+                return Ok(Outcome::After(LOOK_AGAIN));
+            }
             // A person may still approve it.
             Verdict::Leave(reason) => {
                 tracing::info!(request = name, reason, "certificate request left to people");
@@ -148,7 +162,9 @@ impl Controller {
         let own = username.strip_prefix(plan::NODE_PREFIX).unwrap_or_default();
         let mut taken = plan::Taken::default();
         for node in self.nodes.list() {
-            taken.nodes.extend(node.metadata.name.clone());
+            if is_in_touch(&node) {
+                taken.in_touch.extend(node.metadata.name.clone());
+            }
             if node.metadata.name.as_deref() == Some(own) {
                 continue;
             }

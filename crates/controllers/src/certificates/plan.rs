@@ -23,13 +23,15 @@ pub(super) enum Verdict {
     Approve,
     /// It is not for this controller to say.
     Leave(&'static str),
+    /// Not yet.
+    Later(&'static str),
 }
 
 /// What others answer for.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    /// All Nodes, that of who asked too.
-    pub(super) nodes: HashSet<String>,
+    /// All Nodes that are in touch, that of who asked too.
+    pub(super) in_touch: HashSet<String>,
     pub(super) names: HashSet<String>,
     pub(super) addresses: HashSet<IpAddr>,
 }
@@ -100,9 +102,10 @@ pub(super) fn judge(request: &CertificateSigningRequest, asked: &Asked, taken: &
     if user == asked.common_name {
         return Verdict::Ask("selfnodeclient");
     }
-    if taken.nodes.contains(node) {
-        // Or a token for new machines would be one for the machines that are there.
-        return Verdict::Leave("there is a Node of that name: delete it first");
+    if taken.in_touch.contains(node) {
+        // Or a token for new machines would be one for the machines that are there. One that
+        // lost its certificate, or let it expire, is silent by that.
+        return Verdict::Later("there is a Node of that name, and it is in touch");
     }
     Verdict::Ask("nodeclient")
 }

@@ -27,7 +27,7 @@ fn client_certificates_go_to_whoever_may() {
     let judged = |user: &str, asked: &Asked| {
         let request = request("kube-apiserver-client-kubelet", user, usages.clone());
         let taken = Taken {
-            nodes: ["known".to_owned()].into(),
+            in_touch: ["known".to_owned()].into(),
             ..Taken::default()
         };
         judge(&request, asked, &taken)
@@ -45,7 +45,9 @@ fn client_certificates_go_to_whoever_may() {
         judged("system:node:known", &asked("known")),
         Verdict::Ask("selfnodeclient")
     );
-    for taken in ["known", "kubernetes.default.svc", "localhost"] {
+    let early = judged("system:bootstrap:abcdef", &asked("known"));
+    assert!(matches!(early, Verdict::Later(_)), "{early:?}");
+    for taken in ["kubernetes.default.svc", "localhost"] {
         let verdict = judged("system:bootstrap:abcdef", &asked(taken));
         assert!(matches!(verdict, Verdict::Leave(_)), "{taken}: {verdict:?}");
     }
@@ -73,7 +75,7 @@ fn client_certificates_go_to_whoever_may() {
 fn nodes_serve_under_what_is_theirs() {
     let usages = json!(["server auth", "digital signature"]);
     let taken = Taken {
-        nodes: ["a".to_owned(), "b".to_owned()].into(),
+        in_touch: ["a".to_owned(), "b".to_owned()].into(),
         names: ["b".to_owned()].into(),
         addresses: ["192.0.2.1".parse().unwrap()].into(),
     };

@@ -145,3 +145,60 @@ fn a_data_plane_alone_serves_what_it_knew() {
     assert!(ok(&cluster).is_ok());
     drop(alone);
 }
+
+/// What is served with is replaced in a running site, and so is what its parts show.
+#[test]
+fn the_site_s_certificates_are_renewed_while_it_runs() {
+    let site = Site::start();
+    let before = site.dir.join("before.yaml");
+    std::fs::copy(site.dir.join("kubeconfig.yaml"), &before).expect("copy");
+    let node = &site.json(&["get", "nodes"])["items"][0]["metadata"]["name"];
+    let node = node.as_str().expect("a name").to_owned();
+    let server = site.ok(&[
+        "config",
+        "view",
+        "-o",
+        "jsonpath={.clusters[0].cluster.server}",
+    ]);
+    let served = || {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sk", "-o", "/dev/null", "-w", "%{certs}", &server]);
+        text(&curl.output().expect("run curl"))
+    };
+    // A line of the signature: that of one certificate alone.
+    let signature = |pem: &str| pem.lines().rev().nth(2).unwrap_or_default().to_owned();
+    let file = |name: &str| std::fs::read_to_string(site.dir.join("pki").join(name)).ok();
+    let old = file("apiserver.crt").expect("a certificate");
+    assert!(served().contains(&signature(&old)), "{}", served());
+    let all = [
+        "apiserver",
+        "kubelet",
+        "kubelet-client",
+        "admin",
+        "proxy",
+        "sites",
+    ];
+    for leaf in all {
+        std::fs::remove_file(site.dir.join(format!("pki/{leaf}.crt"))).expect("remove");
+    }
+    eventually("another is served", || {
+        let new = file("apiserver.crt").ok_or("not yet made")?;
+        assert_ne!(signature(&new), signature(&old));
+        served()
+            .contains(&signature(&new))
+            .then_some(())
+            .ok_or_else(served)
+    });
+    eventually("the kubeconfig is another", || {
+        let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("read");
+        let same = read(&site.dir.join("kubeconfig.yaml")) == read(&before);
+        (!same).then_some(()).ok_or("the same".to_owned())
+    });
+    // Whoever has the one before is believed as well, and nodes are reached with the new ones.
+    let healthz = format!("/api/v1/nodes/{node}/proxy/healthz");
+    for kubeconfig in [site.dir.join("kubeconfig.yaml"), before] {
+        let kubeconfig = kubeconfig.display().to_string();
+        let said = site.ok(&["--kubeconfig", &kubeconfig, "get", "--raw", &healthz]);
+        assert_eq!(said.trim(), "ok");
+    }
+}

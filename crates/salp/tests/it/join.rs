@@ -673,9 +673,25 @@ fn certificates_are_renewed_while_a_node_runs_and_by_a_token_when_they_are_over(
     node.wait_for(|line| line.contains("has expired"));
     node.wait_for(|line| line.starts_with("Node b runs"));
     terminate(node);
-    // A token is for machines that the site does not have.
-    machines.ok(&["delete", "node", "b"]);
+    // A token renews what is over, once the site does not hear the node any more.
+    let block = |machines: &Machines| {
+        let node = machines.json(&["get", "node", "b"]);
+        node["spec"]["podCIDR"]
+            .as_str()
+            .expect("a block")
+            .to_owned()
+    };
+    let before = block(&machines);
     let node = machines.joined(&machines.invitation());
+    // And so it does where all that was on the machine is lost. It keeps its addresses.
+    let pid_file = machines.dir(1).join("run/dataplane.pid");
+    let pid = std::fs::read_to_string(pid_file).expect("a pid");
+    drop(node);
+    let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
+    assert!(killed.expect("kill").success());
+    std::fs::remove_dir_all(machines.dir(1)).expect("lost");
+    let node = machines.joined(&machines.invitation());
+    assert_eq!(block(&machines), before);
     eventually("it serves with a new one too", || {
         let logs = machines.kubectl(&["get", "--raw", "/api/v1/nodes/b/proxy/healthz"]);
         logs.status
@@ -683,6 +699,37 @@ fn certificates_are_renewed_while_a_node_runs_and_by_a_token_when_they_are_over(
             .then_some(())
             .ok_or_else(|| text(&logs))
     });
+    drop((node, site));
+}
+
+/// Two nodes with the same addresses would each have what is sent to the other.
+#[test]
+fn a_machine_whose_addresses_are_another_s_is_refused() {
+    let Some(machines) = Machines::new() else {
+        return;
+    };
+    let site = machines.up();
+    let node = machines.joined(&machines.invitation());
+    terminate(node);
+    machines.ok(&["delete", "node", "b"]);
+    let other = machines.home.path().join("other.json");
+    let object = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "c"},
+        "spec": {"podCIDR": "10.44.0.0/16", "podCIDRs": ["10.44.0.0/16"]}}"#;
+    std::fs::write(&other, object).expect("write");
+    machines.ok(&["create", "-f", &other.display().to_string()]);
+    let again: Vec<String> = ["node", "join"].map(str::to_owned).into();
+    let mut refused = machines.join(&again);
+    refused.wait_for(|line| {
+        line.contains("its pods' addresses 10.44.0.0/16 overlap 10.44.0.0/16 of node c")
+    });
+    assert!(!refused.ended().success());
+    // As it says: it leaves, and gets others.
+    let left = machines.salp(1).args(["node", "leave"]).output();
+    let left = left.expect("run salp");
+    assert!(left.status.success(), "{}", text(&left));
+    let node = machines.joined(&machines.invitation());
+    let found = machines.json(&["get", "node", "b"]);
+    assert_eq!(found["spec"]["podCIDR"], "10.46.0.0/16");
     drop((node, site));
 }
 

@@ -249,6 +249,59 @@ fn a_service_is_answered_by_other_sites_while_its_own_pods_are_away() {
     });
 }
 
+/// KEP-1645: a Service without address has its endpoints' addresses in all sites.
+#[test]
+fn a_headless_service_of_another_site_answers_at_its_true_port() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let image = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let hub = hub(&nats, &[]);
+    let shop = shop(&nats, &hub, "shop-1", &[]);
+    sees(&hub, "shop-1", "Alive");
+    let named = "    spec:\n      hostname: one\n      subdomain: direct\n      containers:";
+    let manifest = hello(&image, 1).replacen("    spec:\n      containers:", named, 1);
+    assert!(manifest.contains("subdomain"), "{manifest}");
+    hub.apply(&manifest);
+    hub.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
+    hub.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: direct}\nspec: {clusterIP: None, \
+         selector: {app: hello}, ports: [{name: http, port: 80, targetPort: 8080}]}\n",
+    );
+    eventually("the export is served", || {
+        let out = hub.apply_output(&EXPORT.replace("hello", "direct"), &[]);
+        out.status.success().then_some(()).ok_or_else(|| text(&out))
+    });
+    let own = pods(&hub);
+    let slices = [
+        "get",
+        "endpointslices",
+        "-l",
+        "multicluster.kubernetes.io/source-cluster=hub",
+    ];
+    let items = shop.wait_for(&slices, "/items", |items| {
+        items[0]["endpoints"][0]["conditions"]["ready"] == true
+    });
+    let items = items["items"].as_array().expect("slices");
+    assert_eq!(items.len(), 1, "{items:?}");
+    assert_eq!(items[0]["ports"][0]["port"], 8080, "{items:?}");
+    let address = items[0]["endpoints"][0]["addresses"][0].as_str();
+    let address = address.expect("an address");
+    answers(
+        &format!("{address}:8080"),
+        "the hub's pod answers",
+        by(&own),
+    );
+
+    let asker = misbehave(&shop, &registry, "asker", "", "");
+    for name in ["direct", "one.hub.direct"] {
+        let name = format!("{name}.default.svc.clusterset.local");
+        let said = get(&asker, &format!("/lookup?name={name}")).expect("answer");
+        assert_eq!(said.expect_code(200), Ok(format!("{address}\n")));
+        let fetch = format!("/fetch?url=http://{name}:8080/");
+        answers_path(&asker, &fetch, "a guest is answered by name", by(&own));
+    }
+}
+
 #[test]
 fn pods_and_logs_of_all_sites_are_one_list() {
     let nats = Nats::start();

@@ -42,7 +42,18 @@ struct Endpoint {
     /// The pod's host name, or its address with dashes.
     label: String,
     named: bool,
+    /// The site that has it, of an import.
+    cluster: Option<String>,
     ports: Vec<Port>,
+}
+
+impl Endpoint {
+    /// The labels below the Service's name.
+    fn labels(&self) -> impl Iterator<Item = &str> {
+        [self.label.as_str()]
+            .into_iter()
+            .chain(self.cluster.as_deref())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +80,8 @@ struct Owner {
     endpoint: Option<String>,
 }
 
+/// Label of a slice of an import: the site whose endpoints it has.
+const CLUSTER_LABEL: &str = "multicluster.kubernetes.io/source-cluster";
 /// Where imported Services have their names.
 const CLUSTERSET_DOMAIN: &str = "clusterset.local";
 
@@ -268,7 +281,8 @@ impl Zone {
                 match entry.kind {
                     Kind::Headless => {
                         for endpoint in &entry.endpoints {
-                            let target = below.prepend_label(endpoint.label.as_str()).ok()?;
+                            let labels = Name::from_labels(endpoint.labels().map(str::as_bytes));
+                            let target = labels.ok()?.append_domain(&below).ok()?;
                             let ports = endpoint.ports.iter().filter(wanted);
                             found.extend(ports.map(|p| srv(p.number, target.clone())));
                         }
@@ -280,16 +294,17 @@ impl Zone {
                 }
                 (!found.is_empty()).then(|| self.only(kind, RecordType::SRV, found))
             }
-            [label] => {
-                let mut those = entry
-                    .endpoints
-                    .iter()
-                    .filter(|e| e.label == label)
-                    .peekable();
-                those.peek()?;
-                Some(addresses(kind, those.map(|e| e.address)))
+            // Of an import each site's names are below the site's.
+            ref labels => {
+                let named = |e: &&Endpoint| e.labels().eq(labels.iter().rev().copied());
+                let mut those = entry.endpoints.iter().filter(named).peekable();
+                if those.peek().is_some() {
+                    return Some(addresses(kind, those.map(|e| e.address)));
+                }
+                // There because of what is below it.
+                let site = |e: &Endpoint| e.cluster.as_deref().is_some_and(|c| [c] == *labels);
+                entry.endpoints.iter().any(site).then(Vec::new)
             }
-            _ => None,
         }
     }
 
@@ -373,7 +388,13 @@ impl Entry {
         let ports = spec.ports.iter().flatten();
         let ports = ports.filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), p.port));
         let mut endpoints: Vec<Endpoint> = Vec::new();
+        let labels = service.metadata.labels.as_ref();
+        let imported = labels.is_some_and(|l| l.contains_key(IMPORTED_LABEL));
         for slice in slices {
+            let labels = slice.metadata.labels.as_ref();
+            let cluster = labels
+                .and_then(|l| l.get(CLUSTER_LABEL))
+                .filter(|_| imported);
             let ports: Vec<_> = slice
                 .ports
                 .iter()
@@ -395,6 +416,7 @@ impl Entry {
                     address,
                     label: label.unwrap_or_else(|| dash(address)),
                     named,
+                    cluster: cluster.map(|c| c.to_lowercase()),
                     ports: ports.clone(),
                 });
             }
@@ -634,6 +656,77 @@ mod tests {
         assert_eq!(found(&zone, "desk.shop.svc.clusterset.local."), 1);
         zone.set("shop", "derived-1", None, &[]);
         assert_eq!(found(&zone, "desk.shop.svc.clusterset.local."), 0);
+    }
+
+    /// KEP-1645's DNS specification, 2.4: a multicluster headless Service.
+    #[test]
+    fn endpoints_of_imports_have_names_below_their_sites() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"labels": {IMPORTED_LABEL: "db"}},
+            "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}}))
+        .unwrap();
+        let slice = |site: &str, endpoints: serde_json::Value| -> Arc<EndpointSlice> {
+            let object = json!({"metadata": {"labels": {CLUSTER_LABEL: site}},
+                "addressType": "IPv4", "endpoints": endpoints,
+                "ports": [{"name": "sql", "protocol": "TCP", "port": 5432}]});
+            Arc::new(serde_json::from_value(object).unwrap())
+        };
+        let slices = [
+            slice(
+                "hub",
+                json!([{"addresses": ["10.42.255.7"], "hostname": "db-0"},
+                {"addresses": ["10.42.255.8"], "hostname": "db-1"}]),
+            ),
+            slice(
+                "shop-1",
+                json!([{"addresses": ["10.42.0.9"], "hostname": "db-0"},
+                {"addresses": ["10.42.0.10"]}]),
+            ),
+        ];
+        let mut zone = Zone::new("cluster.local");
+        zone.set("shop", "derived-1", Some(&service), &slices);
+        let text = |name: &str, kind| {
+            let full = Name::from_ascii(format!("{name}.shop.svc.clusterset.local.")).unwrap();
+            match zone.lookup(&full, kind) {
+                Found::Records(records) => {
+                    let data = records.iter().map(|r| format!("{name}: {}\n", r.data));
+                    data.collect()
+                }
+                Found::NoData(_) => format!("{name}: no data\n"),
+                Found::NoName(_) => format!("{name}: no such name\n"),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut all = String::new();
+        for name in [
+            "db",
+            "db-0.hub.db",
+            "db-0.shop-1.db",
+            "10-42-0-10.shop-1.db",
+            "db-0.db",
+            "hub.db",
+            "db-7.hub.db",
+        ] {
+            all.push_str(&text(name, RecordType::A));
+        }
+        all.push_str(&text("_sql._tcp.db", RecordType::SRV));
+        expect![[r#"
+            db: 10.42.0.9
+            db: 10.42.0.10
+            db: 10.42.255.7
+            db: 10.42.255.8
+            db-0.hub.db: 10.42.255.7
+            db-0.shop-1.db: 10.42.0.9
+            10-42-0-10.shop-1.db: 10.42.0.10
+            db-0.db: no such name
+            hub.db: no data
+            db-7.hub.db: no such name
+            _sql._tcp.db: 0 100 5432 db-0.shop-1.db.shop.svc.clusterset.local.
+            _sql._tcp.db: 0 100 5432 10-42-0-10.shop-1.db.shop.svc.clusterset.local.
+            _sql._tcp.db: 0 100 5432 db-0.hub.db.shop.svc.clusterset.local.
+            _sql._tcp.db: 0 100 5432 db-1.hub.db.shop.svc.clusterset.local.
+        "#]]
+        .assert_eq(&all);
     }
 
     #[test]

@@ -35,13 +35,20 @@ struct Site {
     informers: Informers,
     lattice: Lattice,
     scope: Scope,
+    /// Of the Service that it exports: an address that this machine has.
+    cluster_ip: Ipv4Addr,
     _api: TestApi,
     _dir: tempfile::TempDir,
 }
 
 impl Site {
     async fn start(name: &str, role: Role, nats: &Nats, direct: bool) -> Result<Self> {
-        let api = TestApi::start().await?;
+        let cluster_ip = loopback(if name == "hub" { 97 } else { 98 });
+        let api = TestApi::start_with(|config| {
+            config.service_cidr.base = Ipv4Addr::new(127, 96, 0, 0);
+            config.service_cidr.prefix = 12;
+        })
+        .await?;
         let dir = tempfile::tempdir()?;
         let scope = Scope::new();
         let client = api.client();
@@ -81,6 +88,11 @@ impl Site {
                 fleet,
                 direct: direct.then(listen).transpose()?,
                 gates: Ipv4Addr::LOCALHOST.into(),
+                gate_block: Some(if name == "hub" {
+                    loopback(112)..=loopback(112)
+                } else {
+                    loopback(113)..=loopback(127)
+                }),
                 kept: None,
             },
             &scope,
@@ -90,6 +102,7 @@ impl Site {
             informers,
             lattice,
             scope,
+            cluster_ip,
             _api: api,
             _dir: dir,
         })
@@ -119,23 +132,34 @@ impl Site {
         Ok(())
     }
 
-    /// A Service without an address and with one endpoint.
+    /// A Service with one endpoint.
     async fn serve(&self, port: i32, at: SocketAddr, ready: bool) -> Result<()> {
+        let ip = self.cluster_ip.to_string();
+        let endpoint = json!({"addresses": [at.ip().to_string()], "conditions": {"ready": ready}});
+        self.serve_at(&ip, port, at.port(), json!([endpoint])).await
+    }
+
+    async fn serve_at(&self, ip: &str, port: i32, target: u16, endpoints: Value) -> Result<()> {
         self.apply::<Service>(
             "hello",
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello"},
-                "spec": {"clusterIP": "None", "ports": [{"name": "tcp", "port": port}]}}),
+                "spec": {"clusterIP": ip, "ports": [{"name": "tcp", "port": port}]}}),
         )
         .await?;
         self.apply::<EndpointSlice>(
             "hello-1",
             json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {"name": "hello-1", "labels": {"kubernetes.io/service-name": "hello"}},
-                "addressType": "IPv4", "ports": [{"name": "tcp", "port": at.port()}],
-                "endpoints": [{"addresses": [at.ip().to_string()], "conditions": {"ready": ready}}]}),
+                "addressType": "IPv4", "ports": [{"name": "tcp", "port": target}],
+                "endpoints": endpoints}),
         )
         .await?;
         Ok(())
+    }
+
+    /// Where its Service answers.
+    fn address(&self, port: u16) -> SocketAddr {
+        (self.cluster_ip, port).into()
     }
 
     async fn export(&self) -> Result<()> {
@@ -197,9 +221,15 @@ impl Site {
     }
 }
 
+/// An address of this machine's that is this process's.
+fn loopback(second: u8) -> Ipv4Addr {
+    let [.., third, fourth] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, second, third, fourth)
+}
+
 /// A server that says its name, then what it is told until that ends.
-async fn server(name: &'static str, scope: &Scope) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+async fn server(name: &'static str, at: SocketAddr, scope: &Scope) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(at).await?;
     let address = listener.local_addr()?;
     let inner = scope.clone();
     scope.spawn_cancellable(async move {
@@ -217,8 +247,12 @@ async fn server(name: &'static str, scope: &Scope) -> Result<SocketAddr> {
 
 /// What a port says when it is told something.
 async fn tell(port: u16, body: &[u8]) -> Result<Vec<u8>> {
+    tell_at((Ipv4Addr::LOCALHOST, port).into(), body).await
+}
+
+async fn tell_at(at: SocketAddr, body: &[u8]) -> Result<Vec<u8>> {
     let told = async {
-        let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let connection = TcpStream::connect(at).await?;
         let (mut read, mut write) = connection.into_split();
         let mut answer = Vec::new();
         let (wrote, read) = tokio::join!(
@@ -271,15 +305,15 @@ async fn an_export_is_imported_answered_and_covered_for() -> Result<()> {
     let nats = Nats::start(&Setup::default());
     let (hub, shop) = pair(&nats).await?;
     let (of_hub, of_shop) = (Scope::new(), Scope::new());
-    let at_hub = server("hub:", &of_hub).await?;
-    let at_shop = server("shop:", &of_shop).await?;
+    let at_hub = server("hub:", hub.address(7000), &of_hub).await?;
+    let at_shop = server("shop:", shop.address(7000), &of_shop).await?;
 
     // One site exports: the other has it, and its connections arrive.
     hub.serve(7000, at_hub, true).await?;
     hub.export().await?;
     shop.until::<ServiceImport, _>("the import", |imports| {
         let import = imports.first()?;
-        assert_eq!(import.spec.type_, ImportType::Headless);
+        assert_eq!(import.spec.type_, ImportType::ClusterSetIP);
         assert_eq!(import.spec.ports[0].port, 7000);
         assert_eq!(import.metadata.labels.as_ref()?.get("team")?, "tide");
         (import.status.clusters.first()?.cluster == "hub").then_some(())
@@ -341,12 +375,77 @@ async fn an_export_is_imported_answered_and_covered_for() -> Result<()> {
     Ok(())
 }
 
+/// Without an address for all, each endpoint that has a name is one here as well, where its
+/// clients ask for it; the others of a site are one together.
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_of_a_headless_service_are_at_their_true_port() -> Result<()> {
+    let nats = Nats::start(&Setup::default());
+    let (hub, shop) = pair(&nats).await?;
+    let scope = Scope::new();
+    let (one, other) = (loopback(97), loopback(99));
+    let first = server("db-0:", (one, 7432).into(), &scope).await?;
+    server("nameless:", (other, 7432).into(), &scope).await?;
+    let endpoints = json!([
+        {"addresses": [one.to_string()], "hostname": "db-0"}, {"addresses": [other.to_string()]},
+    ]);
+    hub.serve_at("None", 5432, first.port(), endpoints).await?;
+    hub.export().await?;
+    let named = async |site: &Site, wanted: &[&str]| {
+        site.until::<EndpointSlice, _>(&format!("{wanted:?}"), |slices| {
+            let mut found = Vec::new();
+            for slice in slices {
+                let labels = slice.metadata.labels.as_ref()?;
+                if labels.get(CLUSTER_LABEL).is_none_or(|c| c != "hub") {
+                    continue;
+                }
+                let port = u16::try_from(slice.ports.as_ref()?.first()?.port?).ok()?;
+                for endpoint in slice.endpoints.iter().flatten() {
+                    let ready = endpoint.conditions.as_ref()?.ready == Some(true);
+                    let ip: Ipv4Addr = endpoint.addresses[0].parse().ok()?;
+                    let host = endpoint.hostname.clone().unwrap_or_default();
+                    if ready {
+                        found.push((host, SocketAddr::from((ip, port))));
+                    }
+                }
+            }
+            found.sort();
+            let names: Vec<&str> = found.iter().map(|(host, _)| host.as_str()).collect();
+            (names == wanted).then_some(found)
+        })
+        .await
+    };
+    let found = named(&shop, &["", "db-0"]).await?;
+    for (_, at) in &found {
+        assert_eq!(at.port(), 7432, "{found:?}");
+    }
+    assert_ne!(found[0].1, found[1].1);
+    for _ in 0..3 {
+        assert_eq!(tell_at(found[1].1, b"hi").await?, b"db-0:hi");
+    }
+    // Any of the site's takes what is for the site.
+    let mut said = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        said.insert(tell_at(found[0].1, b"").await?);
+    }
+    assert_eq!(said.len(), 2, "{said:?}");
+
+    // One that is not ready has no address; who comes back has the same.
+    let gone = json!([{"addresses": [other.to_string()]}]);
+    hub.serve_at("None", 5432, 7432, gone).await?;
+    let left = named(&shop, &[""]).await?;
+    assert_eq!(left[0], found[0]);
+    for site in [hub, shop] {
+        site.scope.close().await;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_exports_any_more_goes() -> Result<()> {
     let nats = Nats::start(&Setup::default());
     let (hub, shop) = pair(&nats).await?;
     let of_hub = Scope::new();
-    let at_hub = server("hub:", &of_hub).await?;
+    let at_hub = server("hub:", hub.address(7000), &of_hub).await?;
     // An export without a Service says so.
     hub.export().await?;
     hub.until::<ServiceExport, _>("the missing Service is told", |exports| {
@@ -419,7 +518,7 @@ async fn a_direct_route_needs_no_nats_and_ends_with_membership() -> Result<()> {
     let mut nats = Nats::start(&Setup::default());
     let (hub, shop) = pair_with(&nats, true).await?;
     let of_hub = Scope::new();
-    let at_hub = server("hub:", &of_hub).await?;
+    let at_hub = server("hub:", hub.address(7000), &of_hub).await?;
     hub.serve(7000, at_hub, true).await?;
     hub.export().await?;
     let ports = shop.answered_by(&["hub"]).await?;

@@ -1,0 +1,65 @@
+//! TLS of the API server: the certificate that it serves with, which may be replaced while it
+//! runs, and whose clients' certificates are believed.
+
+use crate::config::Config;
+use crate::http::respond::BoxError;
+use crate::server::Error;
+use parking_lot::RwLock;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::sync::Arc;
+
+/// What is served with now; connections that come later get what replaces it.
+#[derive(Debug)]
+pub(crate) struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    /// Serves with another certificate from now on, if it and its key belong together.
+    pub(crate) fn replace(&self, cert_pem: &str, key_pem: &str) -> Result<(), Error> {
+        *self.0.write() = certified(cert_pem, key_pem)?;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().clone())
+    }
+}
+
+fn certified(cert_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, Error> {
+    let fail = |e: BoxError| Error::ServingCertificate(e);
+    let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| fail(e.into()))?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| fail(e.into()))?;
+    let provider = rustls::crypto::ring::default_provider();
+    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|e| fail(e.into()))?;
+    Ok(Arc::new(certified))
+}
+
+/// What connections are accepted with.
+pub(crate) fn tls(config: &Config) -> Result<(Arc<ServerConfig>, Arc<Serving>), Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certified = certified(&config.serving_cert, &config.serving_key)?;
+    let serving = Arc::new(Serving(RwLock::new(certified)));
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
+        let cert = cert.map_err(|e| Error::ClientCa(e.into()))?;
+        roots.add(cert).map_err(|e| Error::ClientCa(e.into()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| Error::ClientCa(e.into()))?;
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::ServingCertificate(e.into()))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(serving.clone());
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok((Arc::new(tls), serving))
+}
