@@ -6,6 +6,8 @@ use serde_json::Value;
 
 /// Warnings of one answer that are passed on.
 const WARNINGS_MAX: usize = 20;
+/// Annotations of one answer that are noted.
+const ANNOTATIONS_MAX: usize = 64;
 
 /// `AdmissionResponse`.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Answer {
     pub patch: Option<Value>,
     /// For the client.
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub annotations: Vec<(String, String)>,
 }
 
 impl Answer {
@@ -73,6 +77,7 @@ impl Answer {
             }
         };
         let warnings = response["warnings"].as_array().into_iter().flatten();
+        let annotations = response["auditAnnotations"].as_object();
         Ok(Self {
             allowed: response["allowed"] == true,
             status: response["status"].clone(),
@@ -80,6 +85,12 @@ impl Answer {
             warnings: warnings
                 .filter_map(|w| w.as_str().map(str::to_owned))
                 .take(WARNINGS_MAX)
+                .collect(),
+            annotations: annotations
+                .into_iter()
+                .flatten()
+                .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+                .take(ANNOTATIONS_MAX)
                 .collect(),
         })
     }

@@ -188,6 +188,12 @@ pub struct Config {
     pub shared: Option<Shared>,
     /// What extension servers are shown; `None`: they can't tell who asks.
     pub front_proxy: Option<FrontProxy>,
+    /// Who asked for what is recorded; `None`: nothing is.
+    pub audit: Option<crate::AuditConfig>,
+    /// Text of an `AuthenticationConfiguration`: issuers of tokens that are believed.
+    pub authentication: Option<String>,
+    /// Text of an `EncryptionConfiguration`: what the store keeps encrypted; `None`: nothing.
+    pub encryption: Option<String>,
     /// Bounds.
     pub limits: Limits,
     /// Time of day.
@@ -224,6 +230,9 @@ impl Config {
             kubelet: KubeletAccess::default(),
             shared: None,
             front_proxy: None,
+            audit: None,
+            authentication: None,
+            encryption: None,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(|bytes: &mut [u8]| rand::fill(bytes)),

@@ -2,6 +2,7 @@
 
 use crate::admission::Warnings;
 use crate::aggregation;
+use crate::audit;
 use crate::authn::User;
 use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
@@ -30,6 +31,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,8 +46,8 @@ pub(crate) type Incoming = UnsyncBoxBody<Bytes, BoxError>;
 /// How the caller is known.
 #[derive(Clone, Debug)]
 pub(crate) enum Caller {
-    /// From the network, with the user of its client certificate.
-    Remote(Option<Arc<User>>),
+    /// From the network, with the user of its client certificate, and from where.
+    Remote(Option<Arc<User>>, IpAddr),
     /// From this process.
     Local(Arc<User>),
 }
@@ -57,6 +59,7 @@ pub(crate) struct Ctx<'a> {
     pub(crate) query: &'a Query,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) user: &'a User,
+    pub(crate) audit: Option<&'a audit::Record>,
 }
 
 /// Answers a request.
@@ -74,6 +77,29 @@ pub(crate) fn handle(
             respond::status(&Status::internal("the request ended in a panic"))
         })
     }))
+}
+
+/// Answers in time, or not at all when too much is under way.
+async fn bounded(
+    core: &Arc<Core>,
+    work: impl Future<Output = Result<Response<Body>, Status>>,
+) -> Result<Response<Body>, Status> {
+    let Ok(_permit) = core.in_flight.try_acquire() else {
+        core.metrics.rejected();
+        return Err(Status::new(
+            429,
+            "TooManyRequests",
+            "Too many requests, please try again later.",
+        ));
+    };
+    match tokio::time::timeout(core.limits.request_timeout, work).await {
+        Ok(response) => response,
+        Err(_) => Err(Status::new(
+            504,
+            "Timeout",
+            "Timeout: request did not complete within the allotted timeout",
+        )),
+    }
 }
 
 async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller) -> Response<Body> {
@@ -95,6 +121,11 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         None
     };
     let row = row.as_ref();
+    let from = match &caller {
+        Caller::Remote(_, from) => Some(*from),
+        Caller::Local(_) => None,
+    };
+    let audit = audit::Record::begin(&core, request.uri(), request.headers(), &info, from);
     let long = info.verb == "watch"
         || matches!(
             info.subresource.as_str(),
@@ -106,27 +137,13 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         query: &query,
         row,
         remote: remote.as_deref(),
+        audit: audit.as_ref(),
     };
     let response = if long {
         serve(&core, request, target, &caller).await
     } else {
-        let Ok(_permit) = core.in_flight.try_acquire() else {
-            core.metrics.rejected();
-            return respond::status(&Status::new(
-                429,
-                "TooManyRequests",
-                "Too many requests, please try again later.",
-            ));
-        };
         let work = serve(&core, request, target, &caller);
-        match tokio::time::timeout(core.limits.request_timeout, work).await {
-            Ok(response) => response,
-            Err(_) => Err(Status::new(
-                504,
-                "Timeout",
-                "Timeout: request did not complete within the allotted timeout",
-            )),
-        }
+        bounded(&core, work).await
     };
     let mut response = response.unwrap_or_else(|s| respond::status(&s));
     let took = (!long).then(|| started.elapsed());
@@ -144,6 +161,9 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
     headers
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-cache, private"));
+    if let Some(audit) = audit {
+        response = audit.finish(response, long);
+    }
     if gzip {
         respond::gzip(response)
     } else {
@@ -159,6 +179,7 @@ struct Target<'a> {
     row: Option<&'a Row>,
     /// An extension server.
     remote: Option<&'a aggregation::Remote>,
+    audit: Option<&'a audit::Record>,
 }
 
 async fn serve(
@@ -172,24 +193,36 @@ async fn serve(
         query,
         row,
         remote,
+        audit,
     } = target;
     let user = match caller {
         Caller::Local(user) => user.clone(),
-        Caller::Remote(certificate) => Arc::new(
+        Caller::Remote(certificate, _) => Arc::new(
             core.authenticate(request.headers(), certificate.as_deref())
                 .await?,
         ),
     };
+    if let Some(audit) = audit {
+        audit.known(info, &user);
+    }
     let user = if request
         .headers()
         .keys()
         .any(|k| k.as_str().starts_with("impersonate-"))
     {
-        Arc::new(acting_as((*user).clone(), request.headers(), &core.authz)?)
+        let acting = acting_as((*user).clone(), request.headers(), &core.authz)?;
+        if let Some(audit) = audit {
+            audit.acting(&acting);
+        }
+        Arc::new(acting)
     } else {
         user
     };
-    authorize(core, info, &user, matches!(caller, Caller::Local(_)))?;
+    let allowed = authorize(core, info, &user, matches!(caller, Caller::Local(_)));
+    if let Some(audit) = audit {
+        audit.decided(allowed.is_ok());
+    }
+    allowed?;
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     if let Some(remote) = remote {
@@ -202,6 +235,7 @@ async fn serve(
         query,
         headers: &parts.headers,
         user: &user,
+        audit,
     };
     if !info.is_resource {
         return Box::pin(other(&ctx, &parts.method)).await;
@@ -308,6 +342,11 @@ async fn resource(
     // What is refused is warned of too.
     let mut response = answer.unwrap_or_else(|s| respond::status(&s));
     respond::warn(&mut response, &warnings.take());
+    if let Some(audit) = ctx.audit {
+        for (key, value) in warnings.take_notes() {
+            audit.annotate(&key, &value);
+        }
+    }
     Ok(response)
 }
 
@@ -412,6 +451,7 @@ async fn subresources(
             let input = read_input(ctx, body).await?;
             let mut warnings = Vec::new();
             let value = call.decode(&input, &mut warnings)?;
+            sent(ctx, &value);
             let (object, _) = update::put(call, part, value).await?;
             answer(ctx, call.row, 200, &object, &warnings)
         }
@@ -460,6 +500,7 @@ async fn transient(
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
+    sent(ctx, &value);
     if call.row.kind() == "Binding" {
         let name = value["metadata"]["name"]
             .as_str()
@@ -518,6 +559,7 @@ async fn creates(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Respo
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
+    sent(ctx, &value);
     let object = create(call, value, Tracking::Update).await?;
     answer(ctx, call.row, 201, &object, &warnings)
 }
@@ -526,6 +568,7 @@ async fn puts(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
+    sent(ctx, &value);
     let (object, made) = update::put(call, update::Part::Main, value).await?;
     answer(
         ctx,
@@ -597,6 +640,13 @@ async fn deletes_all(
         }
     }
     Ok(respond::encoded(200, view.accepted, view.list(&page)))
+}
+
+/// What was sent, for the audit log.
+fn sent(ctx: &Ctx<'_>, value: &Value) {
+    if let Some(audit) = ctx.audit {
+        audit.sent(value);
+    }
 }
 
 /// An object as the answer to a write.

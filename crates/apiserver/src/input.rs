@@ -109,6 +109,14 @@ pub(crate) async fn read_patch(ctx: &Ctx<'_>, body: Incoming) -> Result<Patch, S
         validation: field_validation(ctx.query)?,
         bytes: read_body(ctx, body).await?,
     };
+    if let Some(audit) = ctx.audit {
+        let text = &input.bytes;
+        let value = match input.media {
+            MediaType::Yaml => serde_saphyr::from_slice::<Value>(text).ok(),
+            _ => serde_json::from_slice(text).ok(),
+        };
+        audit.sent(&value.unwrap_or_default());
+    }
     Ok(Patch {
         media,
         input,
@@ -134,7 +142,11 @@ pub(crate) async fn read_named(
     let ty = schema
         .by_name(type_name)
         .ok_or_else(|| Status::internal(format!("no schema for {type_name}")))?;
-    Ok(decode::decode(schema, ty, input.media, &input.bytes, input.validation)?.value)
+    let value = decode::decode(schema, ty, input.media, &input.bytes, input.validation)?.value;
+    if let Some(audit) = ctx.audit {
+        audit.sent(&value);
+    }
+    Ok(value)
 }
 
 pub(crate) async fn delete_options(ctx: &Ctx<'_>, body: Incoming) -> Result<DeleteOptions, Status> {
@@ -148,6 +160,9 @@ pub(crate) async fn delete_options(ctx: &Ctx<'_>, body: Incoming) -> Result<Dele
             .ok_or_else(|| Status::internal("no schema for DeleteOptions"))?;
         let media = body_media(ctx.headers)?;
         let decoded = decode::decode(schema, ty, media, &bytes, FieldValidation::Ignore)?;
+        if let Some(audit) = ctx.audit {
+            audit.sent(&decoded.value);
+        }
         DeleteOptions::from_value(&decoded.value)?
     };
     if options.grace.is_none() {

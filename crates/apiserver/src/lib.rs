@@ -9,6 +9,7 @@
 mod admission;
 mod aggregation;
 mod allocate;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
@@ -17,10 +18,12 @@ mod config;
 mod convert;
 mod definitions;
 mod discovery;
+mod encryption;
 mod expiry;
 mod handler;
 mod health;
 mod http;
+mod https;
 mod input;
 mod kubelet;
 mod metrics;
@@ -33,6 +36,7 @@ mod server_state;
 mod serving;
 mod webhook;
 
+pub use audit::{Config as AuditConfig, Log as AuditLog};
 pub use authn::User;
 pub use config::{
     Clock, Config, Entropy, FrontProxy, KubeletAccess, Limits, ServiceCidr, Shared, SystemClock,

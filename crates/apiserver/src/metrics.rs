@@ -125,6 +125,11 @@ impl Metrics {
         }
     }
 
+    /// Where other parts tell of theirs, before the first request.
+    pub(crate) fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
     pub(crate) fn rejected(&self) {
         self.rejected.inc();
     }

@@ -1,6 +1,8 @@
 //! Starting, serving and stopping.
 
 use crate::allocate::Allocator;
+use crate::audit::Audit;
+use crate::authn::oidc::Oidc;
 use crate::authn::token::Tokens;
 use crate::authn::{Authenticator, User, certificate_user};
 use crate::authz::{Authorizer, NamedByNodes};
@@ -8,6 +10,7 @@ use crate::bootstrap;
 use crate::cache::Cache;
 use crate::config::{Config, KubeletAccess};
 use crate::definitions;
+use crate::encryption::{Encrypted, Encryption};
 use crate::expiry;
 use crate::handler::{Caller, handle, is_ready};
 use crate::http::respond::{Body, BoxError};
@@ -25,7 +28,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use lifecycle::Scope;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -65,6 +68,18 @@ pub enum Error {
     /// The NodePort range is empty.
     #[error("check NodePort range: {0}-{1} has no ports")]
     NodePorts(u16, u16),
+    /// The authentication configuration is none; why.
+    #[error("read authentication configuration: {0}")]
+    Authentication(String),
+    /// The audit policy is none; why.
+    #[error("read audit policy: {0}")]
+    AuditPolicy(String),
+    /// The audit log can't be opened.
+    #[error("open audit log")]
+    AuditLog(#[source] std::io::Error),
+    /// The encryption configuration is none; why.
+    #[error("read encryption configuration: {0}")]
+    Encryption(String),
     /// A listener can't be used.
     #[error("listen")]
     Listen(#[source] std::io::Error),
@@ -104,9 +119,26 @@ impl ApiServer {
             &config.service_account_verify_keys,
         )?;
         let kubelets = Kubelets::new(&config.kubelet)?;
+        let oidc = config.authentication.as_deref();
+        let oidc = oidc
+            .map(|text| Oidc::parse(text, &config.issuer).map_err(Error::Authentication))
+            .transpose()?;
+        let mut metrics = Metrics::new();
+        let audit = config.audit.clone();
+        let audit = audit
+            .map(|a| Audit::open(a, metrics.registry()).map(Arc::new))
+            .transpose()?;
+        let (store, encrypted) = match &config.encryption {
+            Some(text) => {
+                let how = Encryption::parse(text).map_err(Error::Encryption)?;
+                let encrypted = Arc::new(Encrypted::new(config.store.clone(), how));
+                (encrypted.clone() as Arc<dyn store::Store>, Some(encrypted))
+            }
+            None => (config.store.clone(), None),
+        };
         // Requests under way still need the cache: it is fed until the last is answered.
         let (serving, feeding) = (Scope::new(), Scope::new());
-        let cache = Cache::start(config.store.clone(), config.limits, &feeding)
+        let cache = Cache::start(store.clone(), config.limits, &feeding)
             .await
             .map_err(Error::Store)?;
         let entropy = config.entropy.clone();
@@ -124,13 +156,15 @@ impl ApiServer {
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
             named: NamedByNodes::new(&cache),
-            store: config.store.clone(),
+            store,
             cache,
-            authn: Authenticator { tokens },
+            authn: Authenticator { tokens, oidc },
             services,
             peers,
             kubelets,
-            metrics: Metrics::new(),
+            metrics,
+            audit,
+            encrypted,
             clock: config.clock.clone(),
             entropy: config.entropy.clone(),
             limits: config.limits,
@@ -155,6 +189,7 @@ impl ApiServer {
         let stop = scope.token().clone();
         let (ending, fed) = (serving.clone(), feeding.clone());
         let leaving = Arc::downgrade(&core);
+        let recorded = core.audit.clone();
         scope.spawn(async move {
             stop.cancelled().await;
             // First, so that no client is sent here any more.
@@ -163,6 +198,9 @@ impl ApiServer {
             }
             ending.close().await;
             fed.close().await;
+            if let Some(audit) = recorded {
+                audit.close().await;
+            }
         });
         expiry::start(&core, &feeding);
         definitions::start(&core, &feeding);
@@ -313,11 +351,11 @@ async fn accept(
         };
         let Ok(permit) = permit else { return };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 let (core, tls, stop) = (core.clone(), tls.clone(), scope.token().clone());
                 scope.spawn(async move {
                     let _permit = permit;
-                    connection(core, stream, tls, stop).await;
+                    connection(core, stream, from.ip(), tls, stop).await;
                 });
             }
             Err(e) => {
@@ -331,6 +369,7 @@ async fn accept(
 async fn connection(
     core: Arc<Core>,
     stream: TcpStream,
+    from: IpAddr,
     tls: TlsAcceptor,
     stop: lifecycle::CancellationToken,
 ) {
@@ -352,7 +391,7 @@ async fn connection(
         .and_then(|chain| certificate_user(chain.first()?))
         .map(Arc::new);
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (core, caller) = (core.clone(), Caller::Remote(user.clone()));
+        let (core, caller) = (core.clone(), Caller::Remote(user.clone(), from));
         let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
         async move { Ok::<_, Infallible>(handle(core, request, caller).await) }
     });

@@ -44,6 +44,10 @@ pub(crate) struct Core {
     pub(crate) ready: AtomicBool,
     pub(crate) openapi: crate::discovery::OpenApi,
     pub(crate) disk_trouble: DiskTrouble,
+    /// Where requests are recorded, if they are.
+    pub(crate) audit: Option<Arc<crate::audit::Audit>>,
+    /// The store again, where it keeps values encrypted.
+    pub(crate) encrypted: Option<Arc<crate::encryption::Encrypted>>,
     /// What extension servers serve.
     pub(crate) aggregator: crate::aggregation::Aggregator,
     pub(crate) resource_metrics: crate::resource_metrics::Readings,
@@ -106,6 +110,15 @@ impl Core {
         certificate: Option<&User>,
     ) -> Result<User, Status> {
         let now = self.clock.now().as_second();
+        if let (None, Some(oidc), Some(token)) =
+            (certificate, &self.authn.oidc, crate::authn::bearer(headers))
+            && let Some(user) = oidc.user(token, now).await
+        {
+            return user.map_err(|reason| {
+                tracing::debug!(reason, "token of an issuer refused");
+                Status::unauthorized()
+            });
+        }
         let found = self.authn.authenticate(headers, certificate, self, now);
         if found.is_ok() || self.peers.is_none() {
             return found;

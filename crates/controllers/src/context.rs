@@ -55,6 +55,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::job::start(&context);
     crate::cronjob::start(&context);
     crate::aggregation::start(&context);
+    crate::autoscaling::start(&context);
     crate::quota::start(&context);
     crate::disruption::start(&context);
     crate::roots::start(&context, config.root_ca_pem);

@@ -6,6 +6,7 @@
 //! [`run`], then `replicaset`, the simplest of those that own pods.
 
 mod aggregation;
+mod autoscaling;
 mod certificates;
 mod context;
 mod cronjob;

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and which module answers.
 
+use crate::api_args::ApiArgs;
 use crate::store_commands::{self, StoreArgs};
 use crate::{
     client_commands, config, dataplane, exec, gitops_commands, image_commands, node_join, output,
@@ -212,6 +213,8 @@ pub struct UpArgs {
     pub insecure_registry: Vec<String>,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
     #[command(flatten)]
     pub lattice: LatticeArgs,
 }

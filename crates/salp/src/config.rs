@@ -1,5 +1,6 @@
 //! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
 
+use crate::api_args::ApiArgs;
 use crate::cli::{DataDir, LatticeArgs, UpArgs};
 use crate::store_commands::{StoreArgs, StoreSettings};
 use ::sites::fleet::allowed::Answered;
@@ -29,6 +30,24 @@ struct File {
     store_ca: Option<PathBuf>,
     store_cert: Option<PathBuf>,
     store_key: Option<PathBuf>,
+    audit_policy_file: Option<PathBuf>,
+    audit_log_path: Option<PathBuf>,
+    audit_log_maxsize: Option<u64>,
+    audit_log_maxbackup: Option<usize>,
+    audit_log_maxage: Option<u64>,
+    encryption_provider_config: Option<PathBuf>,
+    authentication_config: Option<PathBuf>,
+    oidc_issuer_url: Option<String>,
+    oidc_client_id: Option<String>,
+    oidc_username_claim: Option<String>,
+    oidc_username_prefix: Option<String>,
+    oidc_groups_claim: Option<String>,
+    oidc_groups_prefix: Option<String>,
+    oidc_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    oidc_required_claim: Vec<String>,
+    #[serde(default)]
+    oidc_signing_algs: Vec<String>,
     site: Option<String>,
     #[serde(default)]
     lattice: Vec<String>,
@@ -47,6 +66,29 @@ struct File {
     lattice_exec: Vec<String>,
     region: Option<String>,
     zone: Option<String>,
+}
+
+impl File {
+    fn api(&self) -> ApiArgs {
+        ApiArgs {
+            audit_policy_file: self.audit_policy_file.clone(),
+            audit_log_path: self.audit_log_path.clone(),
+            audit_log_maxsize: self.audit_log_maxsize,
+            audit_log_maxbackup: self.audit_log_maxbackup,
+            audit_log_maxage: self.audit_log_maxage,
+            encryption_provider_config: self.encryption_provider_config.clone(),
+            authentication_config: self.authentication_config.clone(),
+            oidc_issuer_url: self.oidc_issuer_url.clone(),
+            oidc_client_id: self.oidc_client_id.clone(),
+            oidc_username_claim: self.oidc_username_claim.clone(),
+            oidc_username_prefix: self.oidc_username_prefix.clone(),
+            oidc_groups_claim: self.oidc_groups_claim.clone(),
+            oidc_groups_prefix: self.oidc_groups_prefix.clone(),
+            oidc_ca_file: self.oidc_ca_file.clone(),
+            oidc_required_claim: self.oidc_required_claim.clone(),
+            oidc_signing_algs: self.oidc_signing_algs.clone(),
+        }
+    }
 }
 
 /// How a site meets others.
@@ -152,6 +194,8 @@ pub struct Site {
     pub manifests: Vec<(String, PathBuf)>,
     /// Where its objects are kept.
     pub store: StoreSettings,
+    /// What the API server records, keeps encrypted and believes.
+    pub api: ApiArgs,
     /// `None`: the site is alone.
     pub lattice: Option<LatticeSettings>,
 }
@@ -200,6 +244,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
     };
     Ok(Site {
         store: store.settings()?,
+        api: args.api.clone().or(file.api()),
         lattice,
         data_dir: std::path::absolute(&data_dir)
             .with_context(|| format!("find data directory {}", data_dir.display()))?,

@@ -12,6 +12,7 @@
 
 mod answers;
 mod api_access;
+mod api_args;
 mod authority;
 mod cli;
 mod client_commands;

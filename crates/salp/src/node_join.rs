@@ -114,6 +114,7 @@ fn join(args: JoinArgs) -> Result<ExitCode> {
         filename: Vec::new(),
         insecure_registry: args.insecure_registry,
         store: crate::store_commands::StoreArgs::default(),
+        api: crate::api_args::ApiArgs::default(),
         lattice: crate::cli::LatticeArgs::default(),
     })?;
     let config = SiteConfig {

@@ -1,6 +1,7 @@
 //! `salp up`: brings a site to life, part by part, and stops it in reverse.
 
 use crate::api_access::Access;
+use crate::api_args::ApiArgs;
 use crate::authority::Authority;
 use crate::cli::UpArgs;
 use crate::config::{self, Layout, Site as SiteConfig};
@@ -229,6 +230,7 @@ async fn start(
         listener: api_listener,
         advertise,
         service_port: ports.api,
+        args: &config.api,
     };
     let server = start_apiserver(store, api, &pki, &site, stack).await?;
     // For what is done in the administrator's name.
@@ -355,17 +357,18 @@ fn local(bind: IpAddr) -> IpAddr {
 }
 
 /// Where the API server is reached.
-struct ApiReached {
+struct ApiReached<'a> {
     listener: TcpListener,
     /// From pods, behind the `kubernetes` Service…
     advertise: SocketAddr,
     /// …which has this port.
     service_port: u16,
+    args: &'a ApiArgs,
 }
 
 async fn start_apiserver(
     store: Arc<dyn store::Store>,
-    reached: ApiReached,
+    reached: ApiReached<'_>,
     pki: &pki::Pki,
     site: &Site,
     stack: &mut Stack,
@@ -395,6 +398,7 @@ async fn start_apiserver(
         key: pki.front_proxy.key_pem.clone(),
         ca: pki.front_proxy_ca_pem.clone(),
     });
+    reached.args.apply(&mut config)?;
     let server = apiserver::ApiServer::start(config, &scope)
         .await
         .context("start API server")?;

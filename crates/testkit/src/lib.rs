@@ -155,6 +155,14 @@ impl TestApi {
     /// # Errors
     /// When the server can't be started again.
     pub async fn restart(self) -> Result<Self> {
+        self.restart_with(|_| {}).await
+    }
+
+    /// The same with a changed configuration.
+    ///
+    /// # Errors
+    /// When the server can't be started again.
+    pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Result<Self> {
         self.scope.close().await;
         let Self {
             server,
@@ -167,7 +175,7 @@ impl TestApi {
         drop(server);
         store.close().await?;
         drop(store);
-        Self::open(dir, etcd, pki, |_| {}).await
+        Self::open(dir, etcd, pki, change).await
     }
 
     /// Starts another server over the same store, with the same keys: one of several, as this

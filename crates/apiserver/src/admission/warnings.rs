@@ -1,4 +1,5 @@
-//! What admission tells a client that it does not refuse: `Warning` headers of the answer.
+//! What admission tells a client that it does not refuse: `Warning` headers of the answer;
+//! and what it notes for the audit log.
 
 use parking_lot::Mutex;
 
@@ -7,6 +8,8 @@ use parking_lot::Mutex;
 pub(crate) struct Warnings {
     /// Guards the list for single pushes.
     told: Mutex<Vec<String>>,
+    /// Annotations of the audit log. Guards the list for single pushes.
+    notes: Mutex<Vec<(String, String)>>,
     /// Nobody listens: the server itself writes.
     silent: bool,
 }
@@ -16,6 +19,7 @@ impl Warnings {
     pub(crate) fn nobody() -> &'static Self {
         static NOBODY: Warnings = Warnings {
             told: Mutex::new(Vec::new()),
+            notes: Mutex::new(Vec::new()),
             silent: true,
         };
         &NOBODY
@@ -30,6 +34,21 @@ impl Warnings {
         if !told.contains(&text) {
             told.push(text);
         }
+    }
+
+    /// Notes something for the audit log; a later note of the same key does not replace it.
+    pub(crate) fn note(&self, key: impl Into<String>, value: impl Into<String>) {
+        if self.silent {
+            return;
+        }
+        let (key, mut notes) = (key.into(), self.notes.lock());
+        if notes.iter().all(|(k, _)| *k != key) {
+            notes.push((key, value.into()));
+        }
+    }
+
+    pub(crate) fn take_notes(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.notes.lock())
     }
 
     pub(crate) fn take(&self) -> Vec<String> {

@@ -4,6 +4,7 @@ use crate::authn::User;
 use crate::config::FrontProxy;
 use crate::handler::Incoming;
 use crate::http::respond::{Body, BoxError};
+use crate::https;
 use crate::kubelet::{hop_by_hop, pass_on, unreachable, upgrade};
 use crate::server_state::Core;
 use crate::webhook;
@@ -13,15 +14,10 @@ use base64::Engine as _;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::upgrade::OnUpgrade;
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +37,7 @@ pub(crate) struct Remote {
     pub(super) service: webhook::Service,
     server_name: ServerName<'static>,
     tls: Arc<ClientConfig>,
-    client: Client<HttpsConnector<HttpConnector>, Incoming>,
+    client: https::Client,
     /// What it last said that it has; none while it is not available.
     pub(super) told: ArcSwapOption<Told>,
     /// The same, kept while it is away.
@@ -74,22 +70,17 @@ impl Remote {
         let ca = base64::engine::general_purpose::STANDARD
             .decode(text(&spec["caBundle"]))
             .map_err(|e| format!("caBundle: {e}"))?;
-        let tls = tls(&ca, spec["insecureSkipTLSVerify"] == true, identity)?;
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls.clone())
-            .https_only()
-            .with_server_name_resolver(FixedServerNameResolver::new(server_name.clone()))
-            .enable_http1()
-            .build();
+        let anybody = spec["insecureSkipTLSVerify"] == true;
+        let tls = https::trusting(&ca, anybody, identity).map_err(|e| format!("caBundle: {e}"))?;
         Ok(Some(Self {
             group: text(&spec["group"]).into(),
             version: text(&spec["version"]).into(),
             group_priority: spec["groupPriorityMinimum"].as_i64().unwrap_or(0),
             spec: spec.clone(),
             service,
+            client: https::client(tls.clone(), Some(server_name.clone())),
             server_name,
             tls: Arc::new(tls),
-            client: Client::builder(TokioExecutor::new()).build(connector),
             told: ArcSwapOption::empty(),
             stale: ArcSwapOption::empty(),
         }))
@@ -146,26 +137,13 @@ impl Remote {
         request
             .headers_mut()
             .insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        let work = async {
-            let response = self
-                .client
-                .request(request)
-                .await
-                .map_err(|e| innermost(&e))?;
-            let code = response.status();
-            let body = Limited::new(response.into_body(), DISCOVERY_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|e| e.to_string())?
-                .to_bytes();
-            if !code.is_success() {
-                return Err(format!("bad status from {url}: {}", code.as_u16()));
-            }
-            serde_json::from_slice(&body).map_err(|e| e.to_string())
-        };
-        tokio::time::timeout(DISCOVERY_TIMEOUT, work)
-            .await
-            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+        https::json(
+            &self.client,
+            request,
+            DISCOVERY_BYTES_MAX,
+            DISCOVERY_TIMEOUT,
+        )
+        .await
     }
 }
 
@@ -272,45 +250,6 @@ const NOT_IN_NAMES: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b']')
     .add(b'{')
     .add(b'}');
-
-fn tls(ca: &[u8], insecure: bool, identity: Option<&FrontProxy>) -> Result<ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let builder = if insecure {
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(client::tls::AnyCertificate::new(provider))
-    } else {
-        let mut roots = RootCertStore::empty();
-        if ca.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        for cert in CertificateDer::pem_slice_iter(ca) {
-            let cert = cert.map_err(|e| format!("caBundle: {e}"))?;
-            roots.add(cert).map_err(|e| format!("caBundle: {e}"))?;
-        }
-        builder.with_root_certificates(roots)
-    };
-    let Some(identity) = identity else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| e.to_string())?;
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(|e| e.to_string())?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(|e| e.to_string())
-}
-
-/// The cause that says most.
-fn innermost(e: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(e), |e| e.source())
-        .last()
-        .map_or_else(String::new, ToString::to_string)
-}
 
 /// An `APIResourceList` in the form of aggregated discovery.
 fn aggregated(group: &str, version: &str, list: &Value) -> Vec<Value> {

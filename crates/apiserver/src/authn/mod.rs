@@ -1,7 +1,9 @@
-//! Who calls: client certificates, ServiceAccount and bootstrap tokens, else anonymous.
+//! Who calls: client certificates, tokens of ServiceAccounts, bootstrap tokens and tokens of
+//! issuers outside, else anonymous.
 
 pub(crate) mod bootstrap;
 pub(crate) mod impersonate;
+pub(crate) mod oidc;
 pub(crate) mod token;
 
 use apimachinery::Status;
@@ -57,6 +59,8 @@ const AUTHENTICATED: &str = "system:authenticated";
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     pub(crate) tokens: Tokens,
+    /// Issuers outside.
+    pub(crate) oidc: Option<oidc::Oidc>,
 }
 
 impl Authenticator {
@@ -74,17 +78,7 @@ impl Authenticator {
         if let Some(user) = certificate {
             return Ok(user.clone());
         }
-        let Some(header) = headers.get(http::header::AUTHORIZATION) else {
-            return Ok(User::anonymous());
-        };
-        let token = header
-            .to_str()
-            .ok()
-            .and_then(|h| h.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim())
-            .filter(|t| !t.is_empty());
-        match token {
+        match bearer(headers) {
             None => Ok(User::anonymous()),
             Some(t) if bootstrap::parts(t).is_some() => bootstrap::parts(t)
                 .ok_or("not a token")
@@ -106,6 +100,14 @@ impl Authenticator {
                 }),
         }
     }
+}
+
+/// The token of a request.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let header = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = header.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 /// The user that a client certificate names: common name and organizations.

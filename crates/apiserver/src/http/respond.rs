@@ -33,6 +33,19 @@ impl Body {
         Self(Inner::Stream(Box::pin(s)))
     }
 
+    /// The same body; `kept` is dropped when it ends, or nobody reads it any more.
+    pub(crate) fn with(self, kept: impl Send + 'static) -> Self {
+        use futures::StreamExt as _;
+        let inner: Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>> = match self.0 {
+            Inner::Empty => futures::stream::empty().boxed(),
+            Inner::Full(bytes) => futures::stream::iter([Ok(bytes)]).boxed(),
+            Inner::Stream(s) => s,
+        };
+        Self(Inner::Stream(Box::pin(inner.inspect(move |_| {
+            let _kept = &kept;
+        }))))
+    }
+
     /// The bytes, when they are all here.
     pub(crate) fn full(&self) -> Option<&Bytes> {
         match &self.0 {

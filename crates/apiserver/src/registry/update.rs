@@ -4,7 +4,7 @@
 use super::create::{Tracking, create};
 use super::{Call, WRITE_TRIES, meta, write_failed};
 use crate::admission::{self, Operation};
-use crate::cache::Object;
+use crate::cache::{Object, store_key};
 use apimachinery::{FieldError, Status};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -149,7 +149,7 @@ pub(crate) async fn modify(
             ));
         }
         admission::validate(call, Operation::Update, &new, Some(&old_value)).await?;
-        if new == old_value {
+        if new == old_value && !is_stale(call, &old).await {
             return Ok(old);
         }
         if call.dry_run {
@@ -177,6 +177,15 @@ pub(crate) async fn modify(
         call.row.plural(),
         call.name,
     ))
+}
+
+/// Whether the store would keep it under another key now: writing what is there anew is how
+/// keys are changed.
+async fn is_stale(call: &Call<'_>, old: &Object) -> bool {
+    match &call.core.encrypted {
+        Some(store) if !call.dry_run => store.is_stale(&store_key(call.row, &old.key)).await,
+        _ => false,
+    }
 }
 
 fn check_preconditions(call: &Call<'_>, asked: &Value, old: &Value) -> Result<(), Status> {

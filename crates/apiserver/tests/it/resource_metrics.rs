@@ -101,7 +101,9 @@ async fn kubectl_top_shows_what_nodes_and_pods_use() -> Result<()> {
         p["metadata"]["labels"] = json!({"app": label});
         if containers.len() > 1 {
             let side = json!({"name": "side", "image": "example.com/s:1"});
-            p["spec"]["containers"].as_array_mut().map(|c| c.push(side));
+            if let Some(all) = p["spec"]["containers"].as_array_mut() {
+                all.push(side);
+            }
         }
         let made = api.call("POST", PODS, Some(&p)).await?;
         anyhow::ensure!(made.code == 201, "{}", made.text);

@@ -1,6 +1,7 @@
 //! The controllers against a real API server in this process, with a stand-in for the
 //! node that makes pods ready at once.
 
+mod autoscaling;
 mod bounds;
 mod collection;
 mod cron;

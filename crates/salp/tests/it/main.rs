@@ -2,6 +2,7 @@
 //!
 //! Tools are found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches them.
 
+mod api_flags;
 mod cli;
 mod commands;
 mod crds;

@@ -32,6 +32,8 @@ pub(super) struct Policy {
     pub(super) variables_error: Option<String>,
     pub(super) validations: Vec<Validation>,
     pub(super) mutations: Vec<Mutation>,
+    /// Keys and expressions of what is noted for the audit log.
+    pub(super) annotations: Vec<(String, Result<Program, String>)>,
     pub(super) reinvoked: bool,
 }
 
@@ -129,7 +131,13 @@ impl Policy {
                 source,
             }
         });
+        let annotations = list(&spec["auditAnnotations"]).map(|a| {
+            let source = text(a, "valueExpression").unwrap_or_default();
+            (text(a, "key").unwrap_or_default(), compile(&source))
+        });
+        let annotations = annotations.collect();
         Self {
+            annotations,
             constraints: Match::parse(&spec["matchConstraints"]),
             params,
             fails: spec["failurePolicy"] != "Ignore",

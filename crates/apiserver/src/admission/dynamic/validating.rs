@@ -14,6 +14,17 @@ use serde_json::Value;
 /// Bytes of a message that an expression makes.
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
 
+/// Annotation of the audit log with what would have been refused.
+const FAILURE: &str = "validation.policy.admission.k8s.io/validation_failure";
+
+/// A validation that failed.
+struct Failure {
+    message: String,
+    reason: String,
+    /// Which of the policy's.
+    index: usize,
+}
+
 /// Why a write is refused.
 struct Denial {
     binding: Option<String>,
@@ -95,7 +106,12 @@ fn ask(s: &Subject<'_>, asked: &Asked<'_>) -> Option<Denial> {
             Err(_) => continue,
         };
         for p in &params {
-            for (message, reason) in evaluate(&asked.policy, &given, s, p.as_ref()) {
+            for Failure {
+                message,
+                reason,
+                index,
+            } in evaluate(asked, &given, s, p.as_ref())
+            {
                 for action in &binding.actions {
                     match action.as_str() {
                         "Deny" => {
@@ -109,12 +125,13 @@ fn ask(s: &Subject<'_>, asked: &Asked<'_>) -> Option<Denial> {
                             "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {message}",
                             asked.name
                         )),
-                        _ => tracing::info!(
-                            policy = &*asked.name,
-                            binding = name,
-                            message,
-                            "a policy that only audits has failed"
-                        ),
+                        _ => {
+                            let failure = serde_json::json!([{
+                                "message": message, "policy": &*asked.name, "binding": name,
+                                "expressionIndex": index, "validationActions": binding.actions,
+                            }]);
+                            s.call.warnings.note(FAILURE, failure.to_string());
+                        }
                     }
                 }
             }
@@ -123,18 +140,23 @@ fn ask(s: &Subject<'_>, asked: &Asked<'_>) -> Option<Denial> {
     None
 }
 
-/// Messages and reasons of the validations that fail.
+/// The validations that fail; what is noted for the audit log is noted.
 fn evaluate(
-    policy: &Policy,
+    asked: &Asked<'_>,
     given: &Given<'_>,
     s: &Subject<'_>,
     params: Option<&Value>,
-) -> Vec<(String, String)> {
+) -> Vec<Failure> {
+    let policy = &*asked.policy;
     let activation = given.activation(s, params);
-    let wrong = |text: String| {
-        let denied = policy.fails.then(|| (text, String::new()));
-        denied.into_iter().collect()
+    let error = |message: String, index: usize| {
+        policy.fails.then_some(Failure {
+            message,
+            reason: String::new(),
+            index,
+        })
     };
+    let wrong = |text: String| error(text, 0).into_iter().collect();
     match Condition::hold(&policy.conditions, &activation) {
         Ok(true) => {}
         Ok(false) => return Vec::new(),
@@ -145,7 +167,7 @@ fn evaluate(
     }
     let activation = activation.with_variables(&policy.variables);
     let (mut left, mut out) = (OBJECT_COST_MAX, Vec::new());
-    for v in &policy.validations {
+    for (index, v) in policy.validations.iter().enumerate() {
         let value = match &v.program {
             Ok(program) => {
                 let (value, spent) = program.run(&activation, left.min(CALL_COST_MAX));
@@ -153,7 +175,7 @@ fn evaluate(
                 value
             }
             Err(e) => {
-                out.extend(policy.fails.then(|| (e.clone(), String::new())));
+                out.extend(error(e.clone(), index));
                 continue;
             }
         };
@@ -161,13 +183,28 @@ fn evaluate(
             Ok(Cel::Bool(true)) => {}
             Ok(_) => {
                 let message = message(v, &activation, &mut left);
-                out.push((message, v.reason.clone().unwrap_or_default()));
+                out.push(Failure {
+                    message,
+                    reason: v.reason.clone().unwrap_or_default(),
+                    index,
+                });
             }
             Err(e) => {
-                out.extend(policy.fails.then(|| (failed(&v.source, &e), String::new())));
+                out.extend(error(failed(&v.source, &e), index));
                 if e == EvalError::Cost {
                     break;
                 }
+            }
+        }
+    }
+    if s.call.core.audit.is_some() {
+        for (key, program) in &policy.annotations {
+            let Ok(program) = program else { continue };
+            let (value, spent) = program.run(&activation, left.min(CALL_COST_MAX));
+            left = left.saturating_sub(spent);
+            if let Ok(Cel::String(text)) = value {
+                let key = format!("{}/{key}", asked.name);
+                s.call.warnings.note(key, text.trim());
             }
         }
     }

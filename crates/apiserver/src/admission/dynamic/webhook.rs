@@ -135,6 +135,9 @@ impl Hook {
         for text in &answer.warnings {
             call.warnings.tell(text.clone());
         }
+        for (key, value) in &answer.annotations {
+            call.warnings.note(format!("{}/{key}", self.name), value);
+        }
         if answer.allowed {
             Ok(())
         } else {
@@ -165,6 +168,7 @@ pub(super) async fn mutate(
     };
     let all = call.core.dynamic.mutating_hooks.get(&kind, Hook::parse);
     let mut ran = BTreeSet::new();
+    let (round, mut index) = (usize::from(only.is_some()), 0);
     for one in all.iter() {
         for (i, hook) in one.made.iter().enumerate() {
             let id = (one.name.to_string(), i);
@@ -191,6 +195,13 @@ pub(super) async fn mutate(
                     *new = convert::between(&asked.row, call.row, &object);
                 }
             }
+            if call.core.audit.is_some() {
+                let told = json!({"configuration": &*one.name, "webhook": hook.name,
+                    "mutated": *new != before});
+                let key = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
+                call.warnings.note(key, told.to_string());
+            }
+            index += 1;
             if *new != before {
                 done.changed = true;
                 done.again.append(&mut ran);

@@ -1,7 +1,7 @@
 //! PodSecurity: pods keep to the level that their namespace's labels ask for.
 //!
-//! `enforce` refuses, `warn` tells (also of workloads' templates), `audit` has no log to go
-//! to. The checks are those of the newest version of the standards, whatever version a label
+//! `enforce` refuses, `warn` tells (also of workloads' templates), `audit` notes it for the
+//! audit log. The checks are those of the newest version of the standards, whatever version a label
 //! pins. Upstream: "Pod Security Standards", "Pod Security Admission".
 
 mod checks;
@@ -57,7 +57,7 @@ fn asked(namespace: &Value, mode: &str) -> Option<Asked> {
 fn namespace(call: &Call<'_>) -> Option<Value> {
     let found = call.core.peek("", "namespaces", "", call.namespace)?;
     // Most namespaces ask for nothing: don't parse them.
-    let asks = ["enforce", "warn"]
+    let asks = ["enforce", "warn", "audit"]
         .iter()
         .any(|mode| found.label(&format!("{PREFIX}{mode}")).is_some());
     asks.then(|| found.value())
@@ -67,7 +67,13 @@ fn pod(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
     let Some(namespace) = namespace(call) else {
         return Ok(());
     };
+    note(call, &namespace, pod);
     let enforced = asked(&namespace, "enforce");
+    if let Some(a) = &enforced {
+        let policy = format!("{}:{}", a.level.name(), a.version);
+        call.warnings
+            .note(format!("{PREFIX}enforce-policy"), policy);
+    }
     if let Some(text) = enforced.as_ref().and_then(|a| told(a, pod)) {
         return Err(call.forbidden(format!("violates {text}")));
     }
@@ -75,6 +81,18 @@ fn pod(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
         call.warnings.tell(format!("would violate {text}"));
     }
     Ok(())
+}
+
+/// Notes for the audit log what would violate the level that is audited.
+fn note(call: &Call<'_>, namespace: &Value, pod: &Value) {
+    if call.core.audit.is_none() {
+        return;
+    }
+    if let Some(text) = asked(namespace, "audit").and_then(|a| told(&a, pod)) {
+        let text = format!("would violate {text}");
+        call.warnings
+            .note(format!("{PREFIX}audit-violations"), text);
+    }
 }
 
 /// Workloads are never refused: who makes their pods is told why there are none.
@@ -90,8 +108,11 @@ fn template(call: &Call<'_>, object: &Value) {
         | "replicationcontrollers" => &object["spec"]["template"],
         _ => return,
     };
-    let warned = namespace(call).and_then(|n| asked(&n, "warn"));
-    if let Some(text) = warned.and_then(|a| told(&a, template)) {
+    let Some(namespace) = namespace(call) else {
+        return;
+    };
+    note(call, &namespace, template);
+    if let Some(text) = asked(&namespace, "warn").and_then(|a| told(&a, template)) {
         call.warnings.tell(format!("would violate {text}"));
     }
 }

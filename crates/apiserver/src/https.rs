@@ -1,0 +1,109 @@
+//! Requests to servers outside: extension servers and issuers of tokens.
+
+pub(crate) use crate::http::respond::BoxError;
+
+use crate::config::FrontProxy;
+use crate::handler::Incoming;
+use http::Request;
+use http_body_util::{BodyExt as _, Limited};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A client that keeps connections.
+pub(crate) type Client = legacy::Client<HttpsConnector<HttpConnector>, Incoming>;
+
+/// Trusts a bundle, without one what everybody trusts, or anybody; shows an identity.
+///
+/// # Errors
+/// What is wrong with the bundle.
+pub(crate) fn trusting(
+    ca: &[u8],
+    anybody: bool,
+    identity: Option<&FrontProxy>,
+) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    let builder = if anybody {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(client::tls::AnyCertificate::new(provider))
+    } else {
+        let mut roots = RootCertStore::empty();
+        if ca.is_empty() {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        for cert in CertificateDer::pem_slice_iter(ca) {
+            let cert = cert.map_err(|e| e.to_string())?;
+            roots.add(cert).map_err(|e| e.to_string())?;
+        }
+        builder.with_root_certificates(roots)
+    };
+    let Some(identity) = identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| e.to_string())?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(|e| e.to_string())?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| e.to_string())
+}
+
+/// A client; `name` is whose certificate is expected, unless it is the URL's host.
+pub(crate) fn client(tls: ClientConfig, name: Option<ServerName<'static>>) -> Client {
+    let builder = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_only();
+    let builder = match name {
+        Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+        None => builder,
+    };
+    legacy::Client::builder(TokioExecutor::new()).build(builder.enable_http1().build())
+}
+
+/// The JSON that a request is answered with.
+///
+/// # Errors
+/// Why there is none, in words.
+pub(crate) async fn json(
+    client: &Client,
+    request: Request<Incoming>,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Value, String> {
+    let url = request.uri().to_string();
+    let work = async {
+        let response = client.request(request).await.map_err(|e| innermost(&e))?;
+        let code = response.status();
+        let body = Limited::new(response.into_body(), bytes_max)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?
+            .to_bytes();
+        if !code.is_success() {
+            return Err(format!("bad status from {url}: {}", code.as_u16()));
+        }
+        serde_json::from_slice(&body).map_err(|e| e.to_string())
+    };
+    tokio::time::timeout(timeout, work)
+        .await
+        .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+}
+
+/// The cause that says most.
+fn innermost(e: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(e), |e| e.source())
+        .last()
+        .map_or_else(String::new, ToString::to_string)
+}
