@@ -44,7 +44,7 @@ resources:
     ];
     let mut site = Site::start_with(&flags);
     site.ok(&["create", "secret", "generic", "s", "--from-literal=k=v"]);
-    site.signal("TERM");
+    site.signal("-TERM");
     let text = std::fs::read_to_string(&log).expect("read");
     let line = text.lines().find(|l| l.contains("\"name\":\"s\""));
     let event: serde_json::Value =
