@@ -67,6 +67,8 @@ pub(crate) enum Input {
     Received(Bytes),
     /// There is traffic to a site.
     Traffic(SiteId),
+    /// Somebody wants to know how far a site is.
+    Measure(SiteId),
     /// The site leaves for now.
     Leave,
 }
@@ -232,6 +234,7 @@ impl Member {
             }
             Input::Received(bytes) => self.received(now, &bytes),
             Input::Traffic(site) => self.tell(now, Event::Traffic(site)),
+            Input::Measure(site) => self.tell(now, Event::Measure(site)),
             Input::Leave => {
                 self.tell(now, Event::Leave);
                 self.mux.fail(None, &StreamError::Closed);

@@ -132,6 +132,8 @@ pub(crate) enum Event {
     Stranger(SiteId),
     /// There is traffic to a site.
     Traffic(SiteId),
+    /// Somebody wants to know how far a site is.
+    Measure(SiteId),
     /// This site leaves.
     Leave,
 }
@@ -314,6 +316,12 @@ impl Membership {
                 self.traffic(now, site);
                 touched = Some(site);
             }
+            Event::Measure(site) => {
+                if let Some(peer) = self.peers.get_mut(&site) {
+                    peer.measure(now);
+                }
+                touched = Some(site);
+            }
             Event::Leave => {
                 let message = Message::Bye;
                 self.broadcast(message, false);
@@ -472,6 +480,7 @@ impl Membership {
                 None => peer.ask(later),
             }
         }
+        let was_proven = peer.proven;
         let lives = match message {
             Some(Message::Pong {
                 nonce, uptime_s, ..
@@ -504,6 +513,10 @@ impl Membership {
         if came {
             self.came(now, from);
         }
+        let proven = self.peers.get(&from).is_some_and(|p| p.proven);
+        if self.hub && proven && !was_proven && !self.crowded() {
+            self.introduce_gone(from);
+        }
         if told {
             // All were told that it is gone, and it may not know that it was.
             let message = Message::Missed { sites: vec![from] };
@@ -522,6 +535,15 @@ impl Membership {
         }
         if let Some(message) = message {
             self.take(now, from, incarnation, message);
+        }
+    }
+
+    /// One that has come meets those that are there by itself. Of the others it hears only if
+    /// somebody tells it.
+    fn introduce_gone(&mut self, site: SiteId) {
+        let is_gone = |p: &Peer| matches!(p.state, SiteState::Gone | SiteState::Left);
+        if self.peers.iter().any(|(id, p)| *id != site && is_gone(p)) {
+            self.out.push(Effect::Members { site });
         }
     }
 

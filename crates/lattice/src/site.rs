@@ -150,6 +150,7 @@ enum Command {
         oneshot::Sender<Option<SiteStream>>,
     ),
     Traffic(SiteId),
+    Measure(SiteId),
     Approve(String, oneshot::Sender<Result<SiteId, HubError>>),
     Revoke(String, oneshot::Sender<Result<(), HubError>>),
     Token(Duration, u32, oneshot::Sender<Result<JoinToken, HubError>>),
@@ -256,6 +257,12 @@ impl Lattice {
     pub fn traffic(&self, site: SiteId) {
         // When the queue is full the next request says it again.
         let _ = self.commands.try_send(Command::Traffic(site));
+    }
+
+    /// Has the round trip to a site measured that is not known yet. The view shows it.
+    pub fn measure(&self, site: SiteId) {
+        // When the queue is full it stays unknown until it is asked for again.
+        let _ = self.commands.try_send(Command::Measure(site));
     }
 
     /// Asks one site and waits for the whole answer.
@@ -557,6 +564,7 @@ impl Task {
                 let _ = done.send(stream);
             }
             Command::Traffic(site) => return self.step(Input::Traffic(site)),
+            Command::Measure(site) => return self.step(Input::Measure(site)),
             Command::Approve(site, done) => {
                 let _ = done.send(self.member.approve(now, &site));
             }

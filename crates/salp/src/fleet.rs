@@ -304,7 +304,15 @@ fn members(
                 state => {
                     let since = now.as_second() - seen.since.as_second();
                     let since = crate::output::age(since);
-                    Err(format!("it is {} since {since}", state.to_lowercase()))
+                    let pods = match seen.pods {
+                        None => String::new(),
+                        Some(1) => ", and had 1 pod then".to_owned(),
+                        Some(pods) => format!(", and had {pods} pods then"),
+                    };
+                    Err(format!(
+                        "it is {} since {since}{pods}",
+                        state.to_lowercase()
+                    ))
                 }
             };
             let name = seen.name;

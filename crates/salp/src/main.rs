@@ -37,6 +37,7 @@ mod run;
 mod site;
 mod sites;
 mod sites_commands;
+mod sites_gone;
 mod sites_server;
 mod stop;
 mod store_commands;

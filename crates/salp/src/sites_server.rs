@@ -5,13 +5,13 @@
 //! and each further line of it says what the site is ([`About`]).
 
 use crate::config::{DirectSettings, LatticeSettings};
-use crate::process;
 use crate::sites::{About, Answer, Listed, Listing, Question};
+use crate::{process, sites_gone};
 use ::sites::fleet;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use client::connect::Agent;
-use lattice::{Lattice, SiteState, SiteStream, Standing, View};
+use lattice::{Lattice, SiteState, SiteStream, SiteView, Standing, View};
 use lifecycle::Scope;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
@@ -105,6 +105,8 @@ struct Part {
     began: jiff::Timestamp,
     /// What the control plane said last.
     about: Arc<parking_lot::Mutex<Option<About>>>,
+    /// What is known of sites that are gone.
+    gone: sites_gone::Known,
 }
 
 impl Body {
@@ -146,12 +148,23 @@ impl Body {
                 return Err(error);
             }
         };
+        let began = jiff::Timestamp::now();
+        let file = config.lattice.join("gone.json");
+        let gone = sites_gone::Known::load(&file);
+        scope.spawn_cancellable(sites_gone::run(
+            lattice.clone(),
+            gone.clone(),
+            file,
+            move |since| after(began, since).as_second(),
+            about_of,
+        ));
         Ok(Part {
             settings,
             lattice,
             scope,
-            began: jiff::Timestamp::now(),
+            began,
             about: Arc::default(),
+            gone,
         })
     }
 
@@ -335,7 +348,7 @@ impl Part {
             Question::List => {
                 let view = lattice.view().borrow().clone();
                 let about = self.about.lock().clone();
-                Answer::Sites(listing(&view, about.as_ref(), self.began))
+                Answer::Sites(listing(&view, about.as_ref(), self.began, &self.gone))
             }
             Question::Approve { site } => match lattice.approve(&site).await {
                 Ok(_) => Answer::Done(format!("site {site} approved")),
@@ -423,11 +436,24 @@ fn refused(error: &dyn std::error::Error) -> Answer {
     Answer::Refused(text)
 }
 
-fn listing(view: &View, own: Option<&About>, began: jiff::Timestamp) -> Listing {
-    let at = |since: Duration| {
-        let since = jiff::SignedDuration::try_from(since).unwrap_or_default();
-        began.checked_add(since).unwrap_or(began)
-    };
+/// The time of day of a time since the start.
+fn after(began: jiff::Timestamp, since: Duration) -> jiff::Timestamp {
+    let since = jiff::SignedDuration::try_from(since).unwrap_or_default();
+    began.checked_add(since).unwrap_or(began)
+}
+
+/// What a site says of itself.
+fn about_of(site: &SiteView) -> Option<About> {
+    serde_json::from_slice(site.entries.get(ABOUT_KEY)?).ok()
+}
+
+fn listing(
+    view: &View,
+    own: Option<&About>,
+    began: jiff::Timestamp,
+    gone: &sites_gone::Known,
+) -> Listing {
+    let at = |since| after(began, since);
     let here = Listed {
         name: view.name.name.clone(),
         id: view.id.to_string(),
@@ -448,8 +474,16 @@ fn listing(view: &View, own: Option<&About>, began: jiff::Timestamp) -> Listing 
         round_trip_ms: None,
     };
     let others = view.sites.iter().map(|site| {
-        let about = site.entries.get(ABOUT_KEY);
-        let about: Option<About> = about.and_then(|v| serde_json::from_slice(v).ok());
+        let is_gone = matches!(site.state, SiteState::Gone | SiteState::Left);
+        // Of one that was not heard since this one has started others know more.
+        let unheard = !sites_gone::was_heard(site);
+        let word = gone.word(view, site.id).filter(|_| unheard || is_gone);
+        let word_since = word.as_ref().filter(|_| is_gone);
+        let word_since = word_since.and_then(|w| jiff::Timestamp::from_second(w.since).ok());
+        let earlier = jiff::SignedDuration::try_from(site.earlier).unwrap_or_default();
+        let since = at(site.since).checked_sub(earlier).unwrap_or(began);
+        let known = word.as_ref().filter(|_| unheard);
+        let about = about_of(site).or_else(|| known?.about.clone());
         Listed {
             name: site.name.name.clone(),
             id: site.id.to_string(),
@@ -463,11 +497,11 @@ fn listing(view: &View, own: Option<&About>, began: jiff::Timestamp) -> Listing 
             }
             .to_owned(),
             reason: None,
-            since: at(site.since),
+            since: word_since.map_or(since, |word| word.min(since)),
             version: about.as_ref().map(|a| a.version.clone()),
             nodes: about.as_ref().map(|a| a.nodes),
             pods: about.as_ref().map(|a| a.pods),
-            exports: ::sites::exports(&site.entries),
+            exports: known.map_or_else(|| ::sites::exports(&site.entries), |word| word.exports),
             round_trip_ms: site.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
         }
     });

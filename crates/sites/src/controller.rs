@@ -5,7 +5,7 @@
 
 mod status;
 
-use crate::choose::Candidate;
+use crate::choose::{Candidate, order};
 use crate::exported::{self, Exported};
 use crate::fleet::{self, Fleet};
 use crate::gates::{Gates, Kept};
@@ -22,10 +22,10 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use lattice::{Incoming, Lattice, SiteId, SiteState, Standing, View};
+use lattice::{Incoming, Lattice, SiteId, SiteName, SiteState, Standing, View};
 use lifecycle::Scope;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -43,6 +43,8 @@ const AGAIN_AFTER_ERROR: Duration = Duration::from_secs(2);
 const SET_UP_AGAIN: Duration = Duration::from_millis(200);
 /// What was woken counts as asleep until it is ready, but no longer than this.
 const WAKES_WITHIN: Duration = Duration::from_secs(15);
+/// Sites of one import that are measured at once, those that are likely near first.
+const MEASURED_MAX: usize = 4;
 /// After a restart the endpoints of other sites stay until these were heard of, but no longer.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
@@ -154,6 +156,7 @@ pub fn start(config: Config, scope: &Scope) -> Result<(), StartError> {
             applied: HashMap::new(),
             slept: HashMap::new(),
             unreachable: HashMap::new(),
+            measuring: HashSet::new(),
         };
         controller.run().await;
     });
@@ -210,6 +213,8 @@ struct Controller {
     slept: HashMap<Key, Option<Instant>>,
     /// Since when each silent site is silent, as text that stays the same.
     unreachable: HashMap<(SiteId, Duration), String>,
+    /// Sites that were asked how far they are.
+    measuring: HashSet<SiteId>,
 }
 
 type Key = (String, String);
@@ -269,7 +274,10 @@ impl Controller {
                 () = over => {}
                 changed = view.changed() => if changed.is_err() { return },
                 changed = reached.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(again) => self.applied.clear(),
+                () = tokio::time::sleep(again) => {
+                    self.applied.clear();
+                    self.measuring.clear();
+                }
             }
             tokio::time::sleep(GATHER).await;
             while changes.next().now_or_never().is_some() {}
@@ -284,6 +292,7 @@ impl Controller {
         let offers = self.offers(&own, view);
         let others = offers.values().flatten().filter_map(|offer| offer.site);
         self.tunnels.routes().want(&others.collect());
+        self.measure(&view.name, &offers);
         let mut imports: BTreeMap<Key, Import> = BTreeMap::new();
         for ((namespace, name), offers) in &offers {
             if self.namespaces.get("", namespace).is_none() {
@@ -479,6 +488,24 @@ impl Controller {
             }
         }
         offers
+    }
+
+    /// Has sites measured that may be asked for a Service: where many are, most are alive by
+    /// others' word, and nobody knows how far they are.
+    fn measure(&mut self, own: &SiteName, offers: &BTreeMap<Key, Vec<Offer>>) {
+        for offers in offers.values() {
+            let candidates: Vec<Candidate> = offers.iter().map(|o| o.candidate.clone()).collect();
+            let unknown = |c: &Candidate| c.rtt.is_none() && c.state == SiteState::Alive;
+            let order = order(own, &candidates).into_iter();
+            let nearest = order
+                .filter(|i| unknown(&candidates[*i]))
+                .take(MEASURED_MAX);
+            for site in nearest.filter_map(|i| offers[i].site) {
+                if self.measuring.insert(site) {
+                    self.lattice.measure(site);
+                }
+            }
+        }
     }
 
     /// Keeps the objects of one import.

@@ -254,6 +254,13 @@ impl Peer {
         self.watched_until = now + WATCHED_FOR;
     }
 
+    /// Its round trip is to be known: in a crowd a site is alive by others' word.
+    pub(super) fn measure(&mut self, now: Duration) {
+        if self.rtt.is_none() && self.state == SiteState::Alive {
+            self.ping_at.get_or_insert(now);
+        }
+    }
+
     /// It is looked after, or is not.
     pub(super) fn look_after(&mut self, now: Duration, ward: bool) {
         if !ward {

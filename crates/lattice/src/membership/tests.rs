@@ -2,6 +2,7 @@
 
 use super::peer::{FETCH_AGAIN, MEASURED_MIN};
 use super::*;
+use crate::message::Called;
 use expect_test::{Expect, expect};
 use std::collections::BTreeSet;
 
@@ -180,6 +181,71 @@ fn the_way_is_as_long_as_the_quickest_answers() {
     case.pass(ms(8300), Some(ms(90)));
     let rtt = case.membership.peers()[&OTHER].rtt.unwrap();
     assert!(ms(10) < rtt && rtt < ms(40), "{rtt:?}");
+}
+
+/// Whoever comes is told by a hub of those that it can't meet any more.
+#[test]
+fn one_that_comes_hears_of_those_that_are_gone() {
+    let mut case = Case::new();
+    case.membership = Membership::new(OWN, true, Timing::default(), Entropy::seeded(1));
+    case.event(Event::Link(true));
+    let third = SiteId([9; 16]);
+    case.event(Event::Known(third));
+    let members = |effects: &[Effect]| {
+        let told = effects.iter();
+        told.filter(|e| matches!(e, Effect::Members { .. })).count()
+    };
+    let come = |case: &mut Case, incarnation| {
+        let mut effects = case.beat(incarnation);
+        effects.extend(case.event(Event::Tick));
+        let ping = effects.iter().find_map(|e| match e {
+            Effect::Send {
+                site,
+                message: Message::Ping { nonce, .. },
+            }
+            | Effect::Tell {
+                site,
+                message: Message::Ping { nonce, .. },
+            } if *site == OTHER => Some(*nonce),
+            _ => None,
+        });
+        let nonce = ping.expect("it is asked");
+        effects.extend(case.hear(incarnation, pong(case.now, nonce)));
+        effects
+    };
+    case.event(Event::Known(OTHER));
+    // The third may be there yet.
+    assert_eq!(members(&come(&mut case, 1)), 0);
+    case.pass(ms(100_000), None);
+    assert_eq!(members(&come(&mut case, 2)), 1);
+}
+
+/// In a crowd a site is alive by another's word; who may be asked for a Service is measured.
+#[test]
+fn one_that_was_never_asked_is_measured_when_it_matters() {
+    let mut peer = Peer::new(Duration::ZERO);
+    peer.wait(ms(60_000), ms(1000));
+    let word = Called {
+        site: OTHER,
+        incarnation: 1,
+        revision: 0,
+        uptime_s: 0,
+        gone_s: None,
+    };
+    assert!(peer.take_word(ms(10), &word, ms(20), ms(60_000)));
+    assert_eq!((peer.state, peer.rtt), (SiteState::Alive, None));
+    let asked = |peer: &mut Peer, now| {
+        let (timing, silence) = (Timing::default(), ms(3_600_000));
+        peer.tend(now, &timing, silence, true, false, Link::Up).ping
+    };
+    assert!(!asked(&mut peer, ms(30)), "nobody wants to know");
+    peer.measure(ms(40));
+    assert!(asked(&mut peer, ms(40)));
+    peer.asked(ms(40), 7);
+    assert!(peer.answered(ms(50), 7, 0));
+    assert_eq!(peer.rtt, Some(ms(10)));
+    peer.measure(ms(60));
+    assert!(!asked(&mut peer, ms(60)), "it is known");
 }
 
 #[test]

@@ -384,6 +384,53 @@ fn pods_and_logs_of_all_sites_are_one_list() {
     assert!(none.contains("no member has this name"), "{none}");
 }
 
+/// Who comes later is told by those that were there, and who was away remembers.
+#[test]
+fn a_site_that_died_before_another_came_is_known_to_it() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let mut hub = hub(&nats, &[]);
+    let mut shop = shop(&nats, &hub, "shop-1", &[]);
+    misbehave(&shop, &registry, "at-shop", "", "");
+    eventually("the hub knows of its pod", || {
+        let seen = sees(&hub, "shop-1", "Alive");
+        let pods = seen["pods"].as_u64();
+        (pods == Some(1)).then_some(()).ok_or(seen.to_string())
+    });
+    let pid = std::fs::read_to_string(shop.dir.join("run/dataplane.pid")).expect("a pid");
+    shop.signal("-KILL");
+    let mut kill = std::process::Command::new("kill");
+    let killed = kill.args(["-KILL", pid.trim()]).status();
+    assert!(killed.expect("kill").success());
+    let died = sees(&hub, "shop-1", "Gone");
+    let since = |seen: &Value| -> jiff::Timestamp {
+        let text = seen["since"].as_str().expect("a time");
+        text.parse().expect("a time")
+    };
+    let knows = |site: &Site, who: &str| {
+        let seen = eventually(&format!("{who} knows when and what"), || {
+            let seen = sees(site, "shop-1", "Gone");
+            let differs = since(&seen).as_second() - since(&died).as_second();
+            let same = differs.abs() <= 2 && seen["pods"] == 1 && seen["nodes"] == 1;
+            same.then_some(seen.clone())
+                .ok_or(format!("{seen}, not {died}"))
+        });
+        let silent = text(&site.salp(&["ps", "--sites", "-A"]));
+        assert!(
+            silent.contains("site shop-1 is silent: it is gone since"),
+            "{silent}"
+        );
+        assert!(silent.contains("and had 1 pod then"), "{silent}");
+        seen
+    };
+    let kiosk = crate::sites::shop(&nats, &hub, "kiosk", &[]);
+    knows(&kiosk, "a site that has come since");
+    hub.signal("-INT");
+    let url = nats.url();
+    hub.up(&["--lattice", &url, "--lattice-hub", "--site", "hub"]);
+    knows(&hub, "a hub that has started again");
+}
+
 #[test]
 fn a_site_says_how_much_it_answers() {
     let nats = Nats::start();
