@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod connect;
+pub mod election;
 pub mod events;
 pub mod informer;
 pub mod labels;
@@ -16,6 +17,7 @@ pub mod taints;
 pub mod tls;
 
 pub use clock::Clock;
+pub use election::Election;
 pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer, Informers, ObjectKey, Selected};
 pub use k8s_openapi;

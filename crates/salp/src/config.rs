@@ -48,6 +48,7 @@ struct File {
     oidc_required_claim: Vec<String>,
     #[serde(default)]
     oidc_signing_algs: Vec<String>,
+    store_prefix: Option<String>,
     site: Option<String>,
     #[serde(default)]
     lattice: Vec<String>,
@@ -241,6 +242,11 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         store_ca: args.store.store_ca.clone().or(file.store_ca.clone()),
         store_cert: args.store.store_cert.clone().or(file.store_cert.clone()),
         store_key: args.store.store_key.clone().or(file.store_key.clone()),
+        store_prefix: args
+            .store
+            .store_prefix
+            .clone()
+            .or(file.store_prefix.clone()),
     };
     Ok(Site {
         store: store.settings()?,

@@ -9,6 +9,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -49,6 +51,67 @@ pub struct Pki {
     pub front_proxy_ca_pem: String,
     /// Key that signs ServiceAccount tokens.
     pub service_account_key_pem: String,
+}
+
+/// What all servers of a site have in common: files of `pki/`, the mode of each, and what is in
+/// it. The certificate that says that there is an authority is written last.
+const SHARED: [(&str, u32); 5] = [
+    ("service-account.key", 0o600),
+    ("front-proxy-ca.key", 0o600),
+    ("front-proxy-ca.crt", 0o644),
+    ("ca.key", 0o600),
+    (CA_CERT, 0o644),
+];
+const CA_CERT: &str = "ca.crt";
+
+/// Those files, by their names.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets(BTreeMap<String, String>);
+
+impl Secrets {
+    /// The authority's certificate, PEM.
+    pub fn ca_pem(&self) -> &str {
+        self.0.get(CA_CERT).map_or("", String::as_str)
+    }
+}
+
+/// Whether there is an authority already.
+pub fn has_authority(layout: &Layout) -> bool {
+    layout.pki().join(CA_CERT).exists()
+}
+
+/// Those of this directory, made when they are not there.
+pub fn secrets(layout: &Layout) -> Result<Secrets> {
+    let dir = layout.pki();
+    authority(&dir, "front-proxy-ca", "salp-front-proxy-ca")?;
+    key(&dir.join("service-account.key"))?;
+    authority(&dir, "ca", "salp-ca")?;
+    let read = |(file, _): &(&str, u32)| {
+        let path = dir.join(file);
+        let text = std::fs::read_to_string(&path);
+        let text = text.with_context(|| format!("read {}", path.display()))?;
+        Ok(((*file).to_owned(), text))
+    };
+    Ok(Secrets(SHARED.iter().map(read).collect::<Result<_>>()?))
+}
+
+/// Makes those of another server this directory's.
+pub fn adopt(layout: &Layout, secrets: &Secrets) -> Result<()> {
+    for (file, mode) in SHARED {
+        if let Some(text) = secrets.0.get(file) {
+            write_atomic(&layout.pki().join(file), text.as_bytes(), mode)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes those that were made a moment ago.
+pub fn forget(layout: &Layout) -> Result<()> {
+    for (file, _) in SHARED.iter().rev() {
+        let path = layout.pki().join(file);
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What a leaf says.

@@ -15,8 +15,9 @@ use store::{EmbeddedStore, EtcdStore, Snapshot, Store};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
-    /// Where objects are kept: `embedded`, or `etcd=URL[,URL…]`. One control plane at a time
-    /// may use an etcd [default: embedded].
+    /// Where objects are kept: `embedded`, or `etcd=URL[,URL…]`. Each further machine that is
+    /// given the same etcd, with a data directory of its own, is one more server of the same
+    /// site; give it --bind-address and another --node-name [default: embedded].
     #[arg(long, env = "SALP_STORE", hide_env_values = true, value_name = "STORE")]
     pub store: Option<String>,
     /// Certificates (PEM) that etcd is trusted by.
@@ -38,6 +39,9 @@ pub struct StoreArgs {
         requires = "store_cert"
     )]
     pub store_key: Option<PathBuf>,
+    /// What all keys in etcd begin with, such as /shop-1: so that several sites may use one etcd.
+    #[arg(long, env = "SALP_STORE_PREFIX", value_name = "PREFIX")]
+    pub store_prefix: Option<String>,
 }
 
 /// Where objects are kept.
@@ -51,7 +55,16 @@ pub enum StoreSettings {
         ca: Option<PathBuf>,
         /// Certificate and key.
         identity: Option<(PathBuf, PathBuf)>,
+        /// What all keys begin with; empty, or `/` and a name.
+        prefix: String,
     },
+}
+
+impl StoreSettings {
+    /// Whether several servers may use it at once.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Etcd { .. })
+    }
 }
 
 impl StoreArgs {
@@ -65,8 +78,10 @@ impl StoreArgs {
             if text != "embedded" {
                 bail!("use --store {text:?}: want embedded or etcd=https://HOST:2379[,…]");
             }
-            if self.store_ca.is_some() || self.store_cert.is_some() {
-                bail!("use --store-ca and --store-cert: they are for --store etcd=…");
+            if self.store_ca.is_some() || self.store_cert.is_some() || self.store_prefix.is_some() {
+                bail!(
+                    "use --store-ca, --store-cert and --store-prefix: they are for --store etcd=…"
+                );
             }
             return Ok(StoreSettings::Embedded);
         };
@@ -75,8 +90,22 @@ impl StoreArgs {
             endpoints: endpoints.map(str::to_owned).collect(),
             ca: self.store_ca.clone(),
             identity: self.store_cert.clone().zip(self.store_key.clone()),
+            prefix: prefix(self.store_prefix.as_deref().unwrap_or_default())?,
         })
     }
+}
+
+/// Reads `--store-prefix`.
+fn prefix(text: &str) -> Result<String> {
+    let name = text.trim_matches('/');
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if name.is_empty() || !name.chars().all(plain) {
+        bail!("use --store-prefix {text:?}: want a name such as /shop-1");
+    }
+    Ok(format!("/{name}"))
 }
 
 /// Opens a store.
@@ -94,6 +123,7 @@ pub async fn open(settings: &StoreSettings, layout: &Layout) -> Result<Arc<dyn S
             endpoints,
             ca,
             identity,
+            prefix,
         } => {
             let read = |path: &Path| {
                 std::fs::read_to_string(path)
@@ -106,6 +136,7 @@ pub async fn open(settings: &StoreSettings, layout: &Layout) -> Result<Arc<dyn S
                 identity: identity
                     .map(|(cert, key)| anyhow::Ok((read(cert)?, read(key)?)))
                     .transpose()?,
+                prefix: prefix.clone(),
             };
             let connected = EtcdStore::connect(&config).await;
             let named = || format!("use etcd at {}", endpoints.join(", "));
@@ -209,6 +240,16 @@ async fn run(command: &StoreCommand) -> Result<()> {
             target.store.store = Some(to.clone());
             if to == "embedded" {
                 target.store = StoreArgs::default();
+            }
+            let mut from = from.clone();
+            if from
+                .store
+                .store
+                .as_deref()
+                .is_none_or(|store| store == "embedded")
+            {
+                // The other flags are for where they go.
+                from.store = StoreArgs::default();
             }
             if target.store.settings()? == from.store.settings()? {
                 bail!("migrate: the objects are there already");

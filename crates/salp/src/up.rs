@@ -10,8 +10,8 @@ use crate::output::{self, Phases};
 use crate::renewal::{self, Renewal};
 use crate::site::Site;
 use crate::{
-    answers, dataplane, image_collection, manifests, node_routes, pki, process, site, sites,
-    sites_server, stop, store_commands,
+    answers, dataplane, image_collection, manifests, node_routes, pki, process, shared_site, site,
+    sites, sites_server, stop, store_commands,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -164,7 +164,17 @@ async fn start(
     let lock = process::lock(layout)?;
     let api_listener = listen_api(config)?;
     let kubelet_listener = listen_kubelet(config)?;
-    let (site, claim) = site::load_or_create(layout).await?;
+    let shared = config.store.is_shared();
+    let mut opened = None;
+    let (site, claim) = if shared && !shared_site::is_settled(layout) {
+        phases.begin("store");
+        let store = store_commands::open(&config.store, layout).await?;
+        let settled = shared_site::settle(&*store, config, layout).await?;
+        opened = Some(store);
+        settled
+    } else {
+        site::load_or_create(layout).await?
+    };
     let ports = site.ports();
     let node_ip = node_ip(config.bind_address)?;
     let addresses = vec![
@@ -176,12 +186,7 @@ async fn start(
         node_name: config.node_name.clone(),
         addresses,
     };
-    let pki = {
-        let (layout, reached) = (layout.clone(), reached.clone());
-        tokio::task::spawn_blocking(move || pki::load_or_create(&layout, &reached))
-            .await
-            .context("make certificates")??
-    };
+    let mut pki = load_pki(layout, &reached).await?;
     let api_port = api_listener
         .local_addr()
         .context("read API address")?
@@ -214,7 +219,13 @@ async fn start(
     dataplane::ensure(layout, &dataplane_config)?;
 
     phases.begin("store");
-    let store = store_commands::open(&config.store, layout).await?;
+    let store = match opened {
+        Some(store) => store,
+        None => store_commands::open(&config.store, layout).await?,
+    };
+    if shared && shared_site::agree(&*store, config, layout, &site).await? {
+        pki = load_pki(layout, &reached).await?;
+    }
     {
         let store = store.clone();
         stack.push("store", STOP_DEADLINE, move || async move {
@@ -231,6 +242,7 @@ async fn start(
         advertise,
         service_port: ports.api,
         args: &config.api,
+        shared: shared.then(|| apiserver::Shared::new(config.node_name.clone())),
     };
     let server = start_apiserver(store, api, &pki, &site, stack).await?;
     // For what is done in the administrator's name.
@@ -310,6 +322,13 @@ async fn start(
     })
 }
 
+async fn load_pki(layout: &Layout, reached: &pki::Reached) -> Result<pki::Pki> {
+    let (layout, reached) = (layout.clone(), reached.clone());
+    tokio::task::spawn_blocking(move || pki::load_or_create(&layout, &reached))
+        .await
+        .context("make certificates")?
+}
+
 /// Listens for the API, or says who to ask.
 fn listen_api(config: &SiteConfig) -> Result<TcpListener> {
     let address = SocketAddr::new(config.bind_address, config.api_port);
@@ -364,6 +383,8 @@ struct ApiReached<'a> {
     /// …which has this port.
     service_port: u16,
     args: &'a ApiArgs,
+    /// By which name, where there may be others.
+    shared: Option<apiserver::Shared>,
 }
 
 async fn start_apiserver(
@@ -387,6 +408,7 @@ async fn start_apiserver(
     );
     config.listeners = vec![reached.listener];
     config.service_port = reached.service_port;
+    config.shared = reached.shared;
     config.service_cidr = apiserver::ServiceCidr {
         base: site.service_network,
         prefix: site::PREFIX,
@@ -425,44 +447,86 @@ fn start_control(
         client::connect::from_service_as(service, Agent(name))
     };
     let informers = client::Informers::new(part("kube-controller-manager"), &scope);
-    scheduler::run(
-        scheduler::Config {
-            informers: informers.with_client(part("kube-scheduler")),
-            clock: clock.clone(),
-            seed: rand::random(),
-        },
-        &scope,
-    );
-    controllers::run(
-        controllers::Config {
-            informers: informers.clone(),
-            root_ca_pem: pki.ca_pem.clone(),
-            signer: Some(signer),
-            clock: clock.clone(),
-            seed: rand::random(),
-        },
-        &scope,
-    );
+    let leads = Leads {
+        scope: &scope,
+        clock: clock.clone(),
+        identity: config.store.is_shared().then(|| {
+            let unique: u64 = rand::random();
+            format!("{}_{unique:016x}", config.node_name)
+        }),
+    };
+    let scheduler = scheduler::Config {
+        informers: informers.with_client(part("kube-scheduler")),
+        clock: clock.clone(),
+        seed: rand::random(),
+    };
+    let client = part("kube-scheduler");
+    leads.run("kube-scheduler", client, move |scope| {
+        scheduler::run(scheduler.clone(), scope);
+    });
+    let controllers = controllers::Config {
+        informers: informers.clone(),
+        root_ca_pem: pki.ca_pem.clone(),
+        signer: Some(signer),
+        clock: clock.clone(),
+        seed: rand::random(),
+    };
+    let client = part("kube-controller-manager");
+    leads.run("kube-controller-manager", client, move |scope| {
+        controllers::run(controllers.clone(), scope);
+    });
     // What a site follows may be anything, as with `kubectl apply` by its administrator.
     let service = server.service("system:salp-gitops", &["system:masters"]);
-    gitops::run(
-        gitops::Config {
-            informers: informers.with_client(client::connect::from_service_as(
-                service,
-                Agent("salp-gitops"),
-            )),
-            data_dir: layout.gitops(),
-            manifests: config.manifests.clone(),
-            clock,
-            seed: rand::random(),
-            registry: registry_config(&config.insecure_registries, &config.registry_mirrors),
-        },
-        &scope,
-    );
+    let client = client::connect::from_service_as(service, Agent("salp-gitops"));
+    let gitops = gitops::Config {
+        informers: informers.with_client(client.clone()),
+        data_dir: layout.gitops(),
+        manifests: config.manifests.clone(),
+        clock,
+        seed: rand::random(),
+        registry: registry_config(&config.insecure_registries, &config.registry_mirrors),
+    };
+    leads.run("salp-gitops", client, move |scope| {
+        gitops::run(gitops.clone(), scope);
+    });
     stack.push("controllers", STOP_DEADLINE, move || async move {
         scope.close().await
     });
     informers
+}
+
+/// Where parts run that one server of a site runs for all.
+struct Leads<'a> {
+    scope: &'a Scope,
+    clock: client::Clock,
+    /// Name of this process among the servers; none where it is the only one, which asks
+    /// nobody.
+    identity: Option<String>,
+}
+
+impl Leads<'_> {
+    /// Runs a part while this server is the one; the Lease has upstream's name.
+    fn run(
+        &self,
+        lease: &str,
+        client: kube::Client,
+        part: impl Fn(&Scope) + Send + Sync + 'static,
+    ) {
+        let Some(identity) = &self.identity else {
+            part(self.scope);
+            return;
+        };
+        let election = client::Election {
+            client,
+            namespace: "kube-system".to_owned(),
+            name: lease.to_owned(),
+            identity: identity.clone(),
+            timing: client::election::Timing::default(),
+            clock: self.clock.clone(),
+            seed: rand::random(),
+        };
+        client::election::start(election, self.scope, part);
+    }
 }
 
 /// Routes to the pods of nodes that join.

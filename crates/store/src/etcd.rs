@@ -40,6 +40,8 @@ const SIGN_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct EtcdStore {
     members: Arc<Members>,
+    /// Before each key.
+    prefix: Arc<str>,
     /// Owns the tasks of watches; cancelled once the store is closed.
     scope: Scope,
 }
@@ -53,6 +55,7 @@ impl EtcdStore {
     pub async fn connect(config: &Config) -> Result<Self, Error> {
         let store = Self {
             members: Arc::new(Members::new(config)?),
+            prefix: config.prefix.as_str().into(),
             scope: Scope::new(),
         };
         store.revision().await?;
@@ -173,6 +176,11 @@ impl EtcdStore {
             _ => None,
         }
     }
+
+    /// A key, or what keys begin with, as etcd has it.
+    fn there(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
 }
 
 impl Drop for EtcdStore {
@@ -188,7 +196,7 @@ const ALL: &[u8] = &[0];
 impl Store for EtcdStore {
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Record>, Error> {
         let request = messages::RangeRequest {
-            key: key.to_owned().into(),
+            key: self.there(key).into(),
             revision: at.map_or(0, signed),
             ..messages::RangeRequest::default()
         };
@@ -197,10 +205,11 @@ impl Store for EtcdStore {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<Range, Error> {
-        let end = end_of(&request.prefix);
+        let prefix = self.there(&request.prefix);
+        let end = end_of(&prefix);
         let mut next = match &request.after {
-            Some(after) => after_key(after),
-            None => start_of(&request.prefix),
+            Some(after) => after_key(&self.there(after)),
+            None => start_of(&prefix),
         };
         let mut range = Range {
             records: Vec::new(),
@@ -228,11 +237,17 @@ impl Store for EtcdStore {
             }
             let count = usize::try_from(answer.count).unwrap_or_default();
             range.remaining = count.saturating_sub(answer.kvs.len());
-            let records = answer.kvs.iter().map(|kv| record(&text(&kv.key), kv));
+            let skip = self.prefix.len();
+            let records = answer
+                .kvs
+                .iter()
+                .map(|kv| record(&text(&kv.key[skip..]), kv));
             range.records.extend(records);
             let full = request.limit != 0 && range.records.len() >= request.limit;
             match range.records.last() {
-                Some(last) if range.remaining > 0 && !full => next = after_key(&last.key),
+                Some(last) if range.remaining > 0 && !full => {
+                    next = after_key(&self.there(&last.key));
+                }
                 _ => return Ok(range),
             }
         }
@@ -240,8 +255,8 @@ impl Store for EtcdStore {
 
     async fn count(&self, prefix: &str) -> Result<usize, Error> {
         let request = messages::RangeRequest {
-            key: start_of(prefix),
-            range_end: end_of(prefix),
+            key: start_of(&self.there(prefix)),
+            range_end: end_of(&self.there(prefix)),
             count_only: true,
             ..messages::RangeRequest::default()
         };
@@ -251,7 +266,7 @@ impl Store for EtcdStore {
 
     async fn write(&self, key: &str, write: Write, _: Durability) -> Result<Record, Error> {
         self.open()?;
-        let request = transaction(key, &write);
+        let request = transaction(&self.there(key), &write);
         let sent = self.members.call("/etcdserverpb.KV/Txn", &request).await;
         let (answer, again): (messages::TxnResponse, _) = match sent {
             Ok(sent) => sent,
@@ -304,13 +319,13 @@ impl Store for EtcdStore {
         let (items, receiver) = mpsc::channel(ITEMS_PENDING_MAX);
         // Who has nothing more to hear knows that it has heard everything.
         let known = (from == newest).then_some(Ok(WatchItem::Progress(newest)));
-        let prefix = prefix.to_owned();
+        let (prefix, skip) = (self.there(prefix), self.prefix.len());
         let closed = self.scope.token().clone();
         self.scope.spawn_cancellable(async move {
             while let Some(answer) = answers.next().await {
                 let item = match answer {
                     Ok(answer) if answer.canceled => Err(ended(&answer)),
-                    Ok(answer) => Ok(item(&prefix, &answer)),
+                    Ok(answer) => Ok(item(&prefix, skip, &answer)),
                     Err(e) => Err(e),
                 };
                 let last = item.is_err();
@@ -437,8 +452,8 @@ fn done(key: &str, write: Write, answer: &messages::TxnResponse) -> Result<Recor
     })
 }
 
-/// What a watch answer tells about keys with the prefix.
-fn item(prefix: &str, answer: &messages::WatchResponse) -> WatchItem {
+/// What a watch answer tells about keys with the prefix, of which so many bytes are not shown.
+fn item(prefix: &str, skip: usize, answer: &messages::WatchResponse) -> WatchItem {
     let mut newest = 0;
     let mut events = Vec::new();
     for event in &answer.events {
@@ -447,7 +462,7 @@ fn item(prefix: &str, answer: &messages::WatchResponse) -> WatchItem {
         if !kv.key.starts_with(prefix.as_bytes()) {
             continue;
         }
-        let mut record = record(&text(&kv.key), kv);
+        let mut record = record(&text(&kv.key[skip..]), kv);
         let previous = event.prev_kv.as_ref();
         let kind = if event.kind == 1 {
             record.created = previous.map_or(record.modified, |previous| {

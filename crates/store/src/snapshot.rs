@@ -20,6 +20,9 @@ const LINE_BYTES_MAX: u64 = 8 << 20;
 const WRITES: usize = 64;
 /// Records read at once.
 const PAGE: usize = 500;
+/// Below this is what the servers of a site tell each other: it is not of the API, and they tell
+/// it anew.
+const OWN: &str = "/salp/";
 /// zstd's level.
 const LEVEL: i32 = 3;
 
@@ -78,6 +81,7 @@ impl Snapshot {
             let of = |record: Record| (record.key, record.value);
             records.extend(range.records.into_iter().map(of));
             if range.remaining == 0 {
+                records.retain(|(key, _)| !key.starts_with(OWN));
                 return Ok(Self {
                     revision: range.revision,
                     records,

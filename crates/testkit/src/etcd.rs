@@ -2,7 +2,7 @@
 
 use crate::Pki;
 use anyhow::{Context as _, Result, bail};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use store::etcd::Config;
@@ -11,6 +11,8 @@ use store::etcd::Config;
 const LOOK: Duration = Duration::from_millis(20);
 /// Looks before a member is given up.
 const LOOKS: usize = 500;
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A cluster of etcd.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub struct Etcd {
 #[derive(Debug)]
 struct Member {
     arguments: Vec<String>,
-    client_port: u16,
+    client: SocketAddr,
     child: Option<Child>,
 }
 
@@ -33,7 +35,16 @@ impl Etcd {
     /// # Errors
     /// When etcd is not there or does not start.
     pub fn start(members: usize) -> Result<Self> {
-        Self::start_with(members, None)
+        Self::start_with(members, LOOPBACK, None)
+    }
+
+    /// Starts so many members that listen at this address, which is the machine's: of the
+    /// network namespace that the caller is in.
+    ///
+    /// # Errors
+    /// When etcd is not there or does not start.
+    pub fn start_at(members: usize, host: IpAddr) -> Result<Self> {
+        Self::start_with(members, host, None)
     }
 
     /// Starts one member that serves, and demands, certificates of this authority.
@@ -41,19 +52,19 @@ impl Etcd {
     /// # Errors
     /// When etcd is not there or does not start.
     pub fn start_tls(pki: &Pki) -> Result<Self> {
-        Self::start_with(1, Some(pki))
+        Self::start_with(1, LOOPBACK, Some(pki))
     }
 
-    fn start_with(count: usize, pki: Option<&Pki>) -> Result<Self> {
+    fn start_with(count: usize, host: IpAddr, pki: Option<&Pki>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let ports: Vec<(u16, u16)> = free_ports(count * 2)?
+        let ports: Vec<(u16, u16)> = free_ports(host, count * 2)?
             .chunks(2)
             .map(|pair| (pair[0], pair[1]))
             .collect();
         let cluster: Vec<String> = ports
             .iter()
             .enumerate()
-            .map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}"))
+            .map(|(n, (_, peer))| format!("m{n}=http://{host}:{peer}"))
             .collect();
         let scheme = if pki.is_some() { "https" } else { "http" };
         let mut tls_arguments = Vec::new();
@@ -75,6 +86,7 @@ impl Etcd {
                 endpoints: Vec::new(),
                 ca_pem: Some(pki.ca_cert.clone()),
                 identity: Some((client.cert, client.key)),
+                prefix: String::new(),
             });
         }
         let members = ports
@@ -85,10 +97,10 @@ impl Etcd {
                 let mut arguments = vec![
                     format!("--name=m{n}"),
                     format!("--data-dir={folder}"),
-                    format!("--listen-client-urls={scheme}://127.0.0.1:{client}"),
-                    format!("--advertise-client-urls={scheme}://127.0.0.1:{client}"),
-                    format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
-                    format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+                    format!("--listen-client-urls={scheme}://{host}:{client}"),
+                    format!("--advertise-client-urls={scheme}://{host}:{client}"),
+                    format!("--listen-peer-urls=http://{host}:{peer}"),
+                    format!("--initial-advertise-peer-urls=http://{host}:{peer}"),
                     format!("--initial-cluster={}", cluster.join(",")),
                     // A killed process loses nothing that the kernel has; tests cut no power.
                     "--unsafe-no-fsync".to_owned(),
@@ -99,7 +111,7 @@ impl Etcd {
                 arguments.extend(tls_arguments.iter().cloned());
                 Member {
                     arguments,
-                    client_port: *client,
+                    client: SocketAddr::new(host, *client),
                     child: None,
                 }
             })
@@ -121,7 +133,7 @@ impl Etcd {
     /// How the store reaches it.
     pub fn config(&self) -> Config {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let url = |member: &Member| format!("{scheme}://127.0.0.1:{}", member.client_port);
+        let url = |member: &Member| format!("{scheme}://{}", member.client);
         Config {
             endpoints: self.members.iter().map(url).collect(),
             ..self.tls.clone().unwrap_or_default()
@@ -170,7 +182,7 @@ impl Member {
     )]
     fn wait(&mut self) -> Result<()> {
         for _ in 0..LOOKS {
-            if std::net::TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
+            if std::net::TcpStream::connect(self.client).is_ok() {
                 return Ok(());
             }
             if let Some(child) = &mut self.child
@@ -180,7 +192,7 @@ impl Member {
             }
             std::thread::sleep(LOOK);
         }
-        bail!("etcd does not listen at port {}", self.client_port)
+        bail!("etcd does not listen at {}", self.client)
     }
 
     fn kill(&mut self) {
@@ -193,9 +205,9 @@ impl Member {
 }
 
 /// Ports that nobody listened at a moment ago, all different.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
+fn free_ports(host: IpAddr, count: usize) -> Result<Vec<u16>> {
     let listeners = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .map(|_| TcpListener::bind((host, 0)))
         .collect::<std::io::Result<Vec<_>>>()?;
     let port = |listener: &TcpListener| Ok(listener.local_addr()?.port());
     listeners.iter().map(port).collect()

@@ -23,6 +23,7 @@ mod packages;
 mod pods;
 mod rootless;
 mod serve;
+mod servers;
 mod sites;
 mod stores;
 mod terminal;

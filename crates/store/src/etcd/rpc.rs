@@ -36,6 +36,9 @@ pub struct Config {
     pub ca_pem: Option<String>,
     /// PEM of the client's certificate and key.
     pub identity: Option<(String, String)>,
+    /// What all keys begin with in etcd, so that several sites may use one; clients see none
+    /// of it.
+    pub prefix: String,
 }
 
 /// The members, and which of them is asked.

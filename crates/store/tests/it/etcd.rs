@@ -3,7 +3,9 @@
 use crate::update;
 use futures::StreamExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use store::{Durability, Error, EtcdStore, Revision, Snapshot, Store, WatchItem, Write};
+use store::{
+    Durability, Error, EtcdStore, RangeRequest, Revision, Snapshot, Store, WatchItem, Write,
+};
 use testkit::{Etcd, Pki};
 
 /// Writers at once.
@@ -157,4 +159,53 @@ async fn a_store_moves_to_etcd_and_back() {
     let back = Snapshot::of(third.store()).await.expect("snapshot");
     assert_eq!(back.records, before.records);
     assert!(back.revision > there.revision);
+}
+
+#[tokio::test]
+async fn two_prefixes_are_two_stores() {
+    let etcd = Etcd::start(1).expect("etcd starts");
+    let with = |prefix: &str| store::etcd::Config {
+        prefix: prefix.to_owned(),
+        ..etcd.config()
+    };
+    let whole = EtcdStore::connect(&etcd.config()).await.expect("connects");
+    let a = EtcdStore::connect(&with("/a")).await.expect("connects");
+    let b = EtcdStore::connect(&with("/b")).await.expect("connects");
+    let mut seen = b.watch("/k/", None).await.expect("watch");
+    let all = || RangeRequest {
+        prefix: "/k/".to_owned(),
+        ..RangeRequest::default()
+    };
+    for n in 0..3 {
+        crate::create(&a, &format!("/k/{n}"), "a").await;
+    }
+    let made = crate::create(&b, "/k/1", "b").await;
+    assert_eq!(&*made.key, "/k/1");
+    assert_eq!(b.get("/k/1", None).await.expect("get"), Some(made.clone()));
+    assert_eq!(b.get("/k/0", None).await.expect("get"), None);
+    let found = b.range(all()).await.expect("range").records;
+    assert_eq!(found, std::slice::from_ref(&made));
+    assert_eq!(a.count("/k/").await.expect("count"), 3);
+    let page = a
+        .range(RangeRequest {
+            after: Some("/k/0".to_owned()),
+            limit: 1,
+            ..all()
+        })
+        .await
+        .expect("range");
+    assert_eq!((&*page.records[0].key, page.remaining), ("/k/1", 1));
+    // Of others a watch hears only that time goes on.
+    loop {
+        match seen.next().await.expect("an item").expect("an item") {
+            WatchItem::Progress(_) => {}
+            WatchItem::Events(events) => {
+                assert_eq!(events[0].record, made);
+                break;
+            }
+        }
+    }
+    crate::delete(&b, "/k/1", made.modified).await;
+    assert_eq!(whole.count("/a/k/").await.expect("count"), 3);
+    assert_eq!(whole.count("").await.expect("count"), 3);
 }
