@@ -422,7 +422,7 @@ mod tests {
     enum State {
         Resting,
         Reading,
-        Read(Option<Lease>),
+        Read(Option<Box<Lease>>),
         Writing(Step),
         Written(bool),
     }
@@ -484,9 +484,9 @@ mod tests {
                         process.due = ms + 5_000;
                         State::Resting
                     }
-                    State::Reading => State::Read(register.clone()),
+                    State::Reading => State::Read(register.clone().map(Box::new)),
                     State::Read(found) => {
-                        match process.candidate.step(found.as_ref(), at(ms), wall()) {
+                        match process.candidate.step(found.as_deref(), at(ms), wall()) {
                             Step::Wait => {
                                 process.due = ms + 2_000;
                                 State::Resting
