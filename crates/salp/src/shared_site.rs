@@ -12,6 +12,7 @@ use crate::pki::{self, Secrets};
 use crate::site::{self, Claim, Site};
 use crate::up;
 use anyhow::{Context as _, Result, bail};
+use pod_network::Prefix;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use store::{Durability, Error, RangeRequest, Store, Write};
@@ -161,37 +162,65 @@ async fn join(
     if !pki::has_authority(layout) {
         pki::adopt(layout, &record.secrets)?;
     }
-    let mut taken = blocks(store).await?;
-    taken.push(record.pod_network);
+    let node = &config.node_name;
+    let Blocks { own, mut taken } = Blocks::read(store, node).await?;
+    if own != Some(record.pod_network) {
+        taken.extend(prefix(record.pod_network));
+    }
     loop {
-        let settled = site::settle_as_node(layout, record.service_network, &taken).await;
+        let settled = site::settle_as_node(layout, record.service_network, own, &taken).await;
         let (site, claim) = settled.with_context(|| format!("be a server of site {name}"))?;
-        if claim_block(store, site.pod_network, &config.node_name).await? {
+        if claim_block(store, site.pod_network, node).await? {
             return Ok((site, claim));
         }
-        taken.push(site.pod_network);
+        taken.extend(prefix(site.pod_network));
         forget(layout).await?;
     }
 }
 
 /// Blocks of pod addresses that somebody has.
-async fn blocks(store: &dyn Store) -> Result<Vec<Ipv4Addr>> {
-    let all = async |prefix: &str| {
-        let request = RangeRequest {
-            prefix: prefix.to_owned(),
-            ..RangeRequest::default()
+#[derive(Default)]
+struct Blocks {
+    /// What the node of this name had: its directory is gone.
+    own: Option<Ipv4Addr>,
+    taken: Vec<Prefix>,
+}
+
+impl Blocks {
+    async fn read(store: &dyn Store, node: &str) -> Result<Self> {
+        let all = async |prefix: &str| {
+            let request = RangeRequest {
+                prefix: prefix.to_owned(),
+                ..RangeRequest::default()
+            };
+            let range = store.range(request).await;
+            range.context("read the site's nodes from the store")
         };
-        let range = store.range(request).await;
-        range.context("read the site's nodes from the store")
-    };
-    let mut blocks = Vec::new();
-    for record in all(POD_NETWORKS).await?.records {
-        blocks.extend(record.key[POD_NETWORKS.len()..].parse::<Ipv4Addr>().ok());
+        let mut blocks = Self::default();
+        for record in all(POD_NETWORKS).await?.records {
+            if let Ok(block) = record.key[POD_NETWORKS.len()..].parse() {
+                blocks.add(block, record.value == node.as_bytes());
+            }
+        }
+        for record in all(NODES).await?.records {
+            if let Some(block) = block_of(&record.value) {
+                blocks.add(block, record.key[NODES.len()..] == *node);
+            }
+        }
+        Ok(blocks)
     }
-    for record in all(NODES).await?.records {
-        blocks.extend(block_of(&record.value));
+
+    fn add(&mut self, block: Ipv4Addr, own: bool) {
+        if own {
+            self.own = Some(block);
+        } else {
+            self.taken.extend(prefix(block));
+        }
     }
-    Ok(blocks)
+}
+
+fn prefix(block: Ipv4Addr) -> Option<Prefix> {
+    Prefix::new(block.into(), site::PREFIX).ok()
 }
 
 fn block_of(node: &[u8]) -> Option<Ipv4Addr> {
