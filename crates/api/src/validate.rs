@@ -7,6 +7,7 @@ pub(crate) mod admission;
 pub(crate) mod aggregation;
 pub(crate) mod cluster;
 pub(crate) mod definition;
+pub(crate) mod flow;
 pub(crate) mod network;
 pub(crate) mod pod;
 mod pod_update;

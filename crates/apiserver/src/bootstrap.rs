@@ -60,6 +60,7 @@ async fn write(
         .collect();
     first.extend(policy::objects());
     first.extend(priority_classes());
+    first.extend(crate::flow::objects());
     ensure_all(core, first).await?;
     let mut second = policy::namespaced();
     second.push(service(cidr, port, advertise));

@@ -63,7 +63,8 @@ impl fmt::Debug for FrontProxy {
 pub struct Limits {
     /// Bytes of a request body; above: 413.
     pub body_max: usize,
-    /// Requests under way that are not watches or streams; above: 429 with `Retry-After`.
+    /// Requests under way that are not watches or streams, shared out by priority levels; above:
+    /// they wait, then 429 with `Retry-After`.
     pub in_flight_max: usize,
     /// Open connections; above: new ones wait in the listen queue.
     pub connections_max: usize,

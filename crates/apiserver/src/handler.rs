@@ -1,6 +1,6 @@
 //! What happens to a request: who calls, may he, which resource, and the verb.
 
-use crate::admission::Warnings;
+use crate::admission::{self, Warnings};
 use crate::aggregation;
 use crate::audit;
 use crate::authn::User;
@@ -8,6 +8,7 @@ use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
 use crate::convert;
 use crate::discovery;
+use crate::flow;
 use crate::health;
 use crate::http::negotiate::{self, Accepted, Shape};
 use crate::http::request::{Query, RequestInfo};
@@ -30,6 +31,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -79,19 +81,11 @@ pub(crate) fn handle(
     }))
 }
 
-/// Answers in time, or not at all when too much is under way.
+/// Answers in time, or says that it did not.
 async fn bounded(
     core: &Arc<Core>,
     work: impl Future<Output = Result<Response<Body>, Status>>,
 ) -> Result<Response<Body>, Status> {
-    let Ok(_permit) = core.in_flight.try_acquire() else {
-        core.metrics.rejected();
-        return Err(Status::new(
-            429,
-            "TooManyRequests",
-            "Too many requests, please try again later.",
-        ));
-    };
     match tokio::time::timeout(core.limits.request_timeout, work).await {
         Ok(response) => response,
         Err(_) => Err(Status::new(
@@ -132,12 +126,15 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
             "log" | "exec" | "attach" | "portforward" | "proxy"
         )
         || (remote.is_some() && request.headers().contains_key(header::UPGRADE));
+    let flow = Mutex::default();
     let target = Target {
         info: &info,
         query: &query,
         row,
         remote: remote.as_deref(),
         audit: audit.as_ref(),
+        flow: &flow,
+        long,
     };
     let response = if long {
         serve(&core, request, target, &caller).await
@@ -158,6 +155,7 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         respond::warn(&mut response, &[text.to_owned()]);
     }
     let headers = response.headers_mut();
+    flow.lock().tell(headers);
     headers
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-cache, private"));
@@ -180,6 +178,10 @@ struct Target<'a> {
     /// An extension server.
     remote: Option<&'a aggregation::Remote>,
     audit: Option<&'a audit::Record>,
+    /// What flow it is of, once that is known.
+    flow: &'a Mutex<flow::Found>,
+    /// A watch or stream.
+    long: bool,
 }
 
 async fn serve(
@@ -194,6 +196,8 @@ async fn serve(
         row,
         remote,
         audit,
+        flow,
+        long,
     } = target;
     let user = match caller {
         Caller::Local(user) => user.clone(),
@@ -217,6 +221,13 @@ async fn serve(
         Arc::new(acting)
     } else {
         user
+    };
+    let _seat = match &core.flow {
+        Some(all) if !long => {
+            let admitted = all.admit(info, &user, flow).await;
+            admitted.inspect_err(|_| core.metrics.rejected())?
+        }
+        _ => None,
     };
     let allowed = authorize(core, info, &user, matches!(caller, Caller::Local(_)));
     if let Some(audit) = audit {
@@ -384,6 +395,9 @@ async fn answer_to(
         return Ok(respond::text(404, "404 page not found\n"));
     }
     if matches!(sub, "log" | "exec" | "attach" | "portforward" | "proxy") {
+        if sub != "log" {
+            admission::connect(call, ctx.query, &info.tail).await?;
+        }
         let forwarded = kubelet::Forwarded {
             query: ctx.query,
             tail: &info.tail,

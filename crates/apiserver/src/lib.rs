@@ -20,6 +20,7 @@ mod definitions;
 mod discovery;
 mod encryption;
 mod expiry;
+mod flow;
 mod handler;
 mod health;
 mod http;

@@ -12,6 +12,7 @@ use crate::config::{Config, KubeletAccess};
 use crate::definitions;
 use crate::encryption::{Encrypted, Encryption};
 use crate::expiry;
+use crate::flow::Flow;
 use crate::handler::{Caller, handle, is_ready};
 use crate::http::respond::{Body, BoxError};
 use crate::kubelet::Kubelets;
@@ -153,6 +154,8 @@ impl ApiServer {
             (config.entropy)(&mut bytes);
             Peers::new(shared, address, &config.client_ca, &hex::encode(bytes))
         });
+        let limits = config.limits;
+        let flow = Flow::new(&cache, limits.in_flight_max, limits.request_timeout);
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
             named: NamedByNodes::new(&cache),
@@ -169,7 +172,7 @@ impl ApiServer {
             entropy: config.entropy.clone(),
             limits: config.limits,
             issuer: config.issuer.clone(),
-            in_flight: Semaphore::new(config.limits.in_flight_max),
+            flow,
             stop: serving.token().clone(),
             streams: serving.clone(),
             ready: AtomicBool::new(false),
@@ -219,6 +222,7 @@ impl ApiServer {
             .map_err(|s| Error::Bootstrap(s.message))?;
         core.ready.store(true, Ordering::Release);
         crate::aggregation::start(&core, &feeding);
+        crate::flow::start(&core, &feeding);
         // Not before: without the first roles all would be refused. Who is early waits in the
         // listener's queue.
         let connections = Arc::new(Semaphore::new(config.limits.connections_max));

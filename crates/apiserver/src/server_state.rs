@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use store::Store;
-use tokio::sync::Semaphore;
 
 /// The API server's insides.
 pub(crate) struct Core {
@@ -34,8 +33,8 @@ pub(crate) struct Core {
     pub(crate) entropy: Entropy,
     pub(crate) limits: Limits,
     pub(crate) issuer: String,
-    /// One permit a request that is not a watch or stream.
-    pub(crate) in_flight: Semaphore,
+    /// How requests that are no watches or streams share the server.
+    pub(crate) flow: Option<crate::flow::Flow>,
     /// Cancelled when the server stops: ends watches and streams.
     pub(crate) stop: CancellationToken,
     /// Owns the streams between clients and nodes.

@@ -581,6 +581,7 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "flowschema",
         "flowschemas"
     )
+    .validates(validate::flow::schema, no_update_errors)
     .prints(columns::network::FLOW_SCHEMA, columns::network::flow_schema)
     .defaults(config::flow_schema)
     .prepares(strategy::empty_status, unchanged_update)
@@ -595,6 +596,7 @@ pub(super) const FLOW_CONTROL: &[Resource] = &[
         "prioritylevelconfiguration",
         "prioritylevelconfigurations"
     )
+    .validates(validate::flow::level, no_update_errors)
     .prints(
         columns::network::PRIORITY_LEVEL,
         columns::network::priority_level,

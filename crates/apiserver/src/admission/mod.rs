@@ -18,9 +18,10 @@ mod warnings;
 
 pub(crate) use warnings::Warnings;
 
+use crate::http::request::Query;
 use crate::registry::Call;
 use apimachinery::Status;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,41 @@ pub(crate) enum Operation {
     Create,
     Update,
     Delete,
+    /// A connection to what runs in a pod or behind an object: exec, attach, port-forward, proxy.
+    Connect,
+}
+
+/// Lets policies and webhooks refuse a connection, which they are told of by its options.
+pub(crate) async fn connect(call: &Call<'_>, query: &Query, tail: &str) -> Result<(), Status> {
+    let kind = match (call.row.known(), call.subresource) {
+        (_, "exec") => "PodExecOptions",
+        (_, "attach") => "PodAttachOptions",
+        (_, "portforward") => "PodPortForwardOptions",
+        ("nodes", _) => "NodeProxyOptions",
+        ("services", _) => "ServiceProxyOptions",
+        _ => "PodProxyOptions",
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    if call.subresource == "proxy" {
+        options["path"] = tail.into();
+    }
+    for key in ["stdin", "stdout", "stderr", "tty"] {
+        if query.flag(key) {
+            options[key] = true.into();
+        }
+    }
+    if let Some(container) = query.get("container") {
+        options["container"] = container.into();
+    }
+    let command: Vec<&str> = query.all("command").collect();
+    if !command.is_empty() {
+        options["command"] = json!(command);
+    }
+    let ports: Vec<u16> = query.all("ports").filter_map(|p| p.parse().ok()).collect();
+    if !ports.is_empty() {
+        options["ports"] = json!(ports);
+    }
+    Box::pin(dynamic::validate(call, Operation::Connect, &options, None)).await
 }
 
 /// Lets the plug-ins fill in; some refuse already here.

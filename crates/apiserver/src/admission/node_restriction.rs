@@ -67,6 +67,7 @@ fn own_node(operation: Operation, new: &Value, old: Option<&Value>) -> Result<()
         Operation::Create => (new, &none),
         Operation::Update => (new, old.unwrap_or(&none)),
         Operation::Delete => return sheds_nothing(new),
+        Operation::Connect => return Ok(()),
     };
     if !is["spec"]["configSource"].is_null()
         && is["spec"]["configSource"] != was["spec"]["configSource"]

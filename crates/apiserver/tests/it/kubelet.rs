@@ -197,3 +197,40 @@ async fn upgraded_connections_are_passed_through() -> Result<()> {
     scope.close().await;
     api.close().await
 }
+
+#[tokio::test]
+async fn policies_may_refuse_connections() -> Result<()> {
+    let (api, scope) = site().await?;
+    let policy = json!({"metadata": {"name": "no-shells"}, "spec": {
+        "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
+            "operations": ["CONNECT"], "resources": ["pods/exec"]}]},
+        "validations": [{"expression": "request.operation == 'CONNECT' && object.kind == 'PodExecOptions' && !('sh' in object.command)",
+            "message": "no shells here"}]}});
+    let binding = json!({"metadata": {"name": "no-shells"},
+        "spec": {"policyName": "no-shells", "validationActions": ["Deny"]}});
+    for (plural, object) in [
+        ("validatingadmissionpolicies", policy),
+        ("validatingadmissionpolicybindings", binding),
+    ] {
+        let path = format!("{}/{plural}", super::webhooks::BASE);
+        let made = api.call("POST", &path, Some(&object)).await?;
+        anyhow::ensure!(made.code == 201, "{}", made.text);
+    }
+    let exec = async |command: &str| {
+        let path = format!("{PODS}/p/exec?stdout=true&command={command}");
+        api.call("POST", &path, None).await
+    };
+    let refused = exec("sh").await?;
+    assert!(
+        refused.code == 422 && refused.text.contains("no shells here"),
+        "{}",
+        refused.text
+    );
+    // Another gets as far as to the handshake.
+    let other = exec("ls").await?;
+    assert_eq!(other.json["message"], "Upgrade request required");
+    let proxied = api.call("GET", "/api/v1/nodes/n/proxy/x", None).await?;
+    assert_eq!(proxied.code, 200, "{}", proxied.text);
+    scope.close().await;
+    api.close().await
+}

@@ -10,6 +10,7 @@ mod deletion;
 mod discovery;
 mod encryption;
 mod events;
+mod flow;
 mod kubectl;
 mod kubelet;
 mod list;

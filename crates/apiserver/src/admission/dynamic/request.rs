@@ -23,6 +23,7 @@ impl Operation {
             Self::Create => "CREATE",
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
         }
     }
 }
@@ -41,7 +42,7 @@ impl<'a> Subject<'a> {
             _ => Cow::Borrowed(v),
         };
         let (object, old) = match operation {
-            Operation::Create => (shown(new), Cow::Borrowed(NULL)),
+            Operation::Create | Operation::Connect => (shown(new), Cow::Borrowed(NULL)),
             Operation::Update => (shown(new), old.map_or(Cow::Borrowed(NULL), shown)),
             Operation::Delete => (Cow::Borrowed(NULL), old.map_or(Cow::Borrowed(NULL), shown)),
         };
@@ -99,7 +100,10 @@ impl<'a> Subject<'a> {
     pub(super) fn request(&self, uid: &str) -> Value {
         let call = self.call;
         let is_scale = call.subresource == "scale";
+        let connects = self.operation == Operation::Connect;
         let kind = |row: &Row| match is_scale {
+            // What is told of is how it connects.
+            false if connects => json!({"group": "", "version": "v1", "kind": self.object["kind"]}),
             true => json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}),
             false => json!({"group": row.group(), "version": row.version(), "kind": row.kind()}),
         };
@@ -116,10 +120,14 @@ impl<'a> Subject<'a> {
             Operation::Create => "CreateOptions",
             Operation::Update => "UpdateOptions",
             Operation::Delete => "DeleteOptions",
+            Operation::Connect => "",
         };
         let mut options = json!({"kind": options, "apiVersion": "meta.k8s.io/v1"});
         if self.operation != Operation::Delete && !call.manager.is_empty() {
             options["fieldManager"] = call.manager.into();
+        }
+        if connects {
+            options = Value::Null;
         }
         if call.dry_run {
             options["dryRun"] = json!(["All"]);
