@@ -43,43 +43,63 @@ impl fmt::Display for Violation {
 
 type Check = fn(&Value) -> Option<Violation>;
 
-/// By their upstream names' order; those that a stricter one of the same field replaces
-/// are asked at the baseline only.
-const BASELINE: &[(Check, bool)] = &[
-    (app_armor, false),
-    (added_capabilities, true),
-    (host_namespaces, false),
-    (host_path_volumes, true),
-    (host_ports, false),
-    (host_probes, false),
-    (privileged, false),
-    (proc_mount, false),
-    (se_linux, false),
-    (unconfined_seccomp, true),
-    (sysctls, false),
-    (windows_host_process, false),
-];
-const RESTRICTED: &[Check] = &[
-    privilege_escalation,
-    kept_capabilities,
-    volume_types,
-    run_as_non_root,
-    run_as_user,
-    seccomp,
-];
+/// A check of the baseline: since which minor version, and since which a stricter one of the
+/// same field replaces it at the restricted level.
+struct Basic(Check, u32, Option<u32>);
 
-/// What a pod (or a template) does that a level forbids.
-pub(super) fn violations(level: Level, pod: &Value) -> Vec<Violation> {
+/// By their upstream names' order.
+const BASELINE: &[Basic] = &[
+    Basic(app_armor, 0, None),
+    Basic(added_capabilities, 0, Some(22)),
+    Basic(host_namespaces, 0, None),
+    Basic(host_path_volumes, 0, Some(0)),
+    Basic(host_ports, 0, None),
+    Basic(host_probes, 34, None),
+    Basic(privileged, 0, None),
+    Basic(proc_mount, 0, None),
+    Basic(se_linux, 0, None),
+    Basic(unconfined_seccomp, 19, Some(19)),
+];
+/// With the minor version that each came in.
+const RESTRICTED: &[(Check, u32)] = &[
+    (privilege_escalation, 8),
+    (kept_capabilities, 22),
+    (volume_types, 0),
+    (run_as_non_root, 0),
+    (run_as_user, 23),
+    (seccomp, 19),
+];
+/// Since this one, rules of Linux are not asked of pods that are Windows'.
+const WINDOWS_EXEMPT: u32 = 25;
+
+/// What a pod (or a template) does that a level forbids, as the standards were in a minor
+/// version of Kubernetes: the newest for a large number.
+pub(super) fn violations(level: Level, minor: u32, pod: &Value) -> Vec<Violation> {
     let mut found = Vec::new();
-    if level >= Level::Baseline {
-        let stricter = level == Level::Restricted;
-        let asked = BASELINE
-            .iter()
-            .filter(|(_, replaced)| !(stricter && *replaced));
-        found.extend(asked.filter_map(|(check, _)| check(pod)));
+    if level == Level::Privileged {
+        return found;
     }
-    if level >= Level::Restricted {
-        found.extend(RESTRICTED.iter().filter_map(|check| check(pod)));
+    let plain;
+    let pod = if minor < WINDOWS_EXEMPT && is_windows(pod) {
+        let mut linux = pod.clone();
+        linux["spec"]["os"] = Value::Null;
+        plain = linux;
+        &plain
+    } else {
+        pod
+    };
+    let stricter = level == Level::Restricted;
+    for Basic(check, since, replaced) in BASELINE {
+        let replaced = stricter && replaced.is_some_and(|r| minor >= r);
+        if minor >= *since && !replaced {
+            found.extend(check(pod));
+        }
+    }
+    found.extend(sysctls(pod, minor));
+    found.extend(windows_host_process(pod));
+    if stricter {
+        let asked = RESTRICTED.iter().filter(|(_, since)| minor >= *since);
+        found.extend(asked.filter_map(|(check, _)| check(pod)));
     }
     found
 }
@@ -99,6 +119,7 @@ const CAPABILITIES: [&str; 13] = [
     "SETUID",
     "SYS_CHROOT",
 ];
+/// In the order of the versions that let them through.
 const SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -496,14 +517,21 @@ fn seccomp(pod: &Value) -> Option<Violation> {
     })
 }
 
-fn sysctls(pod: &Value) -> Option<Violation> {
+fn sysctls(pod: &Value, minor: u32) -> Option<Violation> {
+    let known = match minor {
+        0..=26 => 5,
+        27..=28 => 6,
+        29..=31 => 10,
+        _ => SYSCTLS.len(),
+    };
+    let allowed = &SYSCTLS[..known];
     let all = &pod["spec"]["securityContext"]["sysctls"];
     let bad: Vec<&str> = all
         .as_array()
         .into_iter()
         .flatten()
         .map(name)
-        .filter(|n| !SYSCTLS.contains(n))
+        .filter(|n| !allowed.contains(n))
         .collect();
     (!bad.is_empty()).then(|| Violation {
         reason: "forbidden sysctls",
@@ -573,7 +601,7 @@ mod tests {
     use serde_json::json;
 
     fn shown(level: Level, pod: &Value) -> String {
-        let found = violations(level, pod);
+        let found = violations(level, u32::MAX, pod);
         found
             .iter()
             .map(ToString::to_string)

@@ -1,8 +1,8 @@
 //! PodSecurity: pods keep to the level that their namespace's labels ask for.
 //!
 //! `enforce` refuses, `warn` tells (also of workloads' templates), `audit` notes it for the
-//! audit log. The checks are those of the newest version of the standards, whatever version a label
-//! pins. Upstream: "Pod Security Standards", "Pod Security Admission".
+//! audit log. The checks are those of the version of the standards that a label pins, else of
+//! the newest. Upstream: "Pod Security Standards", "Pod Security Admission".
 
 mod checks;
 
@@ -22,6 +22,14 @@ const NAMED_PODS_MAX: usize = 10;
 struct Asked {
     level: Level,
     version: String,
+}
+
+impl Asked {
+    /// Of `v1.MINOR`; of `latest`, and what can't be read, a large number.
+    fn minor(&self) -> u32 {
+        let minor = self.version.strip_prefix("v1.");
+        minor.and_then(|m| m.parse().ok()).unwrap_or(u32::MAX)
+    }
 }
 
 /// Checks what is written.
@@ -119,7 +127,7 @@ fn template(call: &Call<'_>, object: &Value) {
 
 /// `PodSecurity "LEVEL:VERSION": …`, when a pod does not keep to it.
 fn told(asked: &Asked, pod: &Value) -> Option<String> {
-    let found = violations(asked.level, pod);
+    let found = violations(asked.level, asked.minor(), pod);
     (!found.is_empty()).then(|| {
         let all: Vec<String> = found.iter().map(ToString::to_string).collect();
         let (level, version) = (asked.level.name(), &asked.version);
@@ -195,7 +203,7 @@ fn existing(namespace: &str, asked: &Asked, pods: &[Value]) -> Vec<String> {
     let mut bad: Vec<(String, String)> = pods
         .iter()
         .filter_map(|pod| {
-            let found = violations(asked.level, pod);
+            let found = violations(asked.level, asked.minor(), pod);
             let reasons: Vec<&str> = found.iter().map(|v| v.reason).collect();
             (!found.is_empty()).then(|| (name(pod), reasons.join(", ")))
         })
@@ -244,6 +252,41 @@ mod tests {
             ]
         );
         assert_eq!(label_errors(&bad, Some(&bad)), [], "it was so before");
+    }
+
+    #[test]
+    fn standards_are_those_of_their_version() {
+        let pod = json!({"spec": {"securityContext": {"runAsNonRoot": true, "runAsUser": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]},
+            "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": true,
+                "capabilities": {"add": ["SYS_TIME"]}},
+                "livenessProbe": {"httpGet": {"host": "h"}}}]}});
+        let reasons = |version: &str| {
+            let asked = Asked {
+                level: Level::Restricted,
+                version: version.to_owned(),
+            };
+            let found = violations(asked.level, asked.minor(), &pod);
+            let reasons: Vec<&str> = found.iter().map(|v| v.reason).collect();
+            reasons.join(", ")
+        };
+        let old = "non-default capabilities, forbidden sysctls";
+        assert_eq!(reasons("v1.7"), old);
+        assert_eq!(
+            reasons("v1.8"),
+            format!("{old}, allowPrivilegeEscalation != false")
+        );
+        assert_eq!(
+            reasons("v1.23"),
+            "forbidden sysctls, allowPrivilegeEscalation != false, unrestricted capabilities, runAsUser=0"
+        );
+        assert_eq!(
+            reasons("v1.32"),
+            "allowPrivilegeEscalation != false, unrestricted capabilities, runAsUser=0"
+        );
+        assert_eq!(reasons("latest"), reasons("v1.34"));
+        assert!(reasons("latest").starts_with("probe or lifecycle host, "));
     }
 
     #[test]
