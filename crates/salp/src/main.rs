@@ -34,6 +34,7 @@ mod process;
 mod readings;
 mod renewal;
 mod run;
+mod servers;
 mod shared_site;
 mod site;
 mod sites;

@@ -6,6 +6,7 @@ use crate::config::{Layout, write_atomic};
 use crate::join_token::{Pinned, cluster_info};
 use crate::output;
 use crate::pki::{self, Pair};
+use crate::servers;
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use futures::StreamExt as _;
@@ -219,7 +220,17 @@ impl Credentials {
     fn write(&self, layout: &Layout, node: &str) -> Result<()> {
         let user = format!("system:node:{node}");
         let path = kubeconfig(layout);
-        pki::write_kubeconfig(&path, &self.server, &self.ca_pem, &user, &self.client)
+        let servers = servers::known(layout);
+        let (server, ca) = (&self.server, &self.ca_pem);
+        pki::write_kubeconfig(&path, server, &servers, ca, &user, &self.client)
+    }
+}
+
+/// Writes the node's kubeconfig with the servers that are known now.
+pub fn name_servers(layout: &Layout, node: &str) -> Result<()> {
+    match load(layout, node)? {
+        Some(known) => known.write(layout, node),
+        None => Ok(()),
     }
 }
 

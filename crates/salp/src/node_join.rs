@@ -8,7 +8,7 @@ use crate::node_credentials::{self, Invitation};
 use crate::output::{self, Phases};
 use crate::site::{self, Site};
 use crate::up::{self, NodeParts};
-use crate::{dataplane, node_routes, process, stop};
+use crate::{dataplane, node_routes, process, servers, stop};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use client::connect::Agent;
@@ -214,6 +214,12 @@ async fn start(
     let scope = Scope::new();
     let informers = client::Informers::new(client.clone(), &scope);
     scope.spawn_cancellable(node_routes::run(informers.get(), name.clone()));
+    let (kept, node) = (layout.clone(), name.clone());
+    scope.spawn_cancellable(servers::follow(
+        layout.clone(),
+        informers.clone(),
+        move || node_credentials::name_servers(&kept, &node),
+    ));
     stack.push("informers", STOP_DEADLINE, move || async move {
         scope.close().await;
     });

@@ -352,18 +352,26 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Writes a kubeconfig with everything inside.
+/// Writes a kubeconfig with everything inside, and further servers for who understands that.
 pub fn write_kubeconfig(
     path: &Path,
     server: &str,
+    servers: &[String],
     ca_pem: &str,
     user: &str,
     pair: &Pair,
 ) -> Result<()> {
     use base64::Engine as _;
     let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let extensions = if servers.is_empty() {
+        String::new()
+    } else {
+        let name = client::connect::SERVERS;
+        let all = serde_json::json!([{"name": name, "extension": {"servers": servers}}]);
+        format!("    extensions: {all}\n")
+    };
     let text = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: salp\nclusters:\n- name: salp\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\ncontexts:\n- name: salp\n  context:\n    cluster: salp\n    user: {user}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
+        "apiVersion: v1\nkind: Config\ncurrent-context: salp\nclusters:\n- name: salp\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n{extensions}contexts:\n- name: salp\n  context:\n    cluster: salp\n    user: {user}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
         b64(ca_pem),
         b64(&pair.cert_pem),
         b64(&pair.key_pem),

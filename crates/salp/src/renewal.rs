@@ -4,6 +4,7 @@
 
 use crate::config::Layout;
 use crate::pki::{self, Pki, Reached};
+use crate::servers;
 use anyhow::{Context as _, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,8 +73,9 @@ pub fn write_kubeconfigs(layout: &Layout, url: &str, pki: &Pki) -> Result<()> {
         (layout.kubeconfig_of("proxy"), "salp-proxy", &pki.proxy),
         (layout.kubeconfig_of("sites"), "salp-sites", &pki.sites),
     ];
+    let servers = servers::known(layout);
     for (path, user, pair) in files {
-        pki::write_kubeconfig(&path, url, &pki.ca_pem, user, pair)?;
+        pki::write_kubeconfig(&path, url, &servers, &pki.ca_pem, user, pair)?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use crate::output::{self, Phases};
 use crate::renewal::{self, Renewal};
 use crate::site::Site;
 use crate::{
-    answers, dataplane, image_collection, manifests, node_routes, pki, process, shared_site, site,
-    sites, sites_server, stop, store_commands,
+    answers, dataplane, image_collection, manifests, node_routes, pki, process, servers,
+    shared_site, site, sites, sites_server, stop, store_commands,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -281,6 +281,12 @@ async fn start(
         shares_pods: true,
     };
     let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
+    let scope = Scope::new();
+    if shared {
+        // Kubeconfigs are written anew with the certificates.
+        let follow = servers::follow(layout.clone(), informers.clone(), || Ok(()));
+        scope.spawn_cancellable(follow);
+    }
     let renewal = Renewal {
         layout: layout.clone(),
         reached,
@@ -289,7 +295,6 @@ async fn start(
         node: node.clone(),
         pki,
     };
-    let scope = Scope::new();
     scope.spawn_cancellable(renewal.run());
     stack.push("certificates", STOP_DEADLINE, move || async move {
         scope.close().await

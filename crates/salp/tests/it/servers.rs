@@ -567,3 +567,60 @@ fn a_store_is_of_one_site() {
             .expect("JSON");
     assert!(told["serverVersion"].is_object(), "{told}");
 }
+
+/// What a node that was joined through one server does when that dies.
+#[test]
+fn a_node_goes_on_with_another_server() {
+    let Some(mut machines) = Machines::new() else {
+        return;
+    };
+    (0..2).for_each(|n| {
+        machines.begin(n);
+        machines.ready(n);
+    });
+    let created = machines
+        .on(0, env!("CARGO_BIN_EXE_salp"))
+        .args(["token", "create"])
+        .output();
+    let said = text(&created.expect("run salp"));
+    let mut join = machines.on(2, env!("CARGO_BIN_EXE_salp"));
+    join.args(said.split_whitespace().skip(1))
+        .args(["--node-ip", "192.0.2.3", "--node-name", "c"]);
+    let node = Following::start(join);
+    node.wait_for(|line| line.starts_with("Node c runs"));
+    let kubeconfig = machines.dir(2).join("pki/node.kubeconfig");
+    eventually("the node knows the other server", || {
+        let text = std::fs::read_to_string(&kubeconfig).expect("a kubeconfig");
+        text.contains("https://192.0.2.2:6443")
+            .then_some(())
+            .ok_or(text)
+    });
+    machines.signal(0, "-KILL");
+    machines.ask(1, async |client| {
+        let api: Api<Pod> = Api::namespaced(client, "default");
+        let pod = json!({"metadata": {"name": "after"}, "spec": {"nodeName": "c",
+            "containers": [{"name": "c", "image": "localhost:1/none:1"}]}});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        api.create(&PostParams::default(), &pod)
+            .await
+            .expect("create");
+    });
+    eventually("the node hears of a pod and tells of it", || {
+        let pods = machines.list::<Pod>(1);
+        let pod = pods
+            .iter()
+            .find(|p| p.metadata.name.as_deref() == Some("after"));
+        let status = pod.and_then(|pod| pod.status.as_ref());
+        let told = status.and_then(|status| status.container_statuses.as_ref());
+        told.map(|_| ()).ok_or_else(|| format!("{status:?}"))
+    });
+    // It finds that server too when it starts again.
+    let pid = node.pid().to_string();
+    let stopped = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(stopped.expect("kill").success());
+    drop(node);
+    let mut again = machines.on(2, env!("CARGO_BIN_EXE_salp"));
+    again.args(["node", "join", "--node-ip", "192.0.2.3", "--node-name", "c"]);
+    let node = Following::start(again);
+    node.wait_for(|line| line.starts_with("Node c runs"));
+}
