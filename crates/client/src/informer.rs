@@ -5,8 +5,11 @@
 //! Start with [`Informers::get`], then [`Informer::subscribe`].
 
 use crate::store::Objects;
+use crate::text::{self, Text};
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
+use kube::Resource as _;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
@@ -219,12 +222,18 @@ impl Informers {
             return informer.clone();
         }
         let informer = Informer::<K>::default();
-        let api = Api::<K>::all(self.shared.client.clone());
-        let stream = watcher(api, known.1.config()).default_backoff();
-        let kept = informer.clone();
-        self.shared.scope.spawn_cancellable(async move {
-            kept.follow(K::kind(&()).into_owned(), stream).await;
+        let taker = Box::new(Taker {
+            informer: informer.clone(),
+            listing: Objects::default(),
         });
+        let watched = text::watch(
+            self.shared.client.clone(),
+            &ApiResource::erase::<K>(&()),
+            known.1.config(),
+        );
+        self.shared
+            .scope
+            .spawn_cancellable(follow(watched, K::kind(&()).into_owned(), taker));
         running.insert(known, Box::new(informer.clone()));
         informer
     }
@@ -464,54 +473,75 @@ impl<K: Send + Sync + 'static> Informer<K> {
     }
 }
 
-impl<K: Kind> Informer<K> {
-    async fn follow(
-        &self,
-        kind: String,
-        stream: impl Stream<Item = Result<Event<K>, watcher::Error>>,
-    ) {
-        let mut stream = std::pin::pin!(stream);
-        let mut listing = Objects::default();
-        let mut trouble = Trouble::default();
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(event) => {
-                    trouble.over(&kind);
-                    self.take(event, &mut listing);
-                }
-                Err(error) => trouble.failed(&kind, &error),
+/// Hands each event to `taker`; once a process, whatever the kind.
+async fn follow(
+    events: BoxStream<'static, Result<Event<Text>, watcher::Error>>,
+    kind: String,
+    mut taker: Box<dyn Take>,
+) {
+    let mut events = events;
+    let mut trouble = Trouble::default();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                trouble.over(&kind);
+                taker.take(event);
             }
+            Err(error) => trouble.failed(&kind, &error),
         }
     }
+}
 
-    fn take(&self, event: Event<K>, listing: &mut Objects<K>) {
+/// What becomes of the events of a kind.
+trait Take: Send {
+    fn take(&mut self, event: Event<Text>);
+}
+
+/// The informer that is told, and the listing that is being gathered for it.
+struct Taker<K> {
+    informer: Informer<K>,
+    listing: Objects<K>,
+}
+
+impl<K: Kind> Take for Taker<K> {
+    fn take(&mut self, event: Event<Text>) {
         match event {
-            Event::Init => *listing = Objects::default(),
-            Event::InitApply(object) => {
-                let key = ObjectKey::of(&object);
-                let known = self.get_key(&key).filter(|known| {
-                    known.meta().resource_version == object.meta().resource_version
-                        && known.meta().uid == object.meta().uid
+            Event::Init => self.listing = Objects::default(),
+            Event::InitApply(text) => {
+                let key = ObjectKey::of(&text);
+                let known = self.informer.get_key(&key).filter(|known| {
+                    known.meta().resource_version == text.meta().resource_version
+                        && known.meta().uid == text.meta().uid
                 });
-                let object = known.unwrap_or_else(|| Arc::new(stripped(object)));
-                listing.insert(&key.namespace, &key.name, object);
-            }
-            Event::InitDone => self.relist(std::mem::take(listing)),
-            Event::Apply(object) => {
-                let key = ObjectKey::of(&object);
-                let new = Arc::new(stripped(object));
-                let mut objects = self.inner.objects.write();
-                let old = objects.insert(&key.namespace, &key.name, new.clone());
-                self.tell(key, old, Some(new));
-            }
-            Event::Delete(object) => {
-                let key = ObjectKey::of(&object);
-                let mut objects = self.inner.objects.write();
-                objects.saw(&object);
-                if let Some(old) = objects.remove(&key.namespace, &key.name) {
-                    self.tell(key, Some(old), None);
+                if let Some(object) = known.or_else(|| read(&text)) {
+                    self.listing.insert(&key.namespace, &key.name, object);
                 }
             }
+            Event::InitDone => self.informer.relist(std::mem::take(&mut self.listing)),
+            Event::Apply(text) => {
+                if let Some(object) = read(&text) {
+                    self.informer.apply(object);
+                }
+            }
+            Event::Delete(text) => self.informer.delete(&text),
+        }
+    }
+}
+
+impl<K: Kind> Informer<K> {
+    fn apply(&self, new: Arc<K>) {
+        let key = ObjectKey::of(&*new);
+        let mut objects = self.inner.objects.write();
+        let old = objects.insert(&key.namespace, &key.name, new.clone());
+        self.tell(key, old, Some(new));
+    }
+
+    fn delete(&self, object: &Text) {
+        let key = ObjectKey::of(object);
+        let mut objects = self.inner.objects.write();
+        objects.saw(object);
+        if let Some(old) = objects.remove(&key.namespace, &key.name) {
+            self.tell(key, Some(old), None);
         }
     }
 
@@ -553,10 +583,19 @@ impl<K: Kind> Informer<K> {
     }
 }
 
-/// Without what no consumer reads; managed fields are often half of an object.
-fn stripped<K: kube::Resource>(mut object: K) -> K {
+/// The object without what no consumer reads: managed fields are often half of it. `None`,
+/// and told, when it is none of its kind.
+fn read<K: Kind>(text: &Text) -> Option<Arc<K>> {
+    let mut object = match text.parse::<K>() {
+        Ok(object) => object,
+        Err(error) => {
+            let (kind, key) = (K::kind(&()), ObjectKey::of(text));
+            tracing::error!(%kind, %key, %error, "object can't be read, left out");
+            return None;
+        }
+    };
     object.meta_mut().managed_fields = None;
-    object
+    Some(Arc::new(object))
 }
 
 /// A watch that fails, and since when.

@@ -14,6 +14,7 @@ pub mod labels;
 pub mod queue;
 mod store;
 pub mod taints;
+mod text;
 pub mod tls;
 
 pub use clock::Clock;

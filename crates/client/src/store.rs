@@ -29,7 +29,7 @@ impl<K> Default for Objects<K> {
 
 impl<K: kube::Resource> Objects<K> {
     pub(crate) fn insert(&mut self, namespace: &str, name: &str, object: Arc<K>) -> Option<Arc<K>> {
-        self.saw(&object);
+        self.saw(&*object);
         let owner = owner(&*object);
         if !self.owned.contains_key(owner) {
             self.owned.insert(owner.into(), HashMap::new());
@@ -66,7 +66,7 @@ impl<K: kube::Resource> Objects<K> {
     }
 
     /// Takes note of an object's resourceVersion.
-    pub(crate) fn saw(&mut self, object: &K) {
+    pub(crate) fn saw(&mut self, object: &impl kube::Resource) {
         let version = object.meta().resource_version.as_deref();
         let version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
         self.revision = self.revision.max(version);

@@ -64,6 +64,11 @@ impl http_body::Body for StreamBody {
     }
 }
 
+/// An event as API servers write it: its type comes first.
+fn line(kind: &str, object: &serde_json::Value) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
 fn event(kind: &str, name: &str, version: u32) -> String {
     let object = serde_json::json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -74,7 +79,7 @@ fn event(kind: &str, name: &str, version: u32) -> String {
         },
         "data": {"version": version.to_string()},
     });
-    format!("{}\n", serde_json::json!({"type": kind, "object": object}))
+    line(kind, &object)
 }
 
 fn listed(version: u32) -> String {
@@ -85,19 +90,13 @@ fn listed(version: u32) -> String {
             "annotations": {"k8s.io/initial-events-end": "true"},
         },
     });
-    format!(
-        "{}\n",
-        serde_json::json!({"type": "BOOKMARK", "object": object})
-    )
+    line("BOOKMARK", &object)
 }
 
 fn gone() -> String {
     let status = serde_json::json!({"kind": "Status", "status": "Failure", "code": 410,
         "reason": "Expired", "message": "too old resource version"});
-    format!(
-        "{}\n",
-        serde_json::json!({"type": "ERROR", "object": status})
-    )
+    line("ERROR", &status)
 }
 
 /// `+name`, `-name` or `name old->new` of a change.
@@ -205,9 +204,28 @@ async fn a_relisting_tells_only_the_difference() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_left_out() {
+    let odd = serde_json::json!({"metadata": {"name": "odd", "resourceVersion": "2"}, "data": 1});
+    let server = Scripted::new(vec![vec![
+        event("ADDED", "a", 1),
+        line("ADDED", &odd),
+        listed(2),
+        line("MODIFIED", &odd),
+        event("ADDED", "b", 3),
+    ]]);
+    let scope = lifecycle::Scope::new();
+    let maps = Informers::new(server.client(), &scope).get::<ConfigMap>();
+    let mut changes = maps.subscribe();
+    assert_eq!(take(&mut changes, 2).await, ["resync", "+default/b"]);
+    let names = maps.keys().into_iter().map(|key| key.name);
+    assert_eq!(names.collect::<Vec<_>>(), ["a", "b"]);
+    scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_lags_is_told_to_list_again() {
     let maps = Informer::<ConfigMap>::default();
-    maps.take(Event::InitDone, &mut Objects::default());
+    maps.relist(Objects::default());
     let mut changes = maps.subscribe();
     assert_eq!(take(&mut changes, 1).await, ["resync"]);
     for n in 0..=CHANGES_PENDING_MAX {
@@ -218,14 +236,12 @@ async fn who_lags_is_told_to_list_again() {
             },
             ..ConfigMap::default()
         };
-        maps.take(Event::Apply(map), &mut Objects::default());
+        maps.apply(Arc::new(map));
     }
     assert_eq!(take(&mut changes, 1).await, ["resync"]);
     assert_eq!(maps.len(), CHANGES_PENDING_MAX + 1);
-    maps.take(
-        Event::Delete(maps.get("", "m0").unwrap().as_ref().clone()),
-        &mut Objects::default(),
-    );
+    let gone = serde_json::from_str::<Text>(r#"{"metadata": {"name": "m0"}}"#);
+    maps.delete(&gone.unwrap());
     assert_eq!(take(&mut changes, 1).await, ["-m0"]);
 }
 
@@ -241,7 +257,6 @@ fn objects_are_found_by_their_controller() {
         .unwrap()
     };
     let maps = Informer::<ConfigMap>::default();
-    let tell = |event| maps.take(event, &mut Objects::default());
     let names = |list: Vec<Arc<ConfigMap>>| {
         let mut names: Vec<_> = list
             .iter()
@@ -250,14 +265,15 @@ fn objects_are_found_by_their_controller() {
         names.sort();
         names
     };
-    tell(Event::Apply(map("a", 1, Some("x"))));
-    tell(Event::Apply(map("b", 2, Some("x"))));
-    tell(Event::Apply(map("c", 3, None)));
+    maps.apply(Arc::new(map("a", 1, Some("x"))));
+    maps.apply(Arc::new(map("b", 2, Some("x"))));
+    maps.apply(Arc::new(map("c", 3, None)));
     assert_eq!(names(maps.owned_by("x")), ["a", "b"]);
     assert_eq!(names(maps.orphans(|_| true)), ["c"]);
-    tell(Event::Apply(map("a", 4, None)));
-    tell(Event::Apply(map("c", 5, Some("y"))));
-    tell(Event::Delete(map("b", 9, Some("x"))));
+    maps.apply(Arc::new(map("a", 4, None)));
+    maps.apply(Arc::new(map("c", 5, Some("y"))));
+    let gone = serde_json::to_string(&map("b", 9, Some("x"))).unwrap();
+    maps.delete(&serde_json::from_str::<Text>(&gone).unwrap());
     assert_eq!(names(maps.owned_by("x")), [""; 0]);
     assert_eq!(names(maps.owned_by("y")), ["c"]);
     assert_eq!(names(maps.orphans(|_| true)), ["a"]);
