@@ -10,6 +10,7 @@ pub mod connect;
 pub mod election;
 pub mod events;
 pub mod informer;
+pub mod kinds;
 pub mod labels;
 pub mod queue;
 mod store;

@@ -28,7 +28,8 @@ pub(crate) fn template(revision: &ControllerRevision) -> Option<PodTemplateSpec>
     if let Value::Object(map) = &mut template {
         map.remove("$patch");
     }
-    serde_json::from_value(template).ok()
+    // From text as everything is: another way of reading pods is compiled for nothing else.
+    serde_json::from_str(&template.to_string()).ok()
 }
 
 /// Oldest first.

@@ -325,7 +325,7 @@ fn parse(raw: &[u8]) -> Option<Line> {
     if sum != crc32(json) {
         return None;
     }
-    serde_json::from_slice(json).ok()
+    serde_json::from_str(std::str::from_utf8(json).ok()?).ok()
 }
 
 /// CRC-32 as in IEEE 802.3; enough to tell a torn line.

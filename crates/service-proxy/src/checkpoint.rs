@@ -77,7 +77,8 @@ pub fn decode(bytes: &[u8]) -> Result<Known, CheckpointError> {
     if stated != head(json).as_bytes() {
         return Err(CheckpointError::Damaged);
     }
-    serde_json::from_slice(json).map_err(CheckpointError::Decode)
+    let json = std::str::from_utf8(json).map_err(|_| CheckpointError::Damaged)?;
+    serde_json::from_str(json).map_err(CheckpointError::Decode)
 }
 
 fn head(json: &[u8]) -> String {
