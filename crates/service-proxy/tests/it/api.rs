@@ -121,7 +121,9 @@ impl FakeApi {
             }
         });
         let body = futures::stream::iter(first).chain(rest).map(|event| {
-            let line = format!("{event}\n");
+            // The type comes first, as API servers write it.
+            let (kind, object) = (&event["type"], &event["object"]);
+            let line = format!("{{\"type\":{kind},\"object\":{object}}}\n");
             Ok(Frame::data(Bytes::from(line)))
         });
         Response::new(StreamBody::new(body))
