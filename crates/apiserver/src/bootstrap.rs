@@ -2,7 +2,6 @@
 //! Written when missing; what users changed stays as it is. Default roles and bindings of an
 //! earlier version get what they lack.
 
-use crate::admission::Warnings;
 use crate::authz::policy;
 use crate::authz::reconcile::{Reconciled, concerns, reconcile};
 use crate::config::{FrontProxy, ServiceCidr};
@@ -115,7 +114,7 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), Status> {
     };
     let (namespace, name) = (text("namespace"), text("name"));
     let user = Core::own_user();
-    let call = call(core, &row, &namespace, &name, &user);
+    let call = Call::own(core, &row, &namespace, &name, &user);
     if let Some(existing) = core.kind(&row)?.get(&namespace, &name) {
         if !concerns(&object) {
             return Ok(());
@@ -151,26 +150,6 @@ async fn update(call: &Call<'_>, wanted: &Value) -> Result<(), Status> {
     modify(call, Part::Main, Tracking::Update, &added)
         .await
         .map(drop)
-}
-
-fn call<'a>(
-    core: &'a Arc<Core>,
-    row: &'a Row,
-    namespace: &'a str,
-    name: &'a str,
-    user: &'a crate::authn::User,
-) -> Call<'a> {
-    Call {
-        core,
-        row,
-        namespace,
-        name,
-        subresource: "",
-        user,
-        dry_run: false,
-        manager: "apiserver",
-        warnings: Warnings::nobody(),
-    }
 }
 
 fn priority_classes() -> Vec<Value> {
@@ -238,7 +217,7 @@ async fn renew_authentication(core: &Arc<Core>, wanted: &Value) -> Result<(), St
     };
     let user = Core::own_user();
     let name = "extension-apiserver-authentication";
-    let call = call(core, &row, "kube-system", name, &user);
+    let call = Call::own(core, &row, "kube-system", name, &user);
     modify(&call, Part::Main, Tracking::Update, &|old| {
         let mut new = old.clone();
         for (key, value) in wanted["data"].as_object().into_iter().flatten() {
@@ -284,7 +263,7 @@ pub(crate) async fn keep_cluster_info(
         return Ok(());
     }
     let user = Core::own_user();
-    let call = call(core, &row, "kube-public", "cluster-info", &user);
+    let call = Call::own(core, &row, "kube-public", "cluster-info", &user);
     modify(&call, Part::Main, Tracking::Update, &|old| {
         let mut new = old.clone();
         if !named(old) {
@@ -313,7 +292,7 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
     let Some(row) = Row::builtin("discovery.k8s.io", "v1", "endpointslices") else {
         return Ok(());
     };
-    let call = call(core, &row, "default", "kubernetes", &user);
+    let call = Call::own(core, &row, "default", "kubernetes", &user);
     modify(&call, Part::Main, Tracking::Update, &|old| {
         let mut new = old.clone();
         for key in ["endpoints", "ports"] {
@@ -331,7 +310,7 @@ async fn service_ports(core: &Arc<Core>, port: u16, target: u16) -> Result<(), S
         return Ok(());
     };
     let user = Core::own_user();
-    let call = call(core, &row, "default", "kubernetes", &user);
+    let call = Call::own(core, &row, "default", "kubernetes", &user);
     modify(&call, Part::Main, Tracking::Update, &|old| {
         let mut new = old.clone();
         new["spec"]["ports"][0]["port"] = port.into();

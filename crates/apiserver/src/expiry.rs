@@ -1,7 +1,5 @@
 //! What the server forgets by itself: Events after an hour, and superseded revisions.
 
-use crate::admission::Warnings;
-use crate::authn::User;
 use crate::cache::{Cache, Object};
 use crate::registry::Call;
 use crate::row::Row;
@@ -41,19 +39,9 @@ async fn events(core: Weak<Core>) {
         let Some(row) = Row::builtin("", "v1", "events") else {
             return;
         };
-        let user = User::new("system:apiserver", &["system:masters"]);
+        let user = Core::own_user();
         for object in due {
-            let call = Call {
-                core: &core,
-                row: &row,
-                namespace: object.namespace(),
-                name: object.name(),
-                subresource: "",
-                user: &user,
-                dry_run: false,
-                manager: "apiserver",
-                warnings: Warnings::nobody(),
-            };
+            let call = Call::own(&core, &row, object.namespace(), object.name(), &user);
             if let Err(e) = call.remove(&object, &object.value()).await {
                 // Written meanwhile: it lives on.
                 tracing::debug!(error = %e, event = %object.key, "expiring an Event");

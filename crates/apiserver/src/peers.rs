@@ -6,9 +6,7 @@
 //! The addresses of those that live are the endpoints of the `kubernetes` Service. A server
 //! that is alone on its store has nothing of this. Start with [`Peers::start`].
 
-use crate::admission::Warnings;
 use crate::allocate::repair::{self, Suspects};
-use crate::authn::User;
 use crate::bootstrap;
 use crate::config::Shared;
 use crate::registry::Call;
@@ -204,7 +202,7 @@ impl Peers {
     async fn renew(&self, core: &Arc<Core>) -> Result<(), Status> {
         let row = row("coordination.k8s.io", "leases")?;
         let (user, name) = (Core::own_user(), self.lease());
-        let call = call(core, &row, NAMESPACE, &name, &user);
+        let call = Call::own(core, &row, NAMESPACE, &name, &user);
         let now = core
             .clock
             .now()
@@ -248,7 +246,7 @@ impl Peers {
     async fn drop_lease(&self, core: &Arc<Core>, name: &str) -> Result<(), Status> {
         let row = row("coordination.k8s.io", "leases")?;
         let user = Core::own_user();
-        let call = call(core, &row, NAMESPACE, name, &user);
+        let call = Call::own(core, &row, NAMESPACE, name, &user);
         match delete(&call, &DeleteOptions::default()).await {
             Err(s) if s.code != 404 => Err(s),
             _ => Ok(()),
@@ -278,7 +276,7 @@ impl Peers {
         for old in slices.into_iter().flat_map(|kind| kind.all()) {
             let ours = old.namespace() == "default" && is_slice(old.name());
             if ours && !wanted.contains_key(old.name()) {
-                let call = call(core, &row, "default", old.name(), &user);
+                let call = Call::own(core, &row, "default", old.name(), &user);
                 match delete(&call, &DeleteOptions::default()).await {
                     Err(s) if s.code != 404 => return Err(s),
                     _ => {}
@@ -406,7 +404,7 @@ async fn write_slice(core: &Arc<Core>, wanted: &Value) -> Result<(), Status> {
     let row = row("discovery.k8s.io", "endpointslices")?;
     let user = Core::own_user();
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
-    let call = call(core, &row, "default", name, &user);
+    let call = Call::own(core, &row, "default", name, &user);
     let Some(there) = core.peek("discovery.k8s.io", "endpointslices", "default", name) else {
         return match create(&call, wanted.clone(), Tracking::Update).await {
             Err(s) if s.reason != "AlreadyExists" => Err(s),
@@ -435,26 +433,6 @@ async fn write_slice(core: &Arc<Core>, wanted: &Value) -> Result<(), Status> {
 
 fn row(group: &str, plural: &str) -> Result<Row, Status> {
     Row::builtin(group, "v1", plural).ok_or_else(|| Status::internal(format!("no kind {plural}")))
-}
-
-fn call<'a>(
-    core: &'a Arc<Core>,
-    row: &'a Row,
-    namespace: &'a str,
-    name: &'a str,
-    user: &'a User,
-) -> Call<'a> {
-    Call {
-        core,
-        row,
-        namespace,
-        name,
-        subresource: "",
-        user,
-        dry_run: false,
-        manager: "apiserver",
-        warnings: Warnings::nobody(),
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! the condition `Available` of all.
 
 use super::{Aggregator, GROUP, PLURAL, Remote};
-use crate::admission::Warnings;
 use crate::definitions::set_condition;
 use crate::discovery::local_versions;
 use crate::registry::Call;
@@ -187,15 +186,9 @@ async fn perform(core: Arc<Core>, work: Work) -> Result<(), Status> {
         Work::Tell(name, ..) => (name.clone(), "status"),
     };
     let call = Call {
-        core: &core,
-        row: &row,
-        namespace: "",
-        name: &name,
         subresource,
-        user: &user,
-        dry_run: false,
         manager: "kube-aggregator",
-        warnings: Warnings::nobody(),
+        ..Call::own(&core, &row, "", &name, &user)
     };
     match work {
         Work::Make(object) => create(&call, object, Tracking::Update).await.map(drop),

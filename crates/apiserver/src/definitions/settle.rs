@@ -3,7 +3,6 @@
 
 use super::custom::is_true;
 use super::{Definition, cleanup};
-use crate::admission::Warnings;
 use crate::registry::Call;
 use crate::registry::create::Tracking;
 use crate::registry::update::{Part, modify};
@@ -53,15 +52,8 @@ async fn settle(core: &Arc<Core>, name: &str) -> Result<(), Status> {
     let row = own_row()?;
     let user = Core::own_user();
     let call = Call {
-        core,
-        row: &row,
-        namespace: "",
-        name,
         subresource: "status",
-        user: &user,
-        dry_run: false,
-        manager: "apiserver",
-        warnings: Warnings::nobody(),
+        ..Call::own(core, &row, "", name, &user)
     };
     if definition.deleting {
         return cleanup::clean(&call, &definition).await;

@@ -1,7 +1,6 @@
 //! Tells of each flow schema whether its priority level is there (`Dangling`).
 
 use super::GROUP;
-use crate::admission::Warnings;
 use crate::definitions::set_condition;
 use crate::registry::Call;
 use crate::registry::create::Tracking;
@@ -95,15 +94,9 @@ async fn write(
         .ok_or_else(|| Status::internal("no row for flow schemas"))?;
     let user = Core::own_user();
     let call = Call {
-        core,
-        row: &row,
-        namespace: "",
-        name,
         subresource: "status",
-        user: &user,
-        dry_run: false,
         manager: "api-priority-and-fairness-config-consumer-v1",
-        warnings: Warnings::nobody(),
+        ..Call::own(core, &row, "", name, &user)
     };
     modify(&call, Part::Status, Tracking::Update, &|old| {
         let mut new = old.clone();

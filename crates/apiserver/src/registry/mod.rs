@@ -60,6 +60,29 @@ pub(crate) struct Input {
     pub(crate) validation: FieldValidation,
 }
 
+impl<'a> Call<'a> {
+    /// One of the server itself, of an object. Parts with names of their own state them over it.
+    pub(crate) fn own(
+        core: &'a Arc<Core>,
+        row: &'a Row,
+        namespace: &'a str,
+        name: &'a str,
+        user: &'a User,
+    ) -> Self {
+        Self {
+            core,
+            row,
+            namespace,
+            name,
+            subresource: "",
+            user,
+            dry_run: false,
+            manager: "apiserver",
+            warnings: Warnings::nobody(),
+        }
+    }
+}
+
 impl Call<'_> {
     /// `apiVersion` of the request.
     pub(crate) fn api_version(&self) -> String {

@@ -62,15 +62,8 @@ async fn check(core: &Arc<Core>, name: &str) -> Result<(), Status> {
         .ok_or_else(|| Status::internal("no row for policies"))?;
     let user = Core::own_user();
     let call = Call {
-        core,
-        row: &row,
-        namespace: "",
-        name,
         subresource: "status",
-        user: &user,
-        dry_run: false,
-        manager: "apiserver",
-        warnings: crate::admission::Warnings::nobody(),
+        ..Call::own(core, &row, "", name, &user)
     };
     modify(&call, Part::Status, Tracking::Update, &|old| {
         let mut new = old.clone();
