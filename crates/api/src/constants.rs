@@ -32,6 +32,18 @@ pub const ANNOTATION_ALLOWED_DOMAINS: &str = "alpha.wasi.krustlet.dev/allowed-do
 /// Krustlet's pod annotation: how many outgoing requests may be under way at once.
 pub const ANNOTATION_MAX_CONCURRENT_REQUESTS: &str =
     "alpha.wasi.krustlet.dev/max-concurrent-requests";
+/// Node annotation: the directory in which volumes are made that are to be on this node.
+pub const ANNOTATION_VOLUMES_DIR: &str = "salp.dev/volumes-dir";
+/// Who makes volumes that are directories of a node, and the class that asks for them.
+pub const LOCAL_PATH_PROVISIONER: &str = "salp.dev/local-path";
+/// See [`LOCAL_PATH_PROVISIONER`]: the class of claims that name none.
+pub const LOCAL_PATH_CLASS: &str = "local-path";
+/// Upstream's annotation of volumes: who has made it.
+pub const ANNOTATION_PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// Finalizer of claims: they stay while a pod uses them.
+pub const FINALIZER_CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
+/// Finalizer of volumes: they stay while they are bound.
+pub const FINALIZER_VOLUME_IN_USE: &str = "kubernetes.io/pv-protection";
 /// Node label and Service-less pods: the host name.
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 /// Node label.

@@ -13,6 +13,34 @@ pub(crate) fn empty_status(v: &mut Value) {
     set_status(v, json!({}));
 }
 
+/// A status of the counts that it must have, all zero: upstream always writes these, and
+/// strict clients can't read a status without them.
+macro_rules! counting {
+    ($($(#[$doc:meta])* $name:ident: $($count:literal),*;)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(v: &mut Value) {
+            set_status(v, json!({$($count: 0),*}));
+        }
+    )*};
+}
+
+counting! {
+    /// A replica set or replication controller that has no pod yet.
+    replica_set_create: "replicas";
+    /// A stateful set that has no pod yet.
+    stateful_set_create: "replicas", "availableReplicas";
+    /// A daemon set that has no pod yet.
+    daemon_set_create: "currentNumberScheduled", "desiredNumberScheduled", "numberMisscheduled",
+        "numberReady";
+    /// An autoscaler that has seen nothing yet.
+    autoscaler_create: "desiredReplicas";
+    /// The same by the older version.
+    autoscaler_v1_create: "currentReplicas", "desiredReplicas";
+    /// A disruption budget that nobody has counted yet: it allows nothing.
+    disruption_budget_create: "currentHealthy", "desiredHealthy", "disruptionsAllowed",
+        "expectedPods";
+}
+
 /// A service or ingress that no load balancer serves yet.
 pub(crate) fn load_balancer_status(v: &mut Value) {
     set_status(v, json!({"loadBalancer": {}}));
@@ -226,6 +254,15 @@ fn set_status(v: &mut Value, status: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_counts_starts_at_zero() {
+        let mut v = json!({"status": {"numberReady": 7}});
+        daemon_set_create(&mut v);
+        let counts = json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0,
+            "numberMisscheduled": 0, "numberReady": 0});
+        assert_eq!(v, json!({"status": counts}));
+    }
 
     #[test]
     fn a_job_selects_by_its_uid() {

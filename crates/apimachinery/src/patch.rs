@@ -31,7 +31,7 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
     }
     let operations: json_patch::Patch = serde::Deserialize::deserialize(patch)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    json_patch::patch(target, &operations).map_err(|e| {
+    apply(target, &operations).map_err(|e| {
         Status::new(
             422,
             "Invalid",
@@ -42,6 +42,41 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Status> {
             "message": e.to_string(),
         }]}))
     })
+}
+
+/// All operations or none. Beyond RFC 6902 a `test` for null holds where an object lacks the
+/// member: so does the library that upstream uses, and clients that add the first finalizer of
+/// an object test for it this way.
+fn apply(target: &mut Value, operations: &json_patch::Patch) -> Result<(), json_patch::PatchError> {
+    if !operations.iter().any(|o| tests_for_null(o).is_some()) {
+        return json_patch::patch(target, operations);
+    }
+    let before = target.clone();
+    for operation in operations.iter() {
+        if tests_for_null(operation).is_some_and(|path| is_absent(target, path)) {
+            continue;
+        }
+        if let Err(error) = json_patch::patch(target, std::slice::from_ref(operation)) {
+            *target = before;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn tests_for_null(operation: &json_patch::PatchOperation) -> Option<&str> {
+    match operation {
+        json_patch::PatchOperation::Test(test) if test.value.is_null() => Some(test.path.as_str()),
+        _ => None,
+    }
+}
+
+/// Whether the path names a member of an object that is there, and that has no such member.
+fn is_absent(target: &Value, path: &str) -> bool {
+    let Some((parent, _)) = path.rsplit_once('/') else {
+        return false;
+    };
+    target.pointer(parent).is_some_and(Value::is_object) && target.pointer(path).is_none()
 }
 
 /// Applies a JSON merge patch.
@@ -65,6 +100,25 @@ mod tests {
         assert_eq!(v, json!({"a": 1}));
         let e = json_patch(&mut v, &json!([{"op": "sing"}])).expect_err("no such operation");
         assert_eq!(e.code, 400);
+    }
+
+    #[test]
+    fn a_test_for_null_holds_where_there_is_nothing() {
+        let first = json!([
+            {"op": "test", "path": "/metadata/finalizers", "value": null},
+            {"op": "add", "path": "/metadata/finalizers", "value": ["a/b"]},
+        ]);
+        let mut v = json!({"metadata": {}});
+        json_patch(&mut v, &first).expect("applies");
+        assert_eq!(v, json!({"metadata": {"finalizers": ["a/b"]}}));
+        json_patch(&mut v, &first).expect_err("there are finalizers now");
+        assert_eq!(v, json!({"metadata": {"finalizers": ["a/b"]}}));
+        json_patch(&mut json!({}), &first).expect_err("there is nothing to lack it");
+        let late = json!([{"op": "add", "path": "/a", "value": 1},
+            {"op": "test", "path": "/b", "value": null}, {"op": "remove", "path": "/c"}]);
+        let mut v = json!({});
+        json_patch(&mut v, &late).expect_err("there is no /c");
+        assert_eq!(v, json!({}));
     }
 
     #[test]

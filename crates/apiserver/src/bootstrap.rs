@@ -11,6 +11,7 @@ use crate::registry::delete::{DeleteOptions, delete};
 use crate::registry::update::{Part, modify};
 use crate::row::Row;
 use crate::server_state::Core;
+use api::constants;
 use apimachinery::Status;
 use base64::Engine as _;
 use futures::StreamExt as _;
@@ -59,11 +60,12 @@ async fn write(
         .collect();
     first.extend(policy::objects());
     first.extend(priority_classes());
+    first.push(storage_class());
     first.extend(crate::flow::objects());
     ensure_all(core, first).await?;
     let mut second = policy::namespaced();
     second.push(service(cidr, port, advertise));
-    let authentication = authentication(client_ca, core.aggregator.identity());
+    let authentication = authentication(client_ca, core.aggregator.authority());
     second.push(authentication.clone());
     if let Some(address) = advertise {
         second.push(cluster_info(address, client_ca));
@@ -168,6 +170,19 @@ fn priority_classes() -> Vec<Value> {
     .collect()
 }
 
+/// Directories of the node where a claim's first pod runs, for claims that ask for nothing else.
+fn storage_class() -> Value {
+    json!({
+        "kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+        "metadata": {
+            "name": constants::LOCAL_PATH_CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": constants::LOCAL_PATH_PROVISIONER,
+        "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    })
+}
+
 /// The Service through which pods reach this server.
 fn service(cidr: ServiceCidr, port: u16, advertise: Option<SocketAddr>) -> Value {
     let target = advertise.map_or(6443, |a| a.port());
@@ -187,12 +202,12 @@ fn service(cidr: ServiceCidr, port: u16, advertise: Option<SocketAddr>) -> Value
 
 /// How extension servers check the certificates of clients, and of those who call through
 /// this one and say in whose name.
-fn authentication(client_ca: &str, front_proxy: Option<&FrontProxy>) -> Value {
+fn authentication(client_ca: &str, front_proxy_ca: Option<&str>) -> Value {
     let mut data = json!({"client-ca-file": client_ca});
-    if let Some(proxy) = front_proxy {
+    if let Some(ca) = front_proxy_ca {
         // Lists are JSON in a text.
         let list = |item: &str| json!([item]).to_string();
-        data["requestheader-client-ca-file"] = proxy.ca.as_str().into();
+        data["requestheader-client-ca-file"] = ca.into();
         for (key, item) in [
             ("allowed-names", FrontProxy::NAME),
             ("extra-headers-prefix", "X-Remote-Extra-"),

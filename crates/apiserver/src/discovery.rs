@@ -1,8 +1,10 @@
-//! Discovery, aggregated and legacy, and OpenAPI v3. All of it is made from the resource
+//! Discovery, aggregated and legacy, and OpenAPI v3 and [`v2`]. All of it is made from the resource
 //! table and the definitions of custom resources when it is asked for; OpenAPI documents are kept compressed.
 
+mod v2;
+
 use crate::aggregation::Remote;
-use crate::http::negotiate::{self, Accepted, Shape};
+use crate::http::negotiate::{self, Accepted, Encoding, Offer, Shape};
 use crate::http::request::Query;
 use crate::http::respond::{self, Body};
 use crate::row::Row;
@@ -11,16 +13,19 @@ use apimachinery::Status;
 use apimachinery::openapi::{CustomKind, ResourcePaths, v3_document_custom};
 use apimachinery::schema::Schema;
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, Response};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::sync::Arc;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The same in protobuf.
+const AGGREGATED_PROTOBUF: &str =
+    "application/vnd.kubernetes.protobuf;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// OpenAPI documents that are kept; when there are more, all are made anew.
 const DOCUMENTS_MAX: usize = 128;
@@ -32,6 +37,35 @@ pub(crate) struct OpenApi {
     documents: Mutex<HashMap<String, (String, Bytes)>>,
 }
 
+/// What packs a document while it is written.
+type Packer = flate2::write::GzEncoder<Vec<u8>>;
+
+impl OpenApi {
+    /// The packed document of a name made of what has this hash: as it was kept, or as `write`
+    /// writes it.
+    fn packed(
+        &self,
+        name: &str,
+        hash: &str,
+        write: impl FnOnce(&mut Packer) -> io::Result<()>,
+    ) -> Result<Bytes, Status> {
+        if let Some((made_of, done)) = self.documents.lock().get(name)
+            && made_of == hash
+        {
+            return Ok(done.clone());
+        }
+        let mut packer = Packer::new(Vec::new(), flate2::Compression::default());
+        write(&mut packer).map_err(Status::internal)?;
+        let packed = Bytes::from(packer.finish().map_err(Status::internal)?);
+        let mut documents = self.documents.lock();
+        if documents.len() >= DOCUMENTS_MAX {
+            documents.clear();
+        }
+        documents.insert(name.to_owned(), (hash.to_owned(), packed.clone()));
+        Ok(packed)
+    }
+}
+
 /// Answers a discovery or OpenAPI path; others are 404.
 pub(crate) fn answer(
     core: &Core,
@@ -40,19 +74,22 @@ pub(crate) fn answer(
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Status> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let shapes = [Shape::Discovery];
     let served = Served::now(core);
     let missing = || respond::text(404, "404 page not found\n");
+    let accept = |shapes| {
+        let messages = true;
+        negotiate::accept(headers, Offer { shapes, messages })
+    };
+    let object = |found: Option<Value>| match found {
+        Some(v) => Ok(respond::value(200, accept(&[])?, &v)),
+        None => Ok(missing()),
+    };
     match parts.as_slice() {
         ["api"] | ["apis"] => {
-            let accepted = negotiate::accept(headers, &shapes)?;
+            let accepted = accept(&[Shape::Discovery])?;
             let core_group = parts[0] == "api";
             if accepted.shape == Shape::Discovery {
-                return Ok(tagged(
-                    headers,
-                    AGGREGATED,
-                    &aggregated(&served, core_group),
-                ));
+                return tagged(headers, accepted, &aggregated(&served, core_group));
             }
             let body = if core_group {
                 api_versions()
@@ -61,12 +98,10 @@ pub(crate) fn answer(
             };
             Ok(respond::value(200, accepted, &body))
         }
-        ["api", version] => Ok(resource_list(&served, "", version)
-            .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
-        ["apis", group] => Ok(group_object(&served, group)
-            .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
-        ["apis", group, version] => Ok(resource_list(&served, group, version)
-            .map_or_else(missing, |v| respond::value(200, Accepted::JSON, &v))),
+        ["api", version] => object(resource_list(&served, "", version)),
+        ["apis", group] => object(group_object(&served, group)),
+        ["apis", group, version] => object(resource_list(&served, group, version)),
+        ["openapi", "v2"] => v2::answer(core, headers),
         ["openapi", "v3"] => Ok(respond::value(200, Accepted::JSON, &openapi_index(&served))),
         ["openapi", "v3", "api", version] => openapi(core, "", version, query, headers),
         ["openapi", "v3", "apis", group, version] => openapi(core, group, version, query, headers),
@@ -89,6 +124,7 @@ pub(crate) fn root(core: &Core) -> Value {
         "/healthz",
         "/livez",
         "/metrics",
+        "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",
@@ -385,10 +421,35 @@ fn base64_of(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A body with an entity tag of its content.
-fn tagged(headers: &HeaderMap, media: &'static str, value: &Value) -> Response<Body> {
-    let body = respond::to_json(value);
-    let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&body)));
+/// Aggregated discovery with an entity tag of its content.
+fn tagged(
+    headers: &HeaderMap,
+    accepted: Accepted,
+    value: &Value,
+) -> Result<Response<Body>, Status> {
+    let json = respond::to_json(value);
+    let hash = hex::encode_upper(Sha256::digest(&json));
+    let messages = match accepted.encoding {
+        Encoding::Protobuf => respond::to_protobuf(value),
+        Encoding::Json | Encoding::Yaml => None,
+    };
+    let (media, body) = match messages {
+        Some(body) => (AGGREGATED_PROTOBUF, body),
+        None => (AGGREGATED, json),
+    };
+    unless_known(headers, media, &hash, || {
+        Ok(respond::bytes(200, media, body))
+    })
+}
+
+/// An answer with a hash as its entity tag; 304 for a client that has what carries it.
+fn unless_known(
+    headers: &HeaderMap,
+    media: &'static str,
+    hash: &str,
+    answer: impl FnOnce() -> Result<Response<Body>, Status>,
+) -> Result<Response<Body>, Status> {
+    let tag = format!("\"{hash}\"");
     let known = headers
         .get(IF_NONE_MATCH)
         .and_then(|v| v.to_str().ok())
@@ -396,12 +457,35 @@ fn tagged(headers: &HeaderMap, media: &'static str, value: &Value) -> Response<B
     let mut response = if known {
         respond::bytes(304, media, Bytes::new())
     } else {
-        respond::bytes(200, media, body)
+        answer()?
     };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(ETAG, tag);
     }
-    response
+    Ok(response)
+}
+
+/// A packed document, unpacked for a client that does not take it as it is.
+fn document(
+    headers: &HeaderMap,
+    media: &'static str,
+    hash: &str,
+    packed: impl FnOnce() -> Result<Bytes, Status>,
+) -> Result<Response<Body>, Status> {
+    unless_known(headers, media, hash, || {
+        let packed = packed()?;
+        if negotiate::takes_gzip(headers) {
+            let mut response = respond::bytes(200, media, packed);
+            let gzip = HeaderValue::from_static("gzip");
+            response.headers_mut().insert(CONTENT_ENCODING, gzip);
+            return Ok(response);
+        }
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(&*packed)
+            .read_to_end(&mut plain)
+            .map_err(Status::internal)?;
+        Ok(respond::bytes(200, media, plain))
+    })
 }
 
 /// A document depends on this program, the table and the definitions.
@@ -457,35 +541,14 @@ fn openapi(
         return Ok(respond::text(404, "404 page not found\n"));
     }
     let hash = document_hash(group, version, &rows);
-    let tag = format!("\"{hash}\"");
-    let known = headers
-        .get(IF_NONE_MATCH)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.split(',').any(|t| t.trim() == tag));
-    let mut response = if known {
-        respond::bytes(304, "application/json", Bytes::new())
-    } else {
-        let packed = document(core, group, version, &rows, &hash)?;
-        if negotiate::takes_gzip(headers) {
-            let mut r = respond::bytes(200, "application/json", packed);
-            r.headers_mut()
-                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            r
-        } else {
-            let mut plain = Vec::new();
-            flate2::read::GzDecoder::new(&*packed)
-                .read_to_end(&mut plain)
-                .map_err(Status::internal)?;
-            respond::bytes(200, "application/json", plain)
-        }
-    };
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
-        headers.insert(ETAG, tag);
-    }
+    let mut response = document(headers, "application/json", &hash, || {
+        core.openapi.packed(&gv(group, version), &hash, |packer| {
+            let value = document_value(group, version, &rows);
+            serde_json::to_writer(packer, &value).map_err(io::Error::from)
+        })
+    })?;
     if query.get("hash") == Some(&hash) {
-        headers.insert(
+        response.headers_mut().insert(
             http::header::CACHE_CONTROL,
             HeaderValue::from_static("public, immutable"),
         );
@@ -493,19 +556,8 @@ fn openapi(
     Ok(response)
 }
 
-fn document(
-    core: &Core,
-    group: &str,
-    version: &str,
-    rows: &[&Row],
-    hash: &str,
-) -> Result<Bytes, Status> {
-    let name = gv(group, version);
-    if let Some((made_of, done)) = core.openapi.documents.lock().get(&name)
-        && made_of == hash
-    {
-        return Ok(done.clone());
-    }
+/// The v3 document of a group-version.
+fn document_value(group: &str, version: &str, rows: &[&Row]) -> Value {
     let subs: Vec<Vec<_>> = rows
         .iter()
         .map(|r| {
@@ -540,17 +592,7 @@ fn document(
         })
         .collect();
     let docs = Schema::descriptions();
-    let value = v3_document_custom(Schema::builtin(), &docs, group, version, &paths, custom);
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    serde_json::to_writer(&mut encoder, &value).map_err(Status::internal)?;
-    encoder.flush().map_err(Status::internal)?;
-    let packed = Bytes::from(encoder.finish().map_err(Status::internal)?);
-    let mut documents = core.openapi.documents.lock();
-    if documents.len() >= DOCUMENTS_MAX {
-        documents.clear();
-    }
-    documents.insert(name, (hash.to_owned(), packed.clone()));
-    Ok(packed)
+    v3_document_custom(Schema::builtin(), &docs, group, version, &paths, custom)
 }
 
 /// The order of versions in a group: stable ones first, then beta, then alpha, higher numbers

@@ -10,7 +10,7 @@ use crate::convert;
 use crate::discovery;
 use crate::flow;
 use crate::health;
-use crate::http::negotiate::{self, Accepted, Shape};
+use crate::http::negotiate::{self, Accepted, Encoding, Offer, Shape};
 use crate::http::request::{Query, RequestInfo};
 use crate::http::respond::{self, Body, BoxError};
 use crate::input::{delete_options, manager_of, read_input, read_named, read_patch};
@@ -76,7 +76,8 @@ pub(crate) fn handle(
     Box::pin(answered.map(|answer| {
         answer.unwrap_or_else(|_| {
             tracing::error!("a request ended in a panic");
-            respond::status(&Status::internal("the request ended in a panic"))
+            let failed = Status::internal("the request ended in a panic");
+            respond::status(&failed, Accepted::JSON)
         })
     }))
 }
@@ -99,6 +100,7 @@ async fn bounded(
 async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller) -> Response<Body> {
     let started = Instant::now();
     let gzip = negotiate::takes_gzip(request.headers());
+    let of_errors = negotiate::of_errors(request.headers());
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path = percent_encoding::percent_decode_str(request.uri().path())
         .decode_utf8_lossy()
@@ -142,7 +144,7 @@ async fn respond_to(core: Arc<Core>, request: Request<Incoming>, caller: Caller)
         let work = serve(&core, request, target, &caller);
         bounded(&core, work).await
     };
-    let mut response = response.unwrap_or_else(|s| respond::status(&s));
+    let mut response = response.unwrap_or_else(|s| respond::status(&s, of_errors));
     let took = (!long).then(|| started.elapsed());
     core.metrics.request(
         info.verb,
@@ -201,10 +203,14 @@ async fn serve(
     } = target;
     let user = match caller {
         Caller::Local(user) => user.clone(),
-        Caller::Remote(certificate, _) => Arc::new(
-            core.authenticate(request.headers(), certificate.as_deref())
-                .await?,
-        ),
+        Caller::Remote(certificate, _) => {
+            let headers = request.headers();
+            let found = core.authenticate(headers, certificate.as_deref()).await;
+            if let (Err(Status { code: 401, .. }), Some(audit)) = (&found, audit) {
+                audit.refused(info);
+            }
+            Arc::new(found?)
+        }
     };
     if let Some(audit) = audit {
         audit.known(info, &user);
@@ -351,7 +357,8 @@ async fn resource(
     };
     let answer = answer_to(ctx, &call, method, body, upgrade).await;
     // What is refused is warned of too.
-    let mut response = answer.unwrap_or_else(|s| respond::status(&s));
+    let of_errors = negotiate::of_errors(ctx.headers);
+    let mut response = answer.unwrap_or_else(|s| respond::status(&s, of_errors));
     respond::warn(&mut response, &warnings.take());
     if let Some(audit) = ctx.audit {
         for (key, value) in warnings.take_notes() {
@@ -417,13 +424,14 @@ async fn subresources(
     body: Incoming,
 ) -> Result<Response<Body>, Status> {
     let verb = ctx.info.verb;
+    let accepted = accept(ctx, call.row)?;
     match (call.subresource, verb) {
         ("scale", "get") => {
             let scale = call.row.scale().ok_or_else(not_allowed)?;
             let object = call.view(&*call.current().await?);
             Ok(respond::value(
                 200,
-                accept(ctx)?,
+                accepted,
                 &subresource::scale_of(scale, &object),
             ))
         }
@@ -436,17 +444,17 @@ async fn subresources(
                 let patch = read_patch(ctx, body).await?;
                 subresource::write_scale(call, scale, None, Some(&patch)).await?
             };
-            Ok(respond::value(200, accept(ctx)?, &value))
+            Ok(respond::value(200, accepted, &value))
         }
         ("binding", "create") => {
             let v = read_named(ctx, body, "io.k8s.api.core.v1.Binding", "Binding").await?;
-            bind(call, &v).await
+            bind(call, &v, accepted).await
         }
         ("eviction", "create") => {
             let v = read_named(ctx, body, "io.k8s.api.policy.v1.Eviction", "Eviction").await?;
             Ok(respond::value(
                 201,
-                Accepted::JSON,
+                accepted,
                 &eviction::evict(call, &v).await?,
             ))
         }
@@ -455,7 +463,7 @@ async fn subresources(
             let v = read_named(ctx, body, name, "TokenRequest").await?;
             Ok(respond::value(
                 201,
-                accept(ctx)?,
+                accepted,
                 &token_request::token(call, &v).await?,
             ))
         }
@@ -467,24 +475,28 @@ async fn subresources(
             let value = call.decode(&input, &mut warnings)?;
             sent(ctx, &value);
             let (object, _) = update::put(call, part, value).await?;
-            answer(ctx, call.row, 200, &object, &warnings)
+            answer(&view(ctx, call.row)?, 200, &object, &warnings)
         }
         (_, "patch") => {
             let p = read_patch(ctx, body).await?;
             let mut warnings = Vec::new();
             let object = subresource::patch_part(call, &p, &mut warnings).await?;
-            answer(ctx, call.row, 200, &object, &warnings)
+            answer(&view(ctx, call.row)?, 200, &object, &warnings)
         }
         _ => Err(not_allowed()),
     }
 }
 
-async fn bind(call: &Call<'_>, binding: &Value) -> Result<Response<Body>, Status> {
+async fn bind(
+    call: &Call<'_>,
+    binding: &Value,
+    accepted: Accepted,
+) -> Result<Response<Body>, Status> {
     subresource::bind(call, binding).await?;
     let done = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
     });
-    Ok(respond::value(201, Accepted::JSON, &done))
+    Ok(respond::value(201, accepted, &done))
 }
 
 /// Kinds that are answered, not stored.
@@ -502,7 +514,7 @@ async fn transient(
             let list = serde_json::json!({
                 "kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": [],
             });
-            Ok(respond::value(200, accept(ctx)?, &list))
+            Ok(respond::value(200, accept(ctx, call.row)?, &list))
         } else {
             Err(Status::not_found(
                 call.row.group(),
@@ -511,6 +523,7 @@ async fn transient(
             ))
         };
     }
+    let accepted = accept(ctx, call.row)?;
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
@@ -529,17 +542,18 @@ async fn transient(
                 ..*call
             },
             &value,
+            accepted,
         )
         .await;
     }
     let review = review::answer(ctx.core, call.row.kind(), call.namespace, ctx.user, value)?;
-    Ok(respond::value(201, accept(ctx)?, &review))
+    Ok(respond::value(201, accepted, &review))
 }
 
 async fn show(ctx: &Ctx<'_>, call: &Call<'_>) -> Result<Response<Body>, Status> {
     let view = view(ctx, call.row)?;
     let object = call.current().await?;
-    Ok(respond::encoded(200, view.accepted, view.object(&object)))
+    view.answer(200, &object)
 }
 
 async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
@@ -547,7 +561,7 @@ async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Bod
     let filter = Filter::parse(row, namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
     convert::prepare(ctx.core, &view.row, &page.objects).await?;
-    Ok(respond::encoded(200, view.accepted, view.list(&page)))
+    view.answer_list(&page).await
 }
 
 async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
@@ -560,67 +574,58 @@ async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<B
             .requirements
             .push(("metadata.name".to_owned(), ctx.info.name.clone(), true));
     }
+    let media = match view.accepted.encoding {
+        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Encoding::Json | Encoding::Yaml => "application/json",
+    };
     let body = watch::open(ctx.core, filter, view, ctx.query).await?;
     let mut response = Response::new(body);
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     Ok(response)
 }
 
 async fn creates(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let view = view(ctx, call.row)?;
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
     sent(ctx, &value);
     let object = create(call, value, Tracking::Update).await?;
-    answer(ctx, call.row, 201, &object, &warnings)
+    answer(&view, 201, &object, &warnings)
 }
 
 async fn puts(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let view = view(ctx, call.row)?;
     let input = read_input(ctx, body).await?;
     let mut warnings = Vec::new();
     let value = call.decode(&input, &mut warnings)?;
     sent(ctx, &value);
     let (object, made) = update::put(call, update::Part::Main, value).await?;
-    answer(
-        ctx,
-        call.row,
-        if made { 201 } else { 200 },
-        &object,
-        &warnings,
-    )
+    answer(&view, if made { 201 } else { 200 }, &object, &warnings)
 }
 
 async fn patches(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let view = view(ctx, call.row)?;
     let p = read_patch(ctx, body).await?;
     let mut warnings = Vec::new();
     let (object, made) = patch::run(call, update::Part::Main, &p, &mut warnings).await?;
-    answer(
-        ctx,
-        call.row,
-        if made { 201 } else { 200 },
-        &object,
-        &warnings,
-    )
+    answer(&view, if made { 201 } else { 200 }, &object, &warnings)
 }
 
 async fn deletes(ctx: &Ctx<'_>, call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    let view = view(ctx, call.row)?;
     let options = delete_options(ctx, body).await?;
-    let accepted = accept(ctx)?;
     match delete::delete(call, &options).await? {
         Deleted::Gone(object) if !delete::returns_object(call.row.known()) => Ok(respond::value(
             200,
             Accepted {
                 shape: Shape::Object,
-                ..accepted
+                ..view.accepted
             },
             &delete::success(call, &object),
         )),
-        Deleted::Gone(object) | Deleted::Pending(object) => {
-            answer(ctx, call.row, 200, &object, &[])
-        }
+        Deleted::Gone(object) | Deleted::Pending(object) => view.answer(200, &object),
     }
 }
 
@@ -653,7 +658,7 @@ async fn deletes_all(
             Err(s) => return Err(s),
         }
     }
-    Ok(respond::encoded(200, view.accepted, view.list(&page)))
+    view.answer_list(&page).await
 }
 
 /// What was sent, for the audit log.
@@ -665,26 +670,28 @@ fn sent(ctx: &Ctx<'_>, value: &Value) {
 
 /// An object as the answer to a write.
 fn answer(
-    ctx: &Ctx<'_>,
-    row: &Row,
+    view: &View,
     code: u16,
     object: &crate::cache::Object,
     warnings: &[String],
 ) -> Result<Response<Body>, Status> {
-    let view = view(ctx, row)?;
-    let mut response = respond::encoded(code, view.accepted, view.object(object));
+    let mut response = view.answer(code, object)?;
     respond::warn(&mut response, warnings);
     Ok(response)
 }
 
-fn accept(ctx: &Ctx<'_>) -> Result<Accepted, Status> {
-    negotiate::accept(ctx.headers, &[Shape::Table, Shape::Metadata])
+fn accept(ctx: &Ctx<'_>, row: &Row) -> Result<Accepted, Status> {
+    let offer = Offer {
+        shapes: &[Shape::Table, Shape::Metadata],
+        messages: row.has_messages(),
+    };
+    negotiate::accept(ctx.headers, offer)
 }
 
 fn view(ctx: &Ctx<'_>, row: &Row) -> Result<View, Status> {
     Ok(View {
         row: row.clone(),
-        accepted: accept(ctx)?,
+        accepted: accept(ctx, row)?,
         include: Include::parse(ctx.query.get("includeObject"))?,
         now: ctx.core.clock.now().as_second(),
     })

@@ -2,17 +2,17 @@
 
 pub(crate) use crate::http::respond::BoxError;
 
-use crate::config::FrontProxy;
 use crate::handler::Incoming;
+use crate::serving::Identity;
+use crate::trust::Bundle;
 use http::Request;
 use http_body_util::{BodyExt as _, Limited};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) type Client = legacy::Client<HttpsConnector<HttpConnector>, Incoming>
 pub(crate) fn trusting(
     ca: &[u8],
     anybody: bool,
-    identity: Option<&FrontProxy>,
+    identity: Option<Arc<Identity>>,
 ) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -38,26 +38,14 @@ pub(crate) fn trusting(
             .dangerous()
             .with_custom_certificate_verifier(client::tls::AnyCertificate::new(provider))
     } else {
-        let mut roots = RootCertStore::empty();
-        if ca.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        for cert in CertificateDer::pem_slice_iter(ca) {
-            let cert = cert.map_err(|e| e.to_string())?;
-            roots.add(cert).map_err(|e| e.to_string())?;
-        }
-        builder.with_root_certificates(roots)
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Bundle::parse(ca, &provider)?)
     };
-    let Some(identity) = identity else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| e.to_string())?;
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(|e| e.to_string())?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(|e| e.to_string())
+    Ok(match identity {
+        Some(identity) => builder.with_client_cert_resolver(identity),
+        None => builder.with_no_client_auth(),
+    })
 }
 
 /// A client; `name` is whose certificate is expected, unless it is the URL's host.

@@ -35,6 +35,7 @@ mod row;
 mod server;
 mod server_state;
 mod serving;
+mod trust;
 mod webhook;
 
 pub use audit::{Config as AuditConfig, Log as AuditLog};

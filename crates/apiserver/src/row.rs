@@ -226,6 +226,11 @@ impl Row {
         }
     }
 
+    /// Whether its objects have protobuf messages.
+    pub(crate) fn has_messages(&self) -> bool {
+        matches!(self, Self::Builtin(_)) && self.schema().is_ok()
+    }
+
     /// Fills defaults in.
     pub(crate) fn default(&self, value: &mut Value) {
         match self {

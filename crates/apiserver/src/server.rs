@@ -19,7 +19,7 @@ use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::server_state::{Core, DiskTrouble};
-use crate::serving::{self, Serving};
+use crate::serving::{self, Identity};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -66,6 +66,9 @@ pub enum Error {
     /// The kubelet client certificate or CA is not usable.
     #[error("load kubelet client certificate")]
     Kubelet(#[source] BoxError),
+    /// What extension servers are shown is not usable.
+    #[error("load front-proxy certificate")]
+    FrontProxy(#[source] BoxError),
     /// The NodePort range is empty.
     #[error("check NodePort range: {0}-{1} has no ports")]
     NodePorts(u16, u16),
@@ -94,7 +97,7 @@ pub enum Error {
 pub struct ApiServer {
     core: Arc<Core>,
     addresses: Vec<SocketAddr>,
-    certificate: Arc<Serving>,
+    certificate: Arc<Identity>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -178,7 +181,8 @@ impl ApiServer {
             ready: AtomicBool::new(false),
             openapi: crate::discovery::OpenApi::default(),
             disk_trouble: DiskTrouble::default(),
-            aggregator: crate::aggregation::Aggregator::new(config.front_proxy.clone()),
+            aggregator: crate::aggregation::Aggregator::new(config.front_proxy.as_ref())
+                .map_err(Error::FrontProxy)?,
             resource_metrics: crate::resource_metrics::Readings::default(),
             dynamic: crate::admission::dynamic::Dynamic::default(),
         });
@@ -278,7 +282,18 @@ impl ApiServer {
     /// # Errors
     /// When it and its key don't belong together: it serves with what it has.
     pub fn serve_with(&self, cert_pem: &str, key_pem: &str) -> Result<(), Error> {
-        self.certificate.replace(cert_pem, key_pem)
+        let replaced = self.certificate.replace(cert_pem, key_pem);
+        replaced.map_err(Error::ServingCertificate)
+    }
+
+    /// Shows extension servers another certificate from now on (PEM), of the same authority;
+    /// open connections go on.
+    ///
+    /// # Errors
+    /// When it and its key don't belong together: they are shown what they were.
+    pub fn call_extensions_with(&self, cert_pem: &str, key_pem: &str) -> Result<(), Error> {
+        let replaced = self.core.aggregator.show(cert_pem, key_pem);
+        replaced.map_err(Error::FrontProxy)
     }
 
     /// Shows kubelets another certificate from now on.

@@ -1,51 +1,64 @@
-//! TLS of the API server: the certificate that it serves with, which may be replaced while it
-//! runs, and whose clients' certificates are believed.
+//! TLS of the API server: the certificates that it shows, which may be replaced while it runs,
+//! and whose clients' certificates are believed.
 
 use crate::config::Config;
 use crate::http::respond::BoxError;
 use crate::server::Error;
 use parking_lot::RwLock;
+use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
 
-/// What is served with now; connections that come later get what replaces it.
+/// What is shown now; connections that come later get what replaces it.
 #[derive(Debug)]
-pub(crate) struct Serving(RwLock<Arc<CertifiedKey>>);
+pub(crate) struct Identity(RwLock<Arc<CertifiedKey>>);
 
-impl Serving {
-    /// Serves with another certificate from now on, if it and its key belong together.
-    pub(crate) fn replace(&self, cert_pem: &str, key_pem: &str) -> Result<(), Error> {
+impl Identity {
+    /// Shows a certificate (PEM), if it and its key belong together.
+    pub(crate) fn new(cert_pem: &str, key_pem: &str) -> Result<Arc<Self>, BoxError> {
+        Ok(Arc::new(Self(RwLock::new(certified(cert_pem, key_pem)?))))
+    }
+
+    /// Shows another certificate from now on, if it and its key belong together.
+    pub(crate) fn replace(&self, cert_pem: &str, key_pem: &str) -> Result<(), BoxError> {
         *self.0.write() = certified(cert_pem, key_pem)?;
         Ok(())
     }
 }
 
-impl ResolvesServerCert for Serving {
+impl ResolvesServerCert for Identity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.read().clone())
     }
 }
 
-fn certified(cert_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, Error> {
-    let fail = |e: BoxError| Error::ServingCertificate(e);
-    let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| fail(e.into()))?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| fail(e.into()))?;
+impl ResolvesClientCert for Identity {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(cert_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, BoxError> {
+    let chain =
+        CertificateDer::pem_slice_iter(cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
     let provider = rustls::crypto::ring::default_provider();
-    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|e| fail(e.into()))?;
-    Ok(Arc::new(certified))
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
 }
 
 /// What connections are accepted with.
-pub(crate) fn tls(config: &Config) -> Result<(Arc<ServerConfig>, Arc<Serving>), Error> {
+pub(crate) fn tls(config: &Config) -> Result<(Arc<ServerConfig>, Arc<Identity>), Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let certified = certified(&config.serving_cert, &config.serving_key)?;
-    let serving = Arc::new(Serving(RwLock::new(certified)));
+    let serving = Identity::new(&config.serving_cert, &config.serving_key)
+        .map_err(Error::ServingCertificate)?;
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
         let cert = cert.map_err(|e| Error::ClientCa(e.into()))?;

@@ -12,6 +12,10 @@
     reason = "a program that prints; its harness has more than it needs"
 )]
 
+#[path = "groups/api.rs"]
+mod api;
+#[path = "groups/encodings.rs"]
+mod encodings;
 #[path = "groups/fleet.rs"]
 mod fleet;
 #[path = "../../salp/tests/it/harness.rs"]
@@ -21,10 +25,8 @@ mod nats;
 #[path = "groups/sites.rs"]
 mod sites;
 
-use futures::AsyncBufReadExt as _;
 use harness::{Registry, Running, Site, eventually, free_port, get, get_ok, repo_file, tool};
 use serde_json::{Map, Value, json};
-use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,11 +48,12 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 8] = [
+    let runs: [(&str, Run); 9] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
-        ("api", api),
+        ("api", api::run),
+        ("encodings", encodings::run),
         ("wake", wake),
         ("sites", sites::run),
         ("fleet", fleet::run),
@@ -443,129 +446,6 @@ fn requests(figures: &mut Map<String, Value>) {
             );
         }
     }
-}
-
-/// Creates, gets, lists and watches of ConfigMaps over HTTPS with 1, 8 and 32 clients.
-fn api(figures: &mut Map<String, Value>) {
-    let (site, rt) = (Site::start(), runtime());
-    let body = |n: usize| {
-        let object = json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("load-{n}")},
-            "data": {"text": "x".repeat(1024)},
-        });
-        serde_json::to_vec(&object).expect("JSON")
-    };
-    for clients in [1usize, 8, 32] {
-        let namespace = format!("load-{clients}");
-        site.ok(&["create", "namespace", &namespace]);
-        let path = format!("/api/v1/namespaces/{namespace}/configmaps");
-        let total = if clients == 1 { 1_000 } else { 2_000 };
-        let mut run =
-            |what: &str,
-             count: usize,
-             call: &(dyn Fn(usize) -> (&'static str, String, Vec<u8>) + Sync)| {
-                let calls: Vec<_> = (0..count).map(call).collect();
-                let rate = rt.block_on(async {
-                    let mut workers = tokio::task::JoinSet::new();
-                    let began = Instant::now();
-                    for share in calls.chunks(count.div_ceil(clients)) {
-                        let (share, client) = (share.to_vec(), client(&site).await);
-                        workers.spawn(async move {
-                            for (method, path, body) in share {
-                                request(&client, method, &path, body)
-                                    .await
-                                    .expect("request");
-                            }
-                        });
-                    }
-                    while let Some(done) = workers.join_next().await {
-                        done.expect("worker");
-                    }
-                    count as f64 / began.elapsed().as_secs_f64()
-                });
-                figure(
-                    figures,
-                    &format!("API, {clients} clients: {what}"),
-                    rate,
-                    "1/s",
-                );
-            };
-        run("creates", total, &|n| ("POST", path.clone(), body(n)));
-        run("gets", total, &|n| {
-            ("GET", format!("{path}/load-{}", n % total), Vec::new())
-        });
-        run("lists of 1000", 32, &|_| {
-            ("GET", format!("{path}?limit=1000"), Vec::new())
-        });
-        let rate = watched(&rt, &site, clients, &body);
-        figure(
-            figures,
-            &format!("API, {clients} clients: watch events"),
-            rate,
-            "1/s",
-        );
-    }
-    let (control, _) = site_pss_mib(&site);
-    figure(
-        figures,
-        "API, PSS of the control plane after",
-        control,
-        "MiB",
-    );
-}
-
-/// So many clients watch a namespace while 8 others create objects of 1 KiB in it: events a
-/// second that reach the watchers, of all together, until each has seen every object.
-fn watched(
-    rt: &tokio::runtime::Runtime,
-    site: &Site,
-    watchers: usize,
-    body: &(dyn Fn(usize) -> Vec<u8> + Sync),
-) -> f64 {
-    const OBJECTS: usize = 2_000;
-    const WRITERS: usize = 8;
-    let namespace = format!("watched-{watchers}");
-    site.ok(&["create", "namespace", &namespace]);
-    let path = format!("/api/v1/namespaces/{namespace}/configmaps");
-    rt.block_on(async {
-        let mut tasks = tokio::task::JoinSet::new();
-        let start = std::sync::Arc::new(tokio::sync::Barrier::new(watchers + 1));
-        for _ in 0..watchers {
-            let (client, start) = (client(site).await, start.clone());
-            let ask = http::Request::get(format!(
-                "{path}?watch=1&fieldSelector=metadata.name%21%3Dkube-root-ca.crt"
-            ))
-            .body(Vec::new())
-            .expect("request");
-            tasks.spawn(async move {
-                let mut events = pin!(client.request_stream(ask).await.expect("watch"));
-                start.wait().await;
-                let mut seen = 0;
-                while seen < OBJECTS {
-                    let chunk = events.fill_buf().await.expect("events");
-                    assert!(!chunk.is_empty(), "the watch ended after {seen} events");
-                    seen += chunk.iter().filter(|byte| **byte == b'\n').count();
-                    let length = chunk.len();
-                    events.consume_unpin(length);
-                }
-            });
-        }
-        start.wait().await;
-        let began = Instant::now();
-        let bodies: Vec<_> = (0..OBJECTS).map(body).collect();
-        for share in bodies.chunks(OBJECTS.div_ceil(WRITERS)) {
-            let (share, client, path) = (share.to_vec(), client(site).await, path.clone());
-            tasks.spawn(async move {
-                for body in share {
-                    request(&client, "POST", &path, body).await.expect("create");
-                }
-            });
-        }
-        while let Some(done) = tasks.join_next().await {
-            done.expect("task");
-        }
-        (OBJECTS * watchers) as f64 / began.elapsed().as_secs_f64()
-    })
 }
 
 /// Thousands of Wasm pods on one node, all Ready and answering.

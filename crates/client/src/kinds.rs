@@ -5,6 +5,7 @@
 
 use crate::Informers;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::api::{apps::v1 as apps, batch::v1 as batch, core::v1 as core};
 
 /// Starts following all of them.
@@ -17,6 +18,8 @@ pub fn follow(informers: &Informers) {
     informers.get::<core::Secret>();
     informers.get::<core::ServiceAccount>();
     informers.get::<core::PersistentVolumeClaim>();
+    informers.get::<core::PersistentVolume>();
+    informers.get::<storage::StorageClass>();
     informers.get::<discovery::EndpointSlice>();
     informers.get::<apps::Deployment>();
     informers.get::<apps::ReplicaSet>();

@@ -17,6 +17,7 @@ mod store;
 pub mod taints;
 mod text;
 pub mod tls;
+pub mod volumes;
 
 pub use clock::Clock;
 pub use election::Election;

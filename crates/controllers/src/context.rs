@@ -8,8 +8,9 @@ use client::{
     Clock, EventRecorder, Informer, Informers, ObjectKey, Outcome, WorkQueue, start_workers,
 };
 use futures::future::BoxFuture;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// What the controllers need.
@@ -60,6 +61,7 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
     crate::disruption::start(&context);
     crate::roots::start(&context, config.root_ca_pem);
     crate::tokens::start(&context);
+    crate::volumes::start(&context);
     if let Some(signer) = config.signer {
         crate::certificates::start(&context, signer);
     }
@@ -85,6 +87,41 @@ impl Context {
         let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
         let params = PostParams::default();
         match api.replace_status(&key.name, &params, object).await {
+            Ok(_) => Ok(()),
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            Err(source) => Err(Error::Update {
+                what: format!("status of {}", named::<K>(key)),
+                source,
+            }),
+        }
+    }
+
+    /// Sets an object's whole status, that is this controller's alone, whatever else was written
+    /// to the object meanwhile, by this controller too. One that has gone needs none.
+    pub(crate) async fn patch_status<K, S>(
+        &self,
+        key: &ObjectKey,
+        object: &K,
+        known: Option<&S>,
+        status: &S,
+    ) -> Result<(), Error>
+    where
+        K: Kind + kube::Resource<Scope = NamespaceResourceScope>,
+        S: serde::Serialize,
+    {
+        let fields = |status: &S| match serde_json::to_value(status) {
+            Ok(Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let mut wanted = fields(status);
+        // What it no longer has is set to null.
+        for field in known.map(fields).unwrap_or_default().keys() {
+            wanted.entry(field.clone()).or_insert(Value::Null);
+        }
+        let patch = json!({"metadata": {"uid": object.meta().uid}, "status": wanted});
+        let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        match api.patch_status(&key.name, &params, &patch).await {
             Ok(_) => Ok(()),
             Err(error) if client::is_not_found(&error) => Ok(()),
             Err(source) => Err(Error::Update {

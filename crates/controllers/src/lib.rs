@@ -26,6 +26,7 @@ mod replicaset;
 mod roots;
 mod statefulset;
 mod tokens;
+mod volumes;
 mod writes;
 
 pub use certificates::{Asked, Signer};

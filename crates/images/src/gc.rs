@@ -187,6 +187,7 @@ impl Inner {
     fn sweep(&self, policy: &GcPolicy) -> Result<u64, StoreError> {
         let names = self.index.all()?;
         let mut needed: HashSet<Digest> = HashSet::new();
+        let mut layers: HashSet<String> = HashSet::new();
         let pods = policy.in_use.iter().filter_map(|used| {
             let digest = used
                 .rsplit_once('@')
@@ -196,6 +197,7 @@ impl Inner {
         for digest in names.into_values().map(|top| top.digest).chain(pods) {
             if !needed.contains(&digest) {
                 needed.extend(self.closure(&digest));
+                layers.extend(self.layer_keys(&digest));
             }
         }
         let hexes: HashSet<&str> = needed.iter().map(Digest::hex).collect();
@@ -204,6 +206,7 @@ impl Inner {
             ("blobs/sha256", policy.min_age),
             ("blobs/sha512", policy.min_age),
             ("unpacked", policy.min_age),
+            ("layers", policy.min_age),
             ("partial", PARTIAL_AGE_MAX),
         ] {
             let dir = self.root.join(dir);
@@ -211,7 +214,9 @@ impl Inner {
             for entry in entries.flatten() {
                 let name = entry.file_name();
                 let path = entry.path();
-                let kept = name.to_str().is_some_and(|name| hexes.contains(name));
+                let kept = name
+                    .to_str()
+                    .is_some_and(|name| hexes.contains(name) || layers.contains(name));
                 let modified = entry.metadata().and_then(|metadata| metadata.modified());
                 let old = modified.is_ok_and(|modified| is_old(policy, modified, age));
                 // A partial file is of no blob that is present, needed or not.

@@ -46,10 +46,13 @@ pub enum ImageKind {
         /// The image's other files, when the packaging has any.
         rootfs: Option<PathBuf>,
     },
-    /// A container image for this machine. Its layers are not fetched: nothing here runs it.
+    /// A container image for this machine.
     Container {
         /// Layers, lowest first.
         layers: Vec<Descriptor>,
+        /// The same unpacked, to be mounted over each other; none where the store is not
+        /// [`crate::ImageStore::for_containers`], which fetches no layers either.
+        dirs: Vec<PathBuf>,
     },
 }
 

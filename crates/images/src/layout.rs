@@ -87,9 +87,10 @@ impl Layout {
         }
     }
 
-    /// The layers to fetch.
-    pub(crate) fn needed(&self) -> &[Descriptor] {
+    /// The layers to fetch, on a machine that runs containers or not.
+    pub(crate) fn needed(&self, containers: bool) -> &[Descriptor] {
         match self {
+            Self::Container(layers) if containers => layers,
             Self::File(layer) => std::slice::from_ref(layer),
             Self::Spin(layers) | Self::Archives { layers, .. } => layers,
             Self::Container(_) | Self::Unsupported(_) => &[],

@@ -13,6 +13,7 @@ mod gc;
 mod grants;
 mod image;
 mod index;
+mod layers;
 mod layout;
 mod manifest;
 mod pull;

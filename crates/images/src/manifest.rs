@@ -295,6 +295,8 @@ pub struct ImageConfig {
     pub working_dir: Option<String>,
     /// `USER`.
     pub user: Option<String>,
+    /// `STOPSIGNAL`.
+    pub stop_signal: Option<String>,
     /// `EXPOSE`: `8080/tcp`.
     pub exposed_ports: Vec<String>,
     /// Labels.
@@ -322,6 +324,7 @@ impl ImageConfig {
             env: Option<Vec<String>>,
             working_dir: Option<String>,
             user: Option<String>,
+            stop_signal: Option<String>,
             exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
             labels: Option<BTreeMap<String, String>>,
         }
@@ -334,6 +337,7 @@ impl ImageConfig {
             env: run.env.unwrap_or_default(),
             working_dir: filled(run.working_dir),
             user: filled(run.user),
+            stop_signal: filled(run.stop_signal),
             exposed_ports: run.exposed_ports.unwrap_or_default().into_keys().collect(),
             labels: run.labels.unwrap_or_default(),
             platform: filled(raw.architecture).map(|architecture| Platform {

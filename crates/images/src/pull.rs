@@ -162,7 +162,7 @@ impl Inner {
                 None => self.configuration(&top.digest, options, &sessions).await?,
             }
         };
-        let layers = plan.layout.needed();
+        let layers = plan.layout.needed(self.containers);
         let total: u64 = layers
             .iter()
             .fold(0, |sum, layer| sum.saturating_add(layer.size));

@@ -6,6 +6,7 @@
 //! blobs/sha256/HEX    manifests, configurations, layers, Wasm files
 //! partial/HEX         what broken-off downloads left, to go on with
 //! unpacked/HEX/       root directories of archive images, by manifest
+//! layers/HEX/         layers of container images, to be mounted over each other (`layers`)
 //! compiled/           the Wasm host's own, by content digest
 //! ```
 
@@ -56,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) grants: Grants,
     pub(crate) downloads: Semaphore,
     pub(crate) unpack_limits: UnpackLimits,
+    /// Layers of container images are fetched and unpacked.
+    pub(crate) containers: bool,
     /// Guards the locks by which one task at a time fetches or unpacks a digest.
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// Guards what is known of images by digest and wanted platform.
@@ -138,6 +141,7 @@ impl ImageStore {
             "blobs/sha512",
             "partial",
             "unpacked",
+            "layers",
             "compiled",
         ] {
             let path = root.join(name);
@@ -159,11 +163,22 @@ impl ImageStore {
                 grants: Grants::new(&root),
                 downloads: Semaphore::new(DOWNLOADS_MAX),
                 unpack_limits: UnpackLimits::default(),
+                containers: false,
                 flights: Mutex::default(),
                 resolved: Mutex::default(),
                 root,
             }),
         })
+    }
+
+    /// The same store, for a machine that runs containers too: layers of container images are
+    /// fetched and unpacked. Takes root; call it before the store is shared.
+    #[must_use]
+    pub fn for_containers(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.containers = true;
+        }
+        self
     }
 
     /// Where the Wasm host keeps compiled code, named by content digest.
@@ -283,8 +298,9 @@ impl Inner {
         if let Some(known) = known {
             let there = match &known.image.kind {
                 ImageKind::Wasm { path, .. } => path.exists(),
-                ImageKind::Container { .. } => {
+                ImageKind::Container { dirs, .. } => {
                     self.blobs.path(&known.image.manifest_digest).exists()
+                        && dirs.iter().all(|dir| dir.exists())
                 }
             };
             if there {
@@ -377,7 +393,7 @@ impl Inner {
     fn kind(&self, plan: &Plan) -> Result<Option<ImageKind>, LoadError> {
         if !plan
             .layout
-            .needed()
+            .needed(self.containers)
             .iter()
             .all(|layer| self.blobs.has(layer))
         {
@@ -403,9 +419,7 @@ impl Inner {
                         form: wasm.form,
                         rootfs: Some(dir.join("rootfs")),
                     })),
-                    None if *guess => Ok(Some(ImageKind::Container {
-                        layers: layers.clone(),
-                    })),
+                    None if *guess => Ok(self.container(layers)),
                     None => Err(LoadError::Unsupported(
                         "image is marked as Wasm but holds no Wasm file".to_owned(),
                     )),
@@ -419,9 +433,7 @@ impl Inner {
                 let module = self.spin_module(layers)?;
                 self.file_kind(&module, Some(dir.join("rootfs"))).map(Some)
             }
-            Layout::Container(layers) => Ok(Some(ImageKind::Container {
-                layers: layers.clone(),
-            })),
+            Layout::Container(layers) => Ok(self.container(layers)),
             Layout::Unsupported(why) => Err(LoadError::Unsupported(why.clone())),
         }
     }
@@ -449,14 +461,31 @@ impl Inner {
 
     /// Whether [`Inner::unpack`] has to run before [`Inner::load`] finds the image.
     pub(crate) fn wants_unpacking(&self, plan: &Plan) -> Result<bool, LoadError> {
-        if !matches!(plan.layout, Layout::Archives { .. } | Layout::Spin(_)) {
-            return Ok(false);
+        match plan.layout {
+            Layout::Archives { .. } | Layout::Spin(_) | Layout::Container(_) => {
+                Ok(self.kind(plan)?.is_none())
+            }
+            Layout::File(_) | Layout::Unsupported(_) => Ok(false),
         }
-        Ok(self.kind(plan)?.is_none())
     }
 
     /// Unpacks an image's files. Blocking; call under the manifest's flight.
     pub(crate) fn unpack(&self, plan: &Plan) -> Result<(), LoadError> {
+        let layers = match &plan.layout {
+            Layout::Container(layers) => return self.unpack_layers(layers),
+            Layout::Archives { layers, .. } => layers.as_slice(),
+            _ => &[],
+        };
+        self.unpack_files(plan)?;
+        let note = read_note(&self.unpacked_dir(&plan.manifest_digest))?;
+        // It was looked into and is a container image.
+        if self.containers && note.is_some_and(|note| note.wasm.is_none()) {
+            self.unpack_layers(layers)?;
+        }
+        Ok(())
+    }
+
+    fn unpack_files(&self, plan: &Plan) -> Result<(), LoadError> {
         let dir = self.unpacked_dir(&plan.manifest_digest);
         if read_note(&dir)?.is_some() {
             return Ok(());
@@ -674,7 +703,7 @@ fn find_wasm(
 }
 
 /// Writes a file system's dirty pages: cheaper than syncing each of many small files.
-fn sync_filesystem(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync_filesystem(path: &Path) -> Result<(), StoreError> {
     let sync = || -> std::io::Result<()> {
         let dir = File::open(path)?;
         Ok(rustix::fs::syncfs(dir)?)

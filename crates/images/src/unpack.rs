@@ -1,8 +1,13 @@
 //! Image layers into a directory: whiteouts, links inside the root only, bounds on everything.
 //!
-//! The directory must be private to the caller while this runs (a fresh temporary one): links
-//! are resolved by name before use.
+//! Either all layers go into one directory, as Wasm guests are shown files, or each into one of
+//! its own for the kernel's overlay file system ([`Unpacker::over`], `overlay`). The directory
+//! must be private to the caller while this runs (a fresh temporary one): links are resolved by
+//! name before use.
 
+mod overlay;
+
+use rustix::fs::CWD;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -17,6 +22,14 @@ pub(crate) struct UnpackLimits {
     pub(crate) bytes_max: u64,
     /// Files, directories and links together.
     pub(crate) entries_max: u64,
+}
+
+impl UnpackLimits {
+    /// Of one layer of a container image: some carry whole distributions, or models.
+    pub(crate) const LAYER: Self = Self {
+        bytes_max: 32 << 30,
+        entries_max: 1_000_000,
+    };
 }
 
 impl Default for UnpackLimits {
@@ -76,6 +89,9 @@ pub(crate) struct Unpacker {
     entries: u64,
     /// Paths written by the layer at hand: an opaque whiteout spares them.
     fresh: HashSet<PathBuf>,
+    /// For the overlay file system, over these layers, the highest first; what a container may
+    /// use is kept then: owners, all modes, times, attributes.
+    over: Option<Vec<PathBuf>>,
 }
 
 impl Unpacker {
@@ -86,6 +102,15 @@ impl Unpacker {
             bytes: 0,
             entries: 0,
             fresh: HashSet::new(),
+            over: None,
+        }
+    }
+
+    /// One layer as a directory of its own, to be mounted over others: the highest first.
+    pub(crate) fn over(root: &Path, limits: UnpackLimits, lower: Vec<PathBuf>) -> Self {
+        Self {
+            over: Some(lower),
+            ..Self::new(root, limits)
         }
     }
 
@@ -168,7 +193,8 @@ impl Unpacker {
             // Raw entries are framed by the plain header's size, which is then not the truth.
             return Err(bad("size in an extended header"));
         }
-        let mode = entry.header().mode().unwrap_or(0o600) & 0o777;
+        let attributes = overlay::Attributes::of(entry.header(), extended.pax);
+        let mode = attributes.mode & 0o777;
         let Some(path) = self.place(&parts)? else {
             return Err(bad("its parent is not a directory"));
         };
@@ -179,8 +205,7 @@ impl Unpacker {
         match kind {
             tar::EntryType::Directory => {
                 if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
-                    remove(&path).map_err(write)?;
-                    fs::create_dir(&path).map_err(write)?;
+                    self.replace_by_dir(&path)?;
                 }
                 let mode = fs::Permissions::from_mode(mode | 0o700);
                 fs::set_permissions(&path, mode).map_err(write)?;
@@ -205,25 +230,52 @@ impl Unpacker {
                 } else {
                     let parts = self::parts(target)?;
                     let from = self.place(&parts)?;
-                    let from =
-                        from.filter(|from| from.symlink_metadata().is_ok_and(|m| !m.is_dir()));
-                    let from = from.ok_or_else(|| bad("hard link to nothing"))?;
+                    let from = from.filter(|from| {
+                        let found = from.symlink_metadata();
+                        found.is_ok_and(|m| !m.is_dir() && !overlay::is_whiteout(&m))
+                    });
+                    let Some(from) = from else {
+                        let below = self.copy_from_below(&parts, &path)?;
+                        return if below {
+                            self.written(path);
+                            Ok(())
+                        } else {
+                            Err(bad("hard link to nothing"))
+                        };
+                    };
                     if from != path {
                         remove(&path).map_err(write)?;
                         fs::hard_link(&from, &path).map_err(write)?;
                     }
                 }
             }
-            // Devices and pipes: no guest here can use them.
+            tar::EntryType::Fifo if self.over.is_some() => {
+                remove(&path).map_err(write)?;
+                let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+                rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+                    .map_err(|e| write(e.into()))?;
+            }
+            // Devices and pipes: no guest here can use them, and a container has its own.
             tar::EntryType::Char | tar::EntryType::Block | tar::EntryType::Fifo => return Ok(()),
             _ => return Err(bad("unsupported entry type")),
         }
+        // A link has what its file has.
+        if self.over.is_some() && kind != tar::EntryType::Link {
+            attributes.apply(&path).map_err(write)?;
+        }
+        self.written(path);
+        Ok(())
+    }
+
+    /// Notes what the layer at hand wrote.
+    fn written(&mut self, mut path: PathBuf) {
+        if self.over.is_some() {
+            return; // Nothing of another layer is in this directory.
+        }
         // Its parents too: an opaque whiteout that follows must not take them.
-        let mut path = path;
         while path != self.root && self.fresh.insert(path.clone()) {
             path.pop();
         }
-        Ok(())
     }
 
     fn whiteout(
@@ -239,6 +291,9 @@ impl Unpacker {
                 return Err(escape(name));
             }
             target.push(std::ffi::OsStr::from_bytes(hidden).to_owned());
+        }
+        if self.over.is_some() {
+            return self.hide(&target, opaque);
         }
         // Without its parent there is nothing to hide.
         let path = if opaque {
@@ -315,31 +370,101 @@ impl Unpacker {
         let Some((base, parents)) = parts.split_last() else {
             return Ok(None);
         };
+        let dir = self.directory(parents, LINKS_MAX, true)?;
+        Ok(dir.map(|dir| dir.join(base)))
+    }
+
+    /// The directory that a path of the image names, made where it is missing, or where only the
+    /// layers below have it; links are taken as inside the root, and so many of them followed.
+    /// `None` when there is something else, or nothing where none is to be made.
+    fn directory(
+        &mut self,
+        parts: &[std::ffi::OsString],
+        links: usize,
+        make: bool,
+    ) -> Result<Option<PathBuf>, UnpackError> {
+        let mut real: Vec<std::ffi::OsString> = Vec::new();
         let mut dir = self.root.clone();
-        for (at, part) in parents.iter().enumerate() {
-            dir.push(part);
-            match dir.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => {}
-                Ok(metadata) if metadata.is_symlink() => {
-                    match self.resolve(&parents[..=at], true)? {
-                        Some(real) if real.symlink_metadata().is_ok_and(|m| m.is_dir()) => {
-                            dir = real;
-                        }
-                        _ => return Ok(None),
-                    }
+        for part in parts {
+            if part == ".." {
+                if real.pop().is_some() {
+                    dir.pop();
                 }
+                continue;
+            }
+            real.push(part.clone());
+            dir.push(part);
+            let below;
+            let link = match dir.symlink_metadata() {
+                Ok(found) if found.is_dir() => continue,
+                Ok(found) if found.is_symlink() => Some(dir.clone()),
+                Ok(found) if overlay::is_whiteout(&found) && self.over.is_some() => None,
                 Ok(_) => return Ok(None),
                 Err(_) => {
-                    self.entries += 1;
-                    fs::create_dir(&dir).map_err(|source| UnpackError::Write {
-                        path: dir.clone(),
-                        source,
-                    })?;
+                    below = self.below(&real);
+                    match &below {
+                        Some((path, found)) if found.is_symlink() => Some(path.clone()),
+                        Some((path, found)) if found.is_dir() => {
+                            self.make_dir_as(&dir, path, found)?;
+                            continue;
+                        }
+                        Some(_) => return Ok(None),
+                        None => None,
+                    }
+                }
+            };
+            let Some(link) = link else {
+                if !make {
+                    return Ok(None);
+                }
+                self.entries += 1;
+                self.replace_by_dir(&dir)?;
+                continue;
+            };
+            let (Ok(target), 1..) = (fs::read_link(&link), links) else {
+                return Ok(None);
+            };
+            real.pop();
+            if target.is_absolute() {
+                real.clear();
+            }
+            for component in target.components() {
+                match component {
+                    Component::Normal(part) => real.push(part.to_owned()),
+                    Component::ParentDir => real.push("..".into()),
+                    Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
                 }
             }
+            if real.len() > DEPTH_MAX {
+                return Ok(None);
+            }
+            // Wasm guests' files: a link must lead to what is there.
+            let make = make && self.over.is_some();
+            let Some(found) = self.directory(&real, links - 1, make)? else {
+                return Ok(None);
+            };
+            let inside = found.strip_prefix(&self.root).unwrap_or(Path::new(""));
+            real = inside.iter().map(ToOwned::to_owned).collect();
+            dir = found;
         }
-        dir.push(base);
         Ok(Some(dir))
+    }
+
+    /// Puts an empty directory where something else or nothing was.
+    fn replace_by_dir(&self, path: &Path) -> Result<(), UnpackError> {
+        let write = |source| UnpackError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let hid = path
+            .symlink_metadata()
+            .is_ok_and(|m| overlay::is_whiteout(&m));
+        remove(path).map_err(write)?;
+        fs::create_dir(path).map_err(write)?;
+        if hid && self.over.is_some() {
+            overlay::make_opaque(path).map_err(write)?;
+        }
+        Ok(())
     }
 
     /// The file that a path of the image names, links taken as inside the root; `None` if it
@@ -412,6 +537,7 @@ struct Extended {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     has_size: bool,
+    pax: overlay::Pax,
 }
 
 impl Extended {
@@ -441,7 +567,7 @@ impl Extended {
                         b"path" => self.path = Some(extension.value_bytes().to_vec()),
                         b"linkpath" => self.link = Some(extension.value_bytes().to_vec()),
                         b"size" => self.has_size = true,
-                        _ => {}
+                        key => self.pax.take(key, extension.value_bytes()),
                     }
                 }
             }

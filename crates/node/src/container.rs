@@ -3,6 +3,7 @@
 use crate::agent::Fixed;
 use crate::env::{self, ConfigError, Facts};
 use crate::image::PulledImage;
+use crate::linux;
 use crate::objects::PodObjects;
 use crate::pod::Desired;
 use crate::volumes::{self, VolumeError};
@@ -68,6 +69,7 @@ pub(crate) fn sandbox_spec(
         dns: dns(desired, fixed),
         standby,
         dies_after_silence_ms: dies_after_silence_ms(desired),
+        linux: linux::sandbox(desired, &fixed.cluster_domain),
     }
 }
 
@@ -203,6 +205,12 @@ pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Sp
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
+        linux: match from.image.artifact {
+            Artifact::Wasm { .. } => None,
+            Artifact::Container { .. } => {
+                Some(linux::container(from.facts.pod, container, from.image))
+            }
+        },
     })
 }
 
@@ -289,6 +297,8 @@ mod tests {
             cmd: vec!["serve".into()],
             env: vec![],
             working_dir: None,
+            user: None,
+            stop_signal: None,
             size_bytes: 0,
         };
         let env = [("WHO".to_string(), "you".to_string())];
@@ -319,6 +329,8 @@ mod tests {
             cmd: vec![],
             env: vec![],
             working_dir: None,
+            user: None,
+            stop_signal: None,
             size_bytes: 0,
         };
         let argv = |spec: serde_json::Value| {

@@ -271,6 +271,8 @@ impl ImageSource for FakeImages {
             cmd: vec![],
             env: vec![],
             working_dir: None,
+            user: None,
+            stop_signal: None,
             size_bytes: 9,
         })
     }

@@ -19,6 +19,10 @@ pub struct PulledImage {
     pub env: Vec<String>,
     /// `WORKDIR`.
     pub working_dir: Option<String>,
+    /// `USER`.
+    pub user: Option<String>,
+    /// `STOPSIGNAL`.
+    pub stop_signal: Option<String>,
     /// Bytes as transferred.
     pub size_bytes: u64,
 }
@@ -173,10 +177,10 @@ fn pulled(image: Image) -> PulledImage {
             path: path.clone(),
             rootfs: rootfs.clone(),
         },
-        // Its layers are not unpacked: no runtime here runs them, and each says so.
-        ImageKind::Container { .. } => runtime::Artifact::Container {
+        // Without layers where the node runs no containers: its runtime says so.
+        ImageKind::Container { dirs, .. } => runtime::Artifact::Container {
             digest: image.manifest_digest.as_str().into(),
-            layers: Vec::new(),
+            layers: dirs.clone(),
         },
     };
     PulledImage {
@@ -186,6 +190,8 @@ fn pulled(image: Image) -> PulledImage {
         cmd: image.config.cmd,
         env: image.config.env,
         working_dir: image.config.working_dir,
+        user: image.config.user,
+        stop_signal: image.config.stop_signal,
         size_bytes: image.size_bytes,
     }
 }

@@ -110,6 +110,7 @@ impl Agent {
             facts: self.facts(pod, Some(ip)),
             objects: &objects,
             tokens: &self.tokens,
+            client: &self.client,
         };
         let dir = volumes::pod_dir(&self.fixed.dir, &slot.uid.0);
         let refresh = volumes::set_up(&dir, &sources)

@@ -16,6 +16,7 @@ mod config;
 mod contact;
 mod container;
 mod env;
+mod exec;
 #[cfg(test)]
 mod fakes;
 mod feed;
@@ -23,6 +24,7 @@ mod hooks;
 mod http_get;
 mod image;
 mod jobs;
+mod linux;
 mod logs;
 mod machine;
 mod node;

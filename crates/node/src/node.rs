@@ -146,6 +146,7 @@ fn run(agent: &Arc<Agent>, pods: Informer<Pod>, restored: Restored, scope: &Scop
 pub(crate) fn run_loops(agent: &Arc<Agent>, scope: &Scope) {
     agent.start_publishing();
     scope.spawn_cancellable(volumes::watch_limits(agent.clone()));
+    scope.spawn_cancellable(volumes::reclaim(agent.clone()));
     let watched = agent.clone();
     scope.spawn_cancellable(async move {
         loop {

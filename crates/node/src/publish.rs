@@ -147,6 +147,21 @@ fn hash(value: &Value) -> u64 {
     hasher.finish()
 }
 
+/// Whether the pod's images are containers, by the images or, after a restart, by what was told.
+fn runs_containers(record: &Record) -> bool {
+    let pulled = record.sides.iter().any(|side| {
+        let artifact = side.pulled.as_ref().map(|image| &image.artifact);
+        matches!(artifact, Some(runtime::Artifact::Container { .. }))
+    });
+    let status = record.desired.pod.status.as_ref();
+    let told = status.and_then(|status| status.container_statuses.as_ref());
+    let mut ids = told
+        .into_iter()
+        .flatten()
+        .filter_map(|s| s.container_id.as_deref());
+    pulled || ids.any(|id| id.starts_with("salp-oci://"))
+}
+
 impl Agent {
     /// Starts what sends statuses.
     pub(crate) fn start_publishing(self: &Arc<Self>) {
@@ -178,7 +193,11 @@ impl Agent {
     /// The pod's status as it is now.
     pub(crate) fn status(&self, record: &Record) -> core::PodStatus {
         let runtime = self.runtime(record.runtime.unwrap_or(0)).version();
-        let scheme = runtime.split("://").next().unwrap_or("salp");
+        let scheme = match runtime.split("://").next() {
+            // One runtime may run both.
+            Some("salp-wasm") if runs_containers(record) => "salp-oci",
+            other => other.unwrap_or("salp"),
+        };
         status::pod_status(
             &record.desired,
             &record.actual,

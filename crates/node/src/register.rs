@@ -164,6 +164,7 @@ impl Registration {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
                 labels: Some(self.all_labels()),
+                annotations: Some(self.annotations()),
                 ..ObjectMeta::default()
             },
             spec: Some(core::NodeSpec {
@@ -185,7 +186,9 @@ impl Registration {
                 }
             }
             Err(e) if client::is_already_exists(&e) => {
-                let patch = Patch::Strategic(json!({"metadata": {"labels": self.all_labels()}}));
+                let patch = Patch::Strategic(json!({"metadata": {
+                    "labels": self.all_labels(), "annotations": self.annotations(),
+                }}));
                 self.nodes()
                     .patch(&self.name, &PatchParams::default(), &patch)
                     .await?;
@@ -203,6 +206,15 @@ impl Registration {
             .patch_status(&self.name, &PatchParams::default(), &patch)
             .await?;
         Ok(conditions)
+    }
+
+    /// Where volumes are made that are to be on this node.
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let volumes = crate::volumes::directory(&self.dir);
+        BTreeMap::from([(
+            api::constants::ANNOTATION_VOLUMES_DIR.to_owned(),
+            volumes.display().to_string(),
+        )])
     }
 
     fn all_labels(&self) -> BTreeMap<String, String> {

@@ -401,6 +401,7 @@ impl Exited {
             runtime::ExitReason::Completed => "Completed",
             runtime::ExitReason::Error => "Error",
             runtime::ExitReason::OomKilled => "OOMKilled",
+            runtime::ExitReason::StartError => "StartError",
         };
         Self {
             attempt,

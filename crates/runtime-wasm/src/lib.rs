@@ -1,23 +1,26 @@
-//! Wasm pods: the host in the data plane process and the agent's side of its socket.
+//! Wasm pods: the host in the data plane process.
 //!
 //! [`Host`] keeps sandboxes and containers, runs commands, and serves each HTTP container at
-//! its pod's address. [`Remote`] is the same runtime seen from another process; it may come and
-//! go while guests run on. Both are a [`runtime::PodRuntime`]. How guests compute is in crate
-//! `wasm`; what a pod is, in `node`. Start at [`Host::start`].
+//! its pod's address. The agent has it over a socket ([`connect`]), and may come and go while
+//! guests run on. How guests compute is in crate `wasm`; what a pod is, in `node`. Start at
+//! [`Host::start`].
 
 mod host;
-mod log_file;
 mod names;
-mod protocol;
-mod remote;
-mod session;
 
-pub use host::{Host, HostConfig, HostError, HttpEndpoint, ResponseBody, Standby, Standbys};
-pub use log_file::{LogFile, LogLimits};
-pub use protocol::{Frames, PROTOCOL, ProtocolError};
-pub use remote::Remote;
+pub use host::{Host, HostConfig, HostError, HttpEndpoint, ResponseBody, Standby, Standbys, Woken};
+pub use remote_runtime::{LogLimits, Remote};
+
+use remote_runtime::Peer;
 
 /// What the node reports as `containerRuntimeVersion`.
-pub(crate) fn version() -> String {
-    format!("salp-wasm://{}", env!("CARGO_PKG_VERSION"))
+const VERSION: &str = concat!("salp-wasm://", env!("CARGO_PKG_VERSION"));
+
+/// The host of a data plane, from the agent's process.
+pub fn connect(socket: &std::path::Path, scope: &lifecycle::Scope) -> Remote {
+    let peer = Peer {
+        name: "the data plane",
+        version: VERSION,
+    };
+    Remote::connect(peer, socket, scope)
 }

@@ -4,8 +4,10 @@
 //! The words follow the Container Runtime Interface: a sandbox is a pod's address and
 //! surroundings, containers live in it.
 
+mod linux;
 mod session;
 
+pub use linux::{LinuxContainer, LinuxSandbox, Seccomp};
 pub use session::{AttachSpec, ExecSpec, Said, Session};
 
 use async_trait::async_trait;
@@ -53,6 +55,24 @@ pub struct SandboxSpec {
     /// ([`PodRuntime::contact`]), whether there is an agent or not.
     #[serde(default)]
     pub dies_after_silence_ms: Option<u64>,
+    /// What its containers' surroundings are; `None` for the usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linux: Option<Box<LinuxSandbox>>,
+}
+
+impl SandboxSpec {
+    /// What there is to say of a sandbox that has these containers.
+    #[must_use]
+    pub fn status(&self, containers: Vec<ContainerStatus>, standby: bool) -> SandboxStatus {
+        SandboxStatus {
+            id: self.id.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            ip: self.ip,
+            containers,
+            standby,
+        }
+    }
 }
 
 /// Resolver configuration of a pod.
@@ -107,6 +127,9 @@ pub struct ContainerSpec {
     /// Input ends with the first who attached.
     #[serde(default)]
     pub stdin_once: bool,
+    /// What its process is, where the artifact is a container's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linux: Option<Box<LinuxContainer>>,
 }
 
 /// What an image resolved to.
@@ -223,6 +246,8 @@ pub enum ExitReason {
     Error,
     /// Its memory limit was exceeded.
     OomKilled,
+    /// Its program could not be run.
+    StartError,
 }
 
 /// A hint that a sandbox changed: read its status again.

@@ -4,7 +4,7 @@ use crate::api_args::ApiArgs;
 use crate::store_commands::{self, StoreArgs};
 use crate::{
     client_commands, config, dataplane, exec, gitops_commands, image_commands, node_join, output,
-    run, sites_commands, stop, top, up,
+    run, sites_commands, stop, supervisor, top, up,
 };
 use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -159,6 +159,13 @@ pub enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// The process that a node's containers belong to (started by the first of them).
+    #[command(hide = true)]
+    Supervisor {
+        /// Its configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 /// Flags of `salp up`; the configuration file has the same names.
@@ -295,7 +302,11 @@ pub struct LatticeArgs {
 
 /// Runs the command.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
-    output::init_logging(&cli.log, matches!(cli.command, Command::Dataplane { .. }))?;
+    let is_service = matches!(
+        cli.command,
+        Command::Dataplane { .. } | Command::Supervisor { .. }
+    );
+    output::init_logging(&cli.log, is_service)?;
     match cli.command {
         Command::Up(args) => up::up(*args),
         Command::Down(dir) => stop::down(&config::data_dir(&dir)?),
@@ -317,6 +328,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Version { output } => client_commands::version(output),
         Command::Dataplane { config } => dataplane::main(&config),
+        Command::Supervisor { config } => supervisor::main(&config),
     }
 }
 

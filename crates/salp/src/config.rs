@@ -504,6 +504,22 @@ impl Layout {
     pub fn dataplane_state(&self) -> PathBuf {
         self.root.join("dataplane")
     }
+    pub fn supervisor_config(&self) -> PathBuf {
+        self.run().join("supervisor.json")
+    }
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.run().join("supervisor.sock")
+    }
+    pub fn supervisor_pid(&self) -> PathBuf {
+        self.run().join("supervisor.pid")
+    }
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.root.join("supervisor.log")
+    }
+    /// Root directories of containers and what goes with them.
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
     pub fn dataplane_log(&self) -> PathBuf {
         self.root.join("dataplane.log")
     }

@@ -14,8 +14,8 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use lifecycle::{Scope, Stack};
 use prometheus_client::registry::Registry;
-use runtime::{RuntimeError, ServiceName, ServiceTraffic};
-use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote, Standby};
+use runtime::{PodRuntime as _, RuntimeError, SandboxId, ServiceName, ServiceTraffic};
+use runtime_wasm::{Host, HostConfig, HttpEndpoint, LogLimits, Remote, Standby, Woken};
 use serde::{Deserialize, Serialize};
 use service_proxy::table::{Protocol, Sleeper, SleeperPort};
 use service_proxy::{
@@ -25,8 +25,9 @@ use service_proxy::{
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -34,6 +35,9 @@ use tokio::sync::watch;
 const DRAIN: Duration = Duration::from_secs(10);
 /// Connections of the proxy at once; further ones wait in the kernel.
 const CONNECTIONS_MAX: usize = 16_384;
+/// Before a container that was woken is tried again, first and longest.
+const CONNECT_AGAIN_FIRST: Duration = Duration::from_millis(1);
+const CONNECT_AGAIN_LONGEST: Duration = Duration::from_millis(50);
 /// How long a new data plane may take to answer.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Before a data plane that ended is started again, first and longest.
@@ -49,6 +53,8 @@ pub struct Config {
     /// Of the program that wrote it.
     pub version: String,
     pub socket: PathBuf,
+    /// Where the process of container pods answers, if there is one.
+    pub supervisor_socket: PathBuf,
     pub pid_file: PathBuf,
     pub images: PathBuf,
     /// What it must know to serve again without being told: Services, sandboxes.
@@ -111,7 +117,7 @@ async fn keep_running(layout: Layout) {
 /// again when it ends.
 pub async fn connect(layout: &Layout, stack: &mut Stack) -> Result<Remote> {
     let scope = Scope::new();
-    let remote = Remote::connect(&layout.dataplane_socket(), &scope);
+    let remote = runtime_wasm::connect(&layout.dataplane_socket(), &scope);
     stack.push(
         "data plane connection",
         Duration::from_secs(1),
@@ -191,7 +197,11 @@ async fn serve(config: Config) -> Result<()> {
         ProxyConfig {
             informers,
             local: Arc::new(Guests(host.clone())),
-            activator: Arc::new(Standbys::follow(host.clone(), &proxy_scope)),
+            activator: Arc::new(Standbys::follow(
+                host.clone(),
+                config.supervisor_socket,
+                &proxy_scope,
+            )),
             node_name: config.node_name.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
             dns: Some(service_proxy::dns::DnsConfig {
@@ -274,14 +284,39 @@ impl LocalEndpoints for Guests {
     }
 }
 
-/// The Wasm host's sandboxes on standby as the proxy's sleepers.
+/// The sandboxes on standby as the proxy's sleepers: the Wasm host's own, and those that it knows
+/// of whose containers the supervisor has.
 struct Standbys {
     host: Host,
     sleepers: watch::Receiver<Sleepers>,
+    supervisor: Arc<Supervisor>,
+}
+
+/// The supervisor, connected to when there is something to wake.
+struct Supervisor {
+    socket: PathBuf,
+    scope: Scope,
+    remote: OnceLock<Remote>,
+}
+
+impl Supervisor {
+    /// Has it start what stands by, and waits until that takes connections.
+    async fn wake(&self, id: &SandboxId, address: SocketAddr) -> Result<(), RuntimeError> {
+        let connect = || runtime_oci::connect(&self.socket, &self.scope);
+        self.remote.get_or_init(connect).wake(id).await?;
+        let mut wait = CONNECT_AGAIN_FIRST;
+        // As long as the request is held.
+        while let Err(error) = TcpStream::connect(address).await {
+            tracing::trace!(%address, %error, "a container that was woken does not listen yet");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(CONNECT_AGAIN_LONGEST);
+        }
+        Ok(())
+    }
 }
 
 impl Standbys {
-    fn follow(host: Host, scope: &Scope) -> Self {
+    fn follow(host: Host, supervisor: PathBuf, scope: &Scope) -> Self {
         let mut standbys = host.standbys();
         // Before the proxy reads what it served last: those of a host that was killed are here.
         let mut known = standbys.borrow_and_update().clone();
@@ -293,7 +328,16 @@ impl Standbys {
                 known = now;
             }
         });
-        Self { host, sleepers }
+        let supervisor = Arc::new(Supervisor {
+            socket: supervisor,
+            scope: scope.clone(),
+            remote: OnceLock::new(),
+        });
+        Self {
+            host,
+            sleepers,
+            supervisor,
+        }
     }
 }
 
@@ -338,12 +382,16 @@ impl Activator for Standbys {
         self.sleepers.clone()
     }
 
-    fn wake(&self, ip: IpAddr) -> BoxFuture<'static, Result<(), BoxError>> {
-        let host = self.host.clone();
+    fn wake(&self, address: SocketAddr) -> BoxFuture<'static, Result<(), BoxError>> {
+        let (host, supervisor) = (self.host.clone(), self.supervisor.clone());
         async move {
-            let woken = host.wake_at(ip);
+            let woken = match host.wake_at(address.ip()) {
+                Ok(Woken::Here) => Ok(()),
+                Ok(Woken::Elsewhere(id)) => supervisor.wake(&id, address).await,
+                Err(error) => Err(error),
+            };
             if let Err(error) = &woken {
-                tracing::warn!(%ip, %error, "a pod on standby can't be woken");
+                tracing::warn!(%address, %error, "a pod on standby can't be woken");
             }
             woken.map_err(BoxError::from)
         }

@@ -43,6 +43,7 @@ mod sites_gone;
 mod sites_server;
 mod stop;
 mod store_commands;
+mod supervisor;
 mod top;
 mod up;
 

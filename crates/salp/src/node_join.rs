@@ -168,7 +168,7 @@ async fn serve(config: SiteConfig, invitation: Option<Invitation>) -> Result<()>
     }
     if everything {
         let ended = layout.clone();
-        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended))
+        tokio::task::spawn_blocking(move || stop::end_pods(&ended))
             .await
             .context("stop data plane")??;
         site::clear(&layout).await?;
@@ -262,6 +262,7 @@ async fn serve_pods(
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         socket: layout.dataplane_socket(),
+        supervisor_socket: layout.supervisor_socket(),
         pid_file: layout.dataplane_pid(),
         images: layout.images(),
         state: layout.dataplane_state(),
@@ -367,7 +368,7 @@ fn leave(data_dir: &std::path::Path) -> Result<ExitCode> {
         }
         anyhow::Ok(())
     })?;
-    stop::end_dataplane(&layout)?;
+    stop::end_pods(&layout)?;
     block_on(site::clear(&layout))?;
     for path in node_credentials::files(&layout) {
         match std::fs::remove_file(&path) {

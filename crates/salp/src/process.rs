@@ -1,4 +1,5 @@
-//! Processes of a site: the lock that makes it one, and the data plane that outlives it.
+//! Processes of a site: the lock that makes it one, and those that outlive it, the data plane and
+//! the supervisor of containers.
 
 use crate::config::{Layout, write_atomic};
 use anyhow::{Context as _, Result, bail};
@@ -69,36 +70,60 @@ pub fn listen_for_owner(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Starts `salp dataplane` as a process group of its own, so that it outlives this process.
+/// Starts `salp dataplane`.
 pub fn spawn_dataplane(layout: &Layout) -> Result<Pid> {
-    let log = layout.dataplane_log();
+    let (config, log) = (layout.dataplane_config(), layout.dataplane_log());
+    spawn(layout, "dataplane", &config, &log, &layout.dataplane_pid())
+}
+
+/// Starts `salp supervisor`.
+pub fn spawn_supervisor(layout: &Layout) -> Result<Pid> {
+    let (config, log) = (layout.supervisor_config(), layout.supervisor_log());
+    spawn(
+        layout,
+        "supervisor",
+        &config,
+        &log,
+        &layout.supervisor_pid(),
+    )
+}
+
+/// Starts this program as a process group of its own, so that it outlives this process.
+fn spawn(
+    layout: &Layout,
+    name: &'static str,
+    config: &Path,
+    log: &Path,
+    pid_file: &Path,
+) -> Result<Pid> {
     let out = File::options()
         .create(true)
         .append(true)
-        .open(&log)
+        .open(log)
         .with_context(|| format!("open {}", log.display()))?;
     let program = std::env::current_exe().context("find own program file")?;
     let mut command = Command::new(program);
     command
-        .arg("dataplane")
+        .arg(name)
         .arg("--config")
-        .arg(layout.dataplane_config())
+        .arg(config)
         .current_dir(&layout.root)
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("share log file")?)
         .stderr(out)
         .process_group(0);
-    let mut child = command.spawn().context("start data plane")?;
+    let child = command.spawn();
+    let mut child = child.with_context(|| format!("start {name}"))?;
     let pid = Pid::from_child(&child);
     // Reaped when it ends while this process lives; adopted by init when it outlives it.
     std::thread::Builder::new()
-        .name("reap-dataplane".to_owned())
+        .name(format!("reap-{name}"))
         .stack_size(64 * 1024)
         .spawn(move || child.wait())
-        .context("watch data plane")?;
+        .with_context(|| format!("watch {name}"))?;
     // It writes the same once it runs; `salp down` must find it before.
     let text = pid.as_raw_nonzero().to_string();
-    write_atomic(&layout.dataplane_pid(), text.as_bytes(), 0o600)?;
+    write_atomic(pid_file, text.as_bytes(), 0o600)?;
     Ok(pid)
 }
 
@@ -128,7 +153,7 @@ pub fn running(pid_file: &Path) -> Option<Pid> {
         .ok()?;
     let args = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     args.split(|b| *b == 0)
-        .any(|a| a == b"dataplane")
+        .any(|a| a == b"dataplane" || a == b"supervisor")
         .then_some(())?;
     Pid::from_raw(pid)
 }
@@ -147,6 +172,16 @@ pub fn end(pid: Pid, signal: Signal, deadline: std::time::Duration) -> Result<()
         wait(&fd, std::time::Duration::from_secs(5))?;
     }
     Ok(())
+}
+
+/// Whether a process ends within that time.
+pub fn ends_within(pid: Pid, time: std::time::Duration) -> Result<bool> {
+    use rustix::process::{PidfdFlags, pidfd_open};
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => wait(&fd, time),
+        Err(rustix::io::Errno::SRCH) => Ok(true),
+        Err(e) => Err(e).context("watch process"),
+    }
 }
 
 /// Whether the process ended in time: a pidfd is readable then.

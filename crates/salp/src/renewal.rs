@@ -53,6 +53,12 @@ impl Renewal {
             replaced.context("reach kubelets")?;
             tracing::info!("renewed what kubelets are shown");
         }
+        if changed(&before.front_proxy, &pki.front_proxy) {
+            let pair = &pki.front_proxy;
+            let replaced = (self.server).call_extensions_with(&pair.cert_pem, &pair.key_pem);
+            replaced.context("call extension servers")?;
+            tracing::info!("renewed what extension servers are shown");
+        }
         if changed(&before.kubelet, &pki.kubelet) {
             let pair = &pki.kubelet;
             let replaced = self.node.serve_with(&pair.cert_pem, &pair.key_pem);

@@ -176,13 +176,14 @@ pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
 async fn settle() -> Result<(Site, Claim)> {
     let routed = rustix::process::geteuid().is_root();
     let mut last = None;
-    for pair in 0..PAIRS_MAX {
-        let (pods, services) = (42 + 2 * pair, 43 + 2 * pair);
-        for first in if routed {
-            &[10u8, 127][..]
-        } else {
-            &[127u8][..]
-        } {
+    // Container pods can't have loopback addresses: those come last.
+    for first in if routed {
+        &[10u8, 127][..]
+    } else {
+        &[127u8][..]
+    } {
+        for pair in 0..PAIRS_MAX {
+            let (pods, services) = (42 + 2 * pair, 43 + 2 * pair);
             let site = Site {
                 pod_network: Ipv4Addr::new(*first, pods, 0, 0),
                 service_network: Ipv4Addr::new(*first, services, 0, 0),

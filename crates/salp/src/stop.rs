@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long a part may drain before it is killed.
-const DRAIN: Duration = Duration::from_secs(40);
+pub const DRAIN: Duration = Duration::from_secs(40);
 
 /// Stops what runs of the site in `data_dir`; nothing running is a success.
 pub fn down(data_dir: &Path) -> Result<ExitCode> {
@@ -20,7 +20,7 @@ pub fn down(data_dir: &Path) -> Result<ExitCode> {
         process::end(pid, Signal::TERM, DRAIN)?;
         stopped = true;
     }
-    stopped |= end_dataplane(&layout)?;
+    stopped |= end_pods(&layout)?;
     if stopped {
         crate::api_access::block_on(crate::site::clear(&layout))?;
     } else if crate::api_access::block_on(crate::site::clear_leftovers(&layout))? {
@@ -36,6 +36,12 @@ pub fn down(data_dir: &Path) -> Result<ExitCode> {
         format!("nothing runs of the site in {}", data_dir.display())
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends all pods with the processes that they belong to; whether any ran.
+pub fn end_pods(layout: &Layout) -> Result<bool> {
+    let containers = crate::supervisor::end(layout)?;
+    Ok(end_dataplane(layout)? || containers)
 }
 
 /// Ends the data plane; whether one ran.

@@ -11,7 +11,7 @@ use crate::renewal::{self, Renewal};
 use crate::site::Site;
 use crate::{
     answers, dataplane, image_collection, manifests, node_routes, pki, process, servers,
-    shared_site, site, sites, sites_server, stop, store_commands,
+    shared_site, site, sites, sites_server, stop, store_commands, supervisor,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -197,6 +197,7 @@ async fn start(
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         socket: layout.dataplane_socket(),
+        supervisor_socket: layout.supervisor_socket(),
         pid_file: layout.dataplane_pid(),
         images: layout.images(),
         state: layout.dataplane_state(),
@@ -563,10 +564,14 @@ pub struct NodeParts<'a> {
 pub async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
     let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
     let dir = layout.images();
-    tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry))
-        .await
-        .context("open images")?
-        .context("open images")
+    let opened = tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry));
+    let images = opened.await.context("open images")?;
+    let images = images.context("open images")?;
+    Ok(if supervisor::is_possible() {
+        images.for_containers()
+    } else {
+        images
+    })
 }
 
 pub async fn start_node(
@@ -596,6 +601,7 @@ pub async fn start_node(
         client,
         traffic: Arc::new(remote.clone()),
     });
+    let runtimes = supervisor::runtimes(layout, pod_cidr, Arc::new(remote), stack);
     let scope = Scope::new();
     scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
     let node = node::Node::start(
@@ -604,7 +610,7 @@ pub async fn start_node(
             client,
             informers,
             images: Arc::new(images),
-            runtimes: vec![("wasm".to_owned(), Arc::new(remote))],
+            runtimes,
             dir: layout.node(),
             node_ip,
             pod_cidr,
@@ -761,7 +767,7 @@ async fn finish(stop: Stop, running: Running, stack: Stack, layout: &Layout) -> 
     }
     if stop == Stop::Everything {
         let ended = layout.clone();
-        tokio::task::spawn_blocking(move || stop::end_dataplane(&ended))
+        tokio::task::spawn_blocking(move || stop::end_pods(&ended))
             .await
             .context("stop data plane")??;
         site::clear(layout).await?;

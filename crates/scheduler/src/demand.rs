@@ -1,5 +1,6 @@
 //! What a pod asks of a node, parsed once for each placement.
 
+use crate::claims::Claims;
 use crate::resources::{self, Resources};
 use apimachinery::selector::{LabelSelector, Op, Requirement};
 use client::k8s_openapi::api::core::v1::{
@@ -18,6 +19,8 @@ pub struct Demand<'a> {
     pub(crate) nodes: NodeDemand,
     pub(crate) rules: Rules,
     pub(crate) spread: Vec<Spread>,
+    /// Where its volumes are or can be.
+    pub(crate) claims: Claims,
     /// Uid of the controller whose pods are spread when the pod states no constraint.
     pub(crate) owner: Option<&'a str>,
 }
@@ -60,7 +63,7 @@ pub(crate) struct NodeTerm {
 }
 
 impl NodeTerm {
-    fn of(term: &NodeSelectorTerm) -> Self {
+    pub(crate) fn of(term: &NodeSelectorTerm) -> Self {
         let parse = |requirements: &Option<Vec<NodeSelectorRequirement>>| LabelSelector {
             requirements: requirements
                 .iter()
@@ -296,9 +299,16 @@ impl<'a> Demand<'a> {
                 .flat_map(|s| s.topology_spread_constraints.iter().flatten())
                 .map(|c| Spread::of(pod, c))
                 .collect(),
+            claims: Claims::default(),
             owner: owner(pod),
             pod,
         }
+    }
+
+    /// With what is known of its claims.
+    pub(crate) fn with_claims(mut self, claims: Claims) -> Self {
+        self.claims = claims;
+        self
     }
 
     pub(crate) fn namespace(&self) -> &str {

@@ -48,7 +48,8 @@ pub(crate) fn check(demand: &Demand<'_>, name: &str, node: &NodeState) -> Result
         ));
     }
     ports(demand, node)?;
-    fit(demand, node)
+    fit(demand, node)?;
+    demand.claims.check(name, node)
 }
 
 fn unschedulable(demand: &Demand<'_>, node: &NodeState) -> Result<(), Rejection> {

@@ -120,6 +120,19 @@ impl Pending {
         self.waiting.insert((at, key.clone()));
     }
 
+    /// Puts a taken pod back asleep that waits for something which is on its way: it has not
+    /// failed, and is tried again as soon as it is woken.
+    pub(crate) fn parked(&mut self, key: &ObjectKey, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        entry.backoff_until = now;
+        entry.asleep = true;
+        let at = now + SLEEP_MAX;
+        entry.place = Place::Waiting(at);
+        self.waiting.insert((at, key.clone()));
+    }
+
     /// Something changed that may help: those asleep whom `helped` picks are tried again
     /// once their back-off has passed.
     pub(crate) fn wake(&mut self, helped: impl Fn(&Pod) -> bool, now: Instant) {

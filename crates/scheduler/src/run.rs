@@ -3,20 +3,23 @@
 //! One task decides; bindings are made beside it, and a pod counts as placed from the
 //! decision on (it is assumed) until its binding fails.
 
-use crate::claims;
+use crate::claims::{self, Claims, Reservation, Storage};
 use crate::demand::Demand;
 use crate::pending::Pending;
 use crate::place::{Unschedulable, place};
 use crate::snapshot::Snapshot;
 use client::k8s_openapi::api::core::v1::{
-    Binding, Namespace, Node, ObjectReference, PersistentVolumeClaim, Pod,
+    Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod,
 };
+use client::k8s_openapi::api::storage::v1::StorageClass;
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time};
+use client::volumes::SELECTED_NODE;
 use client::{Change, Clock, EventRecorder, EventType, Informer, Informers, ObjectKey};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -56,6 +59,8 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
         nodes: config.informers.get(),
         namespaces: config.informers.get(),
         claims: config.informers.get(),
+        volumes: config.informers.get(),
+        classes: config.informers.get(),
         snapshot: Snapshot::new(),
         pending: Pending::default(),
         assumed: HashMap::new(),
@@ -77,6 +82,8 @@ struct Scheduler {
     nodes: Informer<Node>,
     namespaces: Informer<Namespace>,
     claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
     snapshot: Snapshot,
     pending: Pending,
     /// Uid → node of pods that are placed but not yet told as bound by the informer.
@@ -91,13 +98,40 @@ enum Input {
     Pod(Change<Pod>),
     Node(Change<Node>),
     Namespace(Change<Namespace>),
-    Claim,
+    /// A claim, a volume or a class.
+    Storage,
 }
 
 /// A write that ended.
 enum Written {
     Bound(Arc<Pod>, Result<(), kube::Error>),
     Reported,
+    /// Volumes were reserved for a pod's claims.
+    Reserved(ObjectKey, Result<(), kube::Error>),
+}
+
+/// The storage of a pod's namespace.
+struct Stored<'a> {
+    namespace: &'a str,
+    of: &'a Scheduler,
+}
+
+impl Storage for Stored<'_> {
+    fn claim(&self, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.of.claims.get(self.namespace, name)
+    }
+
+    fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        self.of.volumes.get("", name)
+    }
+
+    fn volumes(&self) -> Vec<Arc<PersistentVolume>> {
+        self.of.volumes.list()
+    }
+
+    fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+        self.of.classes.get("", name)
+    }
 }
 
 impl Scheduler {
@@ -107,6 +141,8 @@ impl Scheduler {
         self.nodes.synced().await;
         self.namespaces.synced().await;
         self.claims.synced().await;
+        self.volumes.synced().await;
+        self.classes.synced().await;
         self.rebuild();
         loop {
             while let Some(Some(input)) = inputs.next().now_or_never() {
@@ -138,7 +174,9 @@ impl Scheduler {
             self.pods.subscribe().map(Input::Pod).boxed(),
             self.nodes.subscribe().map(Input::Node).boxed(),
             self.namespaces.subscribe().map(Input::Namespace).boxed(),
-            self.claims.subscribe().map(|_| Input::Claim).boxed(),
+            self.claims.subscribe().map(|_| Input::Storage).boxed(),
+            self.volumes.subscribe().map(|_| Input::Storage).boxed(),
+            self.classes.subscribe().map(|_| Input::Storage).boxed(),
         ])
     }
 
@@ -160,7 +198,7 @@ impl Scheduler {
                 ),
                 None => self.snapshot.remove_namespace(&key.name),
             },
-            Input::Claim => self.pending.wake(claims::has_any, Instant::now()),
+            Input::Storage => self.pending.wake(claims::has_any, Instant::now()),
             Input::Pod(Change::Resync)
             | Input::Node(Change::Resync)
             | Input::Namespace(Change::Resync) => self.rebuild(),
@@ -252,25 +290,19 @@ impl Scheduler {
         let Some(pod) = self.pending.take(Instant::now()) else {
             return false;
         };
-        let find = |name: &str| {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            self.claims.get_key(&ObjectKey::new(namespace, name))
-        };
-        let placed = match claims::unmet(&pod, find) {
-            Some(reason) => Err(Unschedulable {
-                nodes: self.snapshot.nodes().count(),
-                pod: Some(reason),
-                ..Unschedulable::default()
-            }),
-            None => {
-                let node = place(&Demand::of(&pod), &self.snapshot, &mut self.rng);
-                node.map(ToOwned::to_owned)
-            }
-        };
+        let placed = self.place(&pod);
         self.writing += 1;
         let writer = self.writer.clone();
         match placed {
-            Ok(node) => {
+            Ok((node, reservations)) if !reservations.is_empty() => {
+                // Placed anew when they are bound, where they are then.
+                let key = ObjectKey::of(&*pod);
+                self.pending.parked(&key, Instant::now());
+                self.scope.spawn_cancellable(async move {
+                    writer.reserve(key, node, reservations).await;
+                });
+            }
+            Ok((node, _)) => {
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
                 self.snapshot.add_pod(&node, pod.clone());
                 self.assumed.insert(uid, node.clone());
@@ -287,8 +319,31 @@ impl Scheduler {
         true
     }
 
+    /// The node for a pod, and what is to be written of its claims before it may run there.
+    fn place(&mut self, pod: &Arc<Pod>) -> Result<(String, Vec<Reservation>), Unschedulable> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let stored = Stored {
+            namespace,
+            of: self,
+        };
+        let claims = Claims::of(pod, &stored).map_err(|reason| Unschedulable {
+            nodes: self.snapshot.nodes().count(),
+            pod: Some(reason),
+            ..Unschedulable::default()
+        })?;
+        let demand = Demand::of(pod).with_claims(claims);
+        let name = place(&demand, &self.snapshot, &mut self.rng)?;
+        let node = self.snapshot.nodes().find(|(known, _)| *known == name);
+        let reservations = node.map(|(name, node)| demand.claims.reserve(name, node));
+        Ok((name.to_owned(), reservations.unwrap_or_default()))
+    }
+
     fn settle(&mut self, written: Written) {
         self.writing -= 1;
+        if let Written::Reserved(key, Err(error)) = &written {
+            tracing::debug!(pod = %key, %error, "volumes not reserved, trying again");
+            self.pending.wake(claims::has_any, Instant::now());
+        }
         let Written::Bound(pod, Err(error)) = written else {
             return;
         };
@@ -348,6 +403,40 @@ impl Writer {
             .written
             .send(Written::Bound(pod, bound.map(|_| ())))
             .await;
+    }
+
+    /// Says which volumes are for the claims of a pod, or on which node they are to be made.
+    async fn reserve(self, key: ObjectKey, node: String, reservations: Vec<Reservation>) {
+        let params = PatchParams::default();
+        let mut all = Ok(());
+        for reservation in reservations {
+            let done = match reservation {
+                Reservation::Underway => continue,
+                Reservation::Volume(volume, claim) => {
+                    let api: Api<PersistentVolume> = Api::all(self.client.clone());
+                    let reference = client::events::reference(&*claim);
+                    let patch = Patch::Merge(json!({
+                        "metadata": {"resourceVersion": volume.metadata.resource_version},
+                        "spec": {"claimRef": reference},
+                    }));
+                    let name = volume.metadata.name.as_deref().unwrap_or_default();
+                    api.patch(name, &params, &patch).await.map(drop)
+                }
+                Reservation::Node(claim) => {
+                    let api: Api<PersistentVolumeClaim> =
+                        Api::namespaced(self.client.clone(), &key.namespace);
+                    let patch = Patch::Merge(json!({"metadata": {
+                        "resourceVersion": claim.metadata.resource_version,
+                        "annotations": {SELECTED_NODE: node},
+                    }}));
+                    let name = claim.metadata.name.as_deref().unwrap_or_default();
+                    api.patch(name, &params, &patch).await.map(drop)
+                }
+            };
+            all = all.and(done);
+        }
+        // Closed only when the scheduler has ended.
+        let _ = self.written.send(Written::Reserved(key, all)).await;
     }
 
     async fn report(self, pod: Arc<Pod>, reasons: Unschedulable) {

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
 use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -37,9 +37,9 @@ pub trait Activator: Send + Sync + 'static {
     /// Those of this node, as they change.
     fn sleepers(&self) -> watch::Receiver<Sleepers>;
 
-    /// Starts the one at an address; done when it takes requests. Starting one that is
-    /// awake succeeds. Many may ask at once.
-    fn wake(&self, ip: IpAddr) -> BoxFuture<'static, Result<(), BoxError>>;
+    /// Starts the one that an address is of; done when it takes connections there. Starting one
+    /// that is awake succeeds. Many may ask at once.
+    fn wake(&self, address: SocketAddr) -> BoxFuture<'static, Result<(), BoxError>>;
 }
 
 /// Nobody stands by.
@@ -51,8 +51,8 @@ impl Activator for NoActivator {
         watch::Sender::new(Arc::default()).subscribe()
     }
 
-    fn wake(&self, ip: IpAddr) -> BoxFuture<'static, Result<(), BoxError>> {
-        Box::pin(async move { Err(format!("nobody stands by at {ip}").into()) })
+    fn wake(&self, address: SocketAddr) -> BoxFuture<'static, Result<(), BoxError>> {
+        Box::pin(async move { Err(format!("nobody stands by at {address}").into()) })
     }
 }
 
@@ -103,7 +103,7 @@ impl Waking {
         };
         let started = async {
             for sleeper in sleepers {
-                match self.activator.wake(sleeper.address.ip()).await {
+                match self.activator.wake(sleeper.address).await {
                     Ok(()) => return Some(sleeper.address),
                     Err(error) => {
                         tracing::debug!(address = %sleeper.address, %error, "not woken");
@@ -209,6 +209,7 @@ pub(crate) fn tell_timing<B>(response: &mut Response<B>, since: Instant) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
     use tokio::sync::Notify;
 
     /// Starts a pod when it is told to, or never.
@@ -222,7 +223,7 @@ mod tests {
             NoActivator.sleepers()
         }
 
-        fn wake(&self, _: IpAddr) -> BoxFuture<'static, Result<(), BoxError>> {
+        fn wake(&self, _: SocketAddr) -> BoxFuture<'static, Result<(), BoxError>> {
             let go = self.go.clone();
             Box::pin(async move {
                 go.notified().await;

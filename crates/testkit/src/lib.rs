@@ -60,11 +60,15 @@ pub struct Answer {
     pub json: Value,
     /// Body as text.
     pub text: String,
+    /// Body as it came.
+    pub body: Bytes,
 }
 
 /// An open watch.
 #[derive(Debug)]
 pub struct Watch {
+    /// Headers of the answer.
+    pub headers: http::HeaderMap,
     body: apiserver::Body,
     buffer: Vec<u8>,
 }
@@ -75,25 +79,49 @@ impl Watch {
     /// # Errors
     /// On that timeout, a broken body or a line that is no JSON.
     pub async fn next(&mut self) -> Result<Option<Value>> {
-        let wait = std::time::Duration::from_secs(10);
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Ok(Some(serde_json::from_slice(&line)?));
             }
-            let frame = tokio::time::timeout(wait, self.body.frame())
-                .await
-                .context("no event within ten seconds")?;
-            match frame {
-                None => return Ok(None),
-                Some(frame) => {
-                    let frame = frame.map_err(|e| anyhow::anyhow!("read watch: {e}"))?;
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
-                }
+            if !self.read().await? {
+                return Ok(None);
             }
         }
+    }
+
+    /// The next frame of a watch in protobuf, without its length; `None` at the end.
+    ///
+    /// # Errors
+    /// As [`Watch::next`].
+    pub async fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            if let Some((len, rest)) = self.buffer.split_first_chunk::<4>() {
+                let len = u32::from_be_bytes(*len) as usize;
+                if rest.len() >= len {
+                    return Ok(Some(self.buffer.drain(..4 + len).skip(4).collect()));
+                }
+            }
+            if !self.read().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads more; false at the end.
+    async fn read(&mut self) -> Result<bool> {
+        let wait = std::time::Duration::from_secs(10);
+        let frame = tokio::time::timeout(wait, self.body.frame())
+            .await
+            .context("no event within ten seconds")?;
+        let Some(frame) = frame else {
+            return Ok(false);
+        };
+        let frame = frame.map_err(|e| anyhow::anyhow!("read watch: {e}"))?;
+        if let Ok(data) = frame.into_data() {
+            self.buffer.extend_from_slice(&data);
+        }
+        Ok(true)
     }
 
     /// Type and name of the next event, such as `ADDED a`.
@@ -363,6 +391,7 @@ impl TestApi {
             headers: parts.headers,
             json: serde_json::from_slice(&bytes).unwrap_or_default(),
             text: String::from_utf8_lossy(&bytes).into_owned(),
+            body: bytes,
         })
     }
 
@@ -384,6 +413,7 @@ impl TestApi {
             response.status()
         );
         Ok(Watch {
+            headers: response.headers().clone(),
             body: response.into_body(),
             buffer: Vec::new(),
         })

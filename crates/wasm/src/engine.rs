@@ -4,6 +4,7 @@
 //! request of a 0.2 guest about as much again. The second is made when the first 0.3 guest comes.
 
 use crate::cache::Cache;
+use crate::environment::Variables;
 use crate::kind::Dialect;
 use crate::state::{Linkers, link_concurrent, link_plain};
 use crate::ticker::Ticker;
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     concurrent: OnceLock<Option<EngineSet>>,
     pub(crate) cache: Cache,
     pub(crate) ticker: Ticker,
+    pub(crate) variables: Variables,
     /// Instances that serve right now.
     pub(crate) active: Arc<Semaphore>,
     /// Instances kept for reuse with nothing to do.
@@ -104,6 +106,7 @@ impl Runtime {
                 concurrent: OnceLock::new(),
                 cache,
                 ticker,
+                variables: Variables::default(),
                 active: Arc::new(Semaphore::new(active)),
                 warm: Arc::new(Semaphore::new(warm)),
                 concurrent_slots: Arc::new(Semaphore::new(active + warm)),

@@ -2,6 +2,7 @@
 
 use crate::command::CommandGuest;
 use crate::egress::{Egress, EgressRules};
+use crate::environment::Environment;
 use crate::http::HttpGuest;
 use crate::keyvalue::KeyValue;
 use crate::limits::{CpuMeter, Limiter, MemoryMeter};
@@ -13,8 +14,6 @@ use crate::stdio::{GuestOutput, LogSink, LogStream};
 use crate::surroundings::{Surroundings, is_machines};
 use crate::ticker::TICK;
 use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -148,7 +147,7 @@ impl Guest {
     }
 
     /// Its environment, each name once.
-    pub fn env(&self) -> &[(String, String)] {
+    pub fn env(&self) -> &Environment {
         &self.bound().around.settings
     }
 
@@ -211,6 +210,8 @@ impl Bound {
         open_dirs(&mut builder, &spec.preopens)?;
         permit_sockets(&mut builder, spec.address);
         let mut template = builder.build();
+        let variables = &program.runtime.shared.variables;
+        let settings = variables.environment(spec.env);
         Ok(Self {
             program,
             memory: spec.memory,
@@ -221,7 +222,7 @@ impl Bound {
                 names: spec.names,
                 egress: spec.egress,
                 log: spec.log,
-                settings: each_once(spec.env),
+                settings,
                 store: spec.store,
                 told: AtomicBool::new(false),
             }),
@@ -338,7 +339,8 @@ impl Bound {
         engine: &wasmtime::Engine,
     ) -> Result<Store<ModuleState>, PrepareError> {
         let mut builder = self.builder();
-        builder.envs(&self.around.settings);
+        let env: Vec<_> = self.around.settings.iter().collect();
+        builder.envs(&env);
         open_dirs(&mut builder, &self.preopens)?;
         permit_sockets(&mut builder, self.around.address);
         let mut store = Store::new(
@@ -362,22 +364,6 @@ impl Bound {
     pub(crate) fn code(&self) -> &Code {
         &self.program.code
     }
-}
-
-/// Each name once, where it came first, with the value that came last.
-fn each_once(env: Vec<(String, String)>) -> Vec<(String, String)> {
-    let mut at: HashMap<String, usize> = HashMap::with_capacity(env.len());
-    let mut once: Vec<(String, String)> = Vec::with_capacity(env.len());
-    for (name, value) in env {
-        match at.entry(name) {
-            Entry::Occupied(known) => once[*known.get()].1 = value,
-            Entry::Vacant(new) => {
-                once.push((new.key().clone(), value));
-                new.insert(once.len() - 1);
-            }
-        }
-    }
-    once
 }
 
 fn open_dirs(builder: &mut WasiCtxBuilder, preopens: &[Preopen]) -> Result<(), PrepareError> {

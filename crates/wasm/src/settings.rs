@@ -52,12 +52,11 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
         let mut config = linker.instance(name)?;
         config.func_wrap("get", |store: Store<'_>, (key,): (String,)| {
             let settings = &store.data().egress.around.settings;
-            let found = settings.iter().find(|(name, _)| *name == key);
-            let value = found.map(|(_, value)| value.clone());
+            let value = settings.get(&key).map(str::to_owned);
             Ok((Ok::<_, ConfigError>(value),))
         })?;
         config.func_wrap("get-all", |store: Store<'_>, (): ()| {
-            let settings = store.data().egress.around.settings.clone();
+            let settings = store.data().egress.around.settings.pairs();
             Ok((Ok::<_, ConfigError>(settings),))
         })?;
     }
@@ -75,7 +74,7 @@ pub(crate) fn link_environment(
     linker
         .instance(&format!("wasi:cli/environment@{version}"))?
         .func_wrap("get-environment", |store: Store<'_>, (): ()| {
-            Ok((store.data().egress.around.settings.clone(),))
+            Ok((store.data().egress.around.settings.pairs(),))
         })?;
     linker.allow_shadowing(false);
     Ok(())

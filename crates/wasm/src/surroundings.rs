@@ -1,6 +1,7 @@
 //! What all instances of a container share of its pod: address, names, rules, log, settings.
 
 use crate::egress::EgressRules;
+use crate::environment::Environment;
 use crate::keyvalue::KeyValue;
 use crate::names::{self, Resolve, ResolveError};
 use crate::stdio::{LogSink, LogStream};
@@ -16,7 +17,7 @@ pub(crate) struct Surroundings {
     pub(crate) egress: EgressRules,
     pub(crate) log: Arc<dyn LogSink>,
     /// The environment, each name once; `wasi:config` shows it as well.
-    pub(crate) settings: Vec<(String, String)>,
+    pub(crate) settings: Environment,
     pub(crate) store: Arc<KeyValue>,
     /// A refused address to listen at is told of once.
     pub(crate) told: AtomicBool,
@@ -115,7 +116,7 @@ mod tests {
             names: None,
             egress: EgressRules::anywhere(),
             log: Arc::new(NoLog),
-            settings: Vec::new(),
+            settings: Environment::default(),
             store: Arc::default(),
             told: AtomicBool::new(false),
         }

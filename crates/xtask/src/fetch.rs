@@ -5,6 +5,7 @@
 //! has another one beside it.
 
 use anyhow::{Context as _, Result, bail};
+use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -88,6 +89,48 @@ pub(crate) fn python_package(requirement: &str) -> Result<PathBuf> {
         Ok(std::fs::remove_dir_all(&download)?)
     })
     .with_context(|| format!("fetch Python package {requirement}"))?;
+    Ok(dir)
+}
+
+/// How many packages one run of pip downloads; several run at once, as most of the time is
+/// spent waiting for answers.
+const PACKAGES_A_RUN: usize = 4;
+
+/// Python packages of exact versions, unpacked together for the Python of this machine.
+pub(crate) fn python_packages(name: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let tag = "import sys; print(sys.implementation.cache_tag)";
+    let python = run(Command::new("python3").args(["-c", tag]))?;
+    let mut pins = std::hash::DefaultHasher::new();
+    requirements.hash(&mut pins);
+    let dir =
+        tools_dir()
+            .join("python")
+            .join(format!("{name}-{}-{:016x}", python.trim(), pins.finish()));
+    once(&dir, |work| {
+        let download = work.join(".download");
+        std::thread::scope(|scope| {
+            let some = |requirements: &[&str]| {
+                run(Command::new("python3")
+                    .args(["-m", "pip", "download", "--quiet", "--no-deps"])
+                    .args(["--only-binary=:all:", "--dest"])
+                    .arg(&download)
+                    .args(requirements))
+            };
+            let runs: Vec<_> = requirements
+                .chunks(PACKAGES_A_RUN)
+                .map(|some_of_them| scope.spawn(move || some(some_of_them)))
+                .collect();
+            runs.into_iter().try_for_each(|run| match run.join() {
+                Ok(done) => done.map(drop),
+                Err(_) => bail!("a download panicked"),
+            })
+        })?;
+        for file in std::fs::read_dir(&download)? {
+            unzip(&file?.path(), work)?;
+        }
+        Ok(std::fs::remove_dir_all(&download)?)
+    })
+    .with_context(|| format!("fetch Python packages {}", requirements.join(" ")))?;
     Ok(dir)
 }
 

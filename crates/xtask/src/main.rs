@@ -8,6 +8,7 @@
 mod bench;
 mod deny;
 mod fetch;
+mod fuzz;
 mod guests;
 mod schema;
 mod test;
@@ -29,6 +30,14 @@ enum Task {
     },
     /// Check licences, sources and banned crates of all dependencies against deny.toml.
     Deny,
+    /// Let fuzz targets search for inputs that break a decoder.
+    Fuzz {
+        /// Names of targets; all if none.
+        targets: Vec<String>,
+        /// How long each searches, seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Build the guest components that tests and examples use.
     Guests {
         /// What the task itself takes.
@@ -69,6 +78,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Bench { groups } => bench::run(&groups),
         Task::Deny => deny::run(),
+        Task::Fuzz { targets, seconds } => fuzz::run(&targets, seconds),
         Task::Guests { args } => guests::run(&fetch::root(), &args),
         Task::Schema => schema::run(),
         Task::Test { args } => test::run(&args),

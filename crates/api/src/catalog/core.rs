@@ -168,7 +168,7 @@ pub(super) const CORE: &[Resource] = &[
         columns::workloads::replication_controller,
     )
     .defaults(workloads::replication_controller)
-    .prepares(strategy::empty_status, unchanged_update)
+    .prepares(strategy::replica_set_create, unchanged_update)
     .short(&["rc"])
     .in_all()
     .with_status()

@@ -28,7 +28,7 @@ pub(super) const APPS: &[Resource] = &[
             columns::workloads::daemon_set,
         )
         .defaults(workloads::daemon_set)
-        .prepares(strategy::empty_status, unchanged_update)
+        .prepares(strategy::daemon_set_create, unchanged_update)
         .short(&["ds"])
         .in_all()
         .with_status()
@@ -73,7 +73,7 @@ pub(super) const APPS: &[Resource] = &[
         columns::workloads::replica_set,
     )
     .defaults(workloads::replica_set)
-    .prepares(strategy::empty_status, unchanged_update)
+    .prepares(strategy::replica_set_create, unchanged_update)
     .short(&["rs"])
     .in_all()
     .with_status()
@@ -97,7 +97,7 @@ pub(super) const APPS: &[Resource] = &[
         columns::workloads::stateful_set,
     )
     .defaults(workloads::stateful_set)
-    .prepares(strategy::empty_status, unchanged_update)
+    .prepares(strategy::stateful_set_create, unchanged_update)
     .short(&["sts"])
     .in_all()
     .with_status()
@@ -121,7 +121,7 @@ pub(super) const AUTOSCALING: &[Resource] = &[
         columns::workloads::autoscaler,
     )
     .defaults(workloads::autoscaler_v2)
-    .prepares(strategy::empty_status, unchanged_update)
+    .prepares(strategy::autoscaler_create, unchanged_update)
     .short(&["hpa"])
     .in_all()
     .with_status(),
@@ -141,7 +141,7 @@ pub(super) const AUTOSCALING: &[Resource] = &[
             columns::workloads::autoscaler,
         )
         .defaults(workloads::autoscaler_v1)
-        .prepares(strategy::empty_status, unchanged_update)
+        .prepares(strategy::autoscaler_v1_create, unchanged_update)
     }
     .short(&["hpa"])
     .in_all()
@@ -256,7 +256,7 @@ pub(super) const POLICY: &[Resource] = &[row!(
     columns::workloads::DISRUPTION_BUDGET,
     columns::workloads::disruption_budget,
 )
-.prepares(strategy::empty_status, unchanged_update)
+.prepares(strategy::disruption_budget_create, unchanged_update)
 .short(&["pdb"])
 .with_status()
 .with_generation()];

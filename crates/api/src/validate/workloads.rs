@@ -1,9 +1,10 @@
 //! apps, batch, autoscaling, policy.
 
 use super::{Check, pod::template, policies};
-use crate::access::{at, is_empty, text};
+use crate::access::{at, is_empty, list, object_mut, text};
 use apimachinery::status::FieldError;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 const ALWAYS: &[&str] = &["Always"];
 const FINITE: &[&str] = &["OnFailure", "Never"];
@@ -115,8 +116,30 @@ fn replicated(c: &mut Check, v: &Value, who: &str) {
     if at(v, "spec.template").is_null() {
         c.required("spec.template", "");
     } else {
-        template(c, "spec.template", at(v, "spec.template"), ALWAYS);
+        let of_pods = with_claims(v);
+        template(c, "spec.template", &of_pods, ALWAYS);
     }
+}
+
+/// A template of pods with the volumes that a `StatefulSet`'s claims become.
+fn with_claims(v: &Value) -> Cow<'_, Value> {
+    let mut of_pods = Cow::Borrowed(at(v, "spec.template"));
+    for claim in list(v, "spec.volumeClaimTemplates") {
+        let name = at(claim, "metadata.name");
+        let known = |volume: &Value| at(volume, "name") == name;
+        if list(&of_pods, "spec.volumes").iter().any(known) {
+            continue;
+        }
+        let volume = json!({"name": name, "persistentVolumeClaim": {"claimName": name}});
+        let Some(spec) = object_mut(of_pods.to_mut(), "spec") else {
+            break;
+        };
+        match spec.get_mut("volumes").and_then(Value::as_array_mut) {
+            Some(volumes) => volumes.push(volume),
+            None => spec["volumes"] = json!([volume]),
+        }
+    }
+    of_pods
 }
 
 /// `Deployment`, `ReplicaSet`, `DaemonSet`: the selector stays.
@@ -421,6 +444,24 @@ mod tests {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n")
+    }
+
+    #[test]
+    fn claims_of_a_stateful_set_are_volumes_of_its_pods() {
+        let mount = |name: &str| json!([{"name": name, "mountPath": "/data"}]);
+        let mut set = json!({"spec": {
+            "serviceName": "db",
+            "selector": {"matchLabels": {"a": "1"}},
+            "template": {"metadata": {"labels": {"a": "1"}}, "spec": {"containers": [
+                {"name": "a", "image": "x", "volumeMounts": mount("data")}]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}],
+        }});
+        defaults::stateful_set(&mut set);
+        assert_eq!(stateful_set(&set), []);
+        set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = mount("other");
+        expect![[r#"spec.template.spec.containers[0].volumeMounts[0].name: Not found: "other""#]]
+            .assert_eq(&shown(&stateful_set(&set)));
     }
 
     #[test]

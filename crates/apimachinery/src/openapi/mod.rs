@@ -1,4 +1,5 @@
-//! OpenAPI v3 documents built from a [`crate::schema::Schema`], one a group-version, on demand.
+//! OpenAPI v3 documents built from a [`crate::schema::Schema`], one a group-version, on demand;
+//! and the one of v2 made of them ([`v2`]).
 //!
 //! They hold what clients read: `kubectl` looks for a `fieldValidation` parameter of PATCH,
 //! for merge keys in component schemas, and, for `explain`, for descriptions. Paths are made
@@ -6,7 +7,9 @@
 //! keep its bytes, not the `Value`.
 
 mod components;
+mod gnostic;
 mod paths;
+pub mod v2;
 
 use crate::gvk::GroupVersion;
 use crate::schema::{Descriptions, Schema};

@@ -252,3 +252,156 @@ fn custom_resources_take_no_strategic_patches() {
         );
     }
 }
+
+fn v2(format: v2::Format) -> Vec<u8> {
+    let mut document = v2::Document::new(format);
+    document.add(apps());
+    document.add(v3_document(Schema::builtin(), "", "v1", &[]));
+    document.finish("v1.37.0")
+}
+
+/// Every schema in a document, with where it stands.
+fn each_object(value: &Value, at: &str, see: &mut dyn FnMut(&str, &Map<String, Value>)) {
+    match value {
+        Value::Object(object) => {
+            see(at, object);
+            for (key, inner) in object {
+                // What these hold is data.
+                if key != "default" && key != "enum" {
+                    each_object(inner, &format!("{at}/{key}"), see);
+                }
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|v| each_object(v, at, see)),
+        _ => {}
+    }
+}
+
+#[test]
+fn version_2_says_nothing_that_it_has_no_words_for() {
+    let document: Value = serde_json::from_slice(&v2(v2::Format::Json)).unwrap();
+    assert_eq!(document["swagger"], "2.0");
+    assert_eq!(document["info"]["version"], "v1.37.0");
+    let definitions = document["definitions"].as_object().unwrap();
+    assert!(definitions.len() > 50, "{}", definitions.len());
+    let mut references = 0;
+    each_object(&document, "", &mut |at, object| {
+        // A property may have any name.
+        if !at.ends_with("/properties") {
+            for word in [
+                "oneOf",
+                "anyOf",
+                "not",
+                "nullable",
+                "requestBody",
+                "content",
+            ] {
+                assert!(!object.contains_key(word), "{word} in {at}");
+            }
+        }
+        if let Some(Value::String(reference)) = object.get("$ref") {
+            let name = reference.strip_prefix("#/definitions/").unwrap();
+            assert!(definitions.contains_key(name), "{reference} in {at}");
+            references += 1;
+        }
+    });
+    assert!(references > 100, "{references}");
+    let item = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"];
+    assert_eq!(
+        item["parameters"][0],
+        json!({"in": "path", "name": "namespace", "required": true,
+            "type": "string", "uniqueItems": true})
+    );
+    let patch = &item["patch"];
+    let body = &patch["parameters"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        **body,
+        json!({"in": "body", "name": "body", "required": true,
+            "schema": {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.Patch"}})
+    );
+    assert_eq!(patch["consumes"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        patch["responses"]["200"]["schema"]["$ref"],
+        "#/definitions/io.k8s.api.apps.v1.Deployment"
+    );
+    let ty = |name: &str| {
+        let of = &definitions[name];
+        (of["type"].clone(), of["format"].clone())
+    };
+    assert_eq!(
+        ty("io.k8s.apimachinery.pkg.util.intstr.IntOrString"),
+        ("string".into(), "int-or-string".into())
+    );
+    assert_eq!(
+        ty("io.k8s.apimachinery.pkg.api.resource.Quantity"),
+        ("string".into(), Value::Null)
+    );
+}
+
+#[test]
+fn version_2_lets_be_what_could_be_null_or_unknown() {
+    let custom = |field: &Value| {
+        let schema = json!({"type": "object", "properties": {"spec": field}});
+        let kind = CustomKind {
+            kind: "Carp".into(),
+            list_kind: "CarpList".into(),
+            name: "sea.v1.Carp".into(),
+            schema,
+        };
+        let docs = Schema::descriptions();
+        let v3 = v3_document_custom(Schema::builtin(), &docs, "sea", "v1", &[], vec![kind]);
+        let mut document = v2::Document::new(v2::Format::Json);
+        document.add(v3);
+        let document: Value = serde_json::from_slice(&document.finish("")).unwrap();
+        document["definitions"]["sea.v1.Carp"]["properties"]["spec"].clone()
+    };
+    for (v3, v2) in [
+        (
+            json!({"type": "object", "nullable": true, "properties": {"a": {}}, "description": "D"}),
+            json!({"description": "D"}),
+        ),
+        (
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {}}}),
+            json!({"x-kubernetes-preserve-unknown-fields": true}),
+        ),
+        (
+            json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+            json!({"x-kubernetes-int-or-string": true}),
+        ),
+        (
+            json!({"type": "object", "properties": {"not": {"type": "string", "not": {"enum": ["a"]}}}}),
+            json!({"type": "object", "properties": {"not": {"type": "string"}}}),
+        ),
+    ] {
+        assert_eq!(custom(&v3), v2, "{v3}");
+    }
+}
+
+#[test]
+fn version_2_as_messages_has_the_same_paths_and_definitions() {
+    use crate::protobuf::wire::Input;
+    let json: Value = serde_json::from_slice(&v2(v2::Format::Json)).unwrap();
+    let bytes = v2(v2::Format::Protobuf);
+    let (mut paths, mut definitions) = (Vec::new(), Vec::new());
+    let mut document = Input::new(&bytes);
+    while let Some((number, payload)) = document.next().unwrap() {
+        let (into, inner) = match number {
+            8 => (&mut paths, 2),
+            9 => (&mut definitions, 1),
+            _ => continue,
+        };
+        let mut pairs = Input::new(payload.bytes().unwrap());
+        let (n, pair) = pairs.next().unwrap().unwrap();
+        assert_eq!(n, inner);
+        let mut pair = Input::new(pair.bytes().unwrap());
+        let (_, name) = pair.next().unwrap().unwrap();
+        into.push(name.text().unwrap().to_owned());
+    }
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let sorted = |mut all: Vec<String>| {
+        all.sort();
+        all
+    };
+    assert_eq!(sorted(paths), sorted(keys(&json["paths"])));
+    assert_eq!(sorted(definitions), sorted(keys(&json["definitions"])));
+}

@@ -3,11 +3,12 @@
 //!
 //! Bodies of `kubectl create` and of all Go clients have this form. [`decode`] gives what
 //! Go's JSON encoder would give of the same object: its messages carry zero values that JSON
-//! leaves out. [`encode`] is the reverse; it leaves zero values out.
+//! leaves out. [`encode`] is the reverse; it leaves zero values out. Answers are put together
+//! of [`write_text`], [`enclose`] and [`frame`], from the JSON that is stored.
 
 mod read;
-mod wire;
-mod write;
+pub(crate) mod wire;
+pub(crate) mod write;
 
 pub use wire::WireError;
 
@@ -125,24 +126,76 @@ pub fn decode_message(schema: &Schema, ty: TypeId, bytes: &[u8]) -> Result<Value
 /// [`crate::decode`] give it); what is not, is left out.
 pub fn encode(schema: &Schema, ty: TypeId, value: &Value) -> Vec<u8> {
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("");
-    let mut meta = Vec::new();
-    write::text(&mut meta, 1, text("apiVersion"));
-    write::text(&mut meta, 2, text("kind"));
-    let raw = encode_message(schema, ty, value);
-    let mut out = Vec::with_capacity(raw.len() + meta.len() + 16);
-    out.extend_from_slice(MAGIC);
-    write::bytes(&mut out, 1, &meta);
-    write::bytes(&mut out, 2, &raw);
-    write::bytes(&mut out, 3, b"");
-    write::bytes(&mut out, 4, b"");
+    let mut out = Vec::new();
+    enclose(&mut out, text("apiVersion"), text("kind"), |out| {
+        write_value(schema, ty, value, out);
+    });
     out
 }
 
 /// Encodes an object's message without an envelope.
 pub fn encode_message(schema: &Schema, ty: TypeId, value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
-    write::Encoder { schema }.message(&mut out, ty, value);
+    write_value(schema, ty, value, &mut out);
     out
+}
+
+/// Appends the message of an object that is a value.
+pub fn write_value(schema: &Schema, ty: TypeId, value: &Value, out: &mut Vec<u8>) {
+    let done = write::message(schema, ty, value, out);
+    debug_assert!(done.is_ok(), "a value is well-formed: {done:?}");
+}
+
+/// Appends the message of an object that is JSON text, as [`encode_message`] does.
+///
+/// # Errors
+/// When the text is no JSON; nothing is appended then.
+pub fn write_text(
+    schema: &Schema,
+    ty: TypeId,
+    json: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), serde_json::Error> {
+    let before = out.len();
+    let mut input = serde_json::Deserializer::from_slice(json);
+    let done = write::message(schema, ty, &mut input, out).and_then(|()| input.end());
+    done.inspect_err(|_| out.truncate(before))
+}
+
+/// Appends an envelope around the message that `write` appends.
+pub fn enclose<T>(
+    out: &mut Vec<u8>,
+    api_version: &str,
+    kind: &str,
+    write: impl FnOnce(&mut Vec<u8>) -> T,
+) -> T {
+    out.extend_from_slice(MAGIC);
+    write::nested(out, 1, |out| {
+        write::text(out, 1, api_version);
+        write::text(out, 2, kind);
+    });
+    let done = write::nested(out, 2, write);
+    write::bytes(out, 3, b"");
+    write::bytes(out, 4, b"");
+    done
+}
+
+/// Appends what `write` appends as field `number` of a message.
+pub fn nested<T>(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    write::nested(out, number, write)
+}
+
+/// Appends an event of a watch as `stream=watch` has it: its length in four bytes, then a
+/// `WatchEvent` with the object that `write` appends in its envelope.
+pub fn frame<T>(out: &mut Vec<u8>, event: &str, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let start = out.len() + 4;
+    out.extend_from_slice(&[0; 4]);
+    write::text(out, 1, event);
+    // A RawExtension, which has the object as its field 1.
+    let done = write::nested(out, 2, |out| write::nested(out, 1, write));
+    let len = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    out[start - 4..start].copy_from_slice(&len.to_be_bytes());
+    done
 }
 
 #[cfg(test)]

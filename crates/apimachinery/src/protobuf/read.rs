@@ -269,7 +269,13 @@ fn scalar(kind: Scalar, payload: Payload<'_>) -> Result<Value, WireError> {
         Scalar::Int32 => (payload.varint()? as i32).into(),
         Scalar::Int64 => (payload.varint()? as i64).into(),
         Scalar::Double => {
-            Number::from_f64(f64::from_bits(payload.fixed64()?)).map_or(Value::Null, Value::Number)
+            let n = f64::from_bits(payload.fixed64()?);
+            // Go writes whole numbers without a point.
+            if n.fract() == 0.0 && n.abs() < WHOLE_MAX {
+                (n as i64).into()
+            } else {
+                Number::from_f64(n).map_or(Value::Null, Value::Number)
+            }
         }
         Scalar::Bytes => base64::engine::general_purpose::STANDARD
             .encode(payload.bytes()?)
@@ -313,6 +319,9 @@ fn scalar(kind: Scalar, payload: Payload<'_>) -> Result<Value, WireError> {
         }
     })
 }
+
+/// Up to here a float tells all whole numbers apart.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Seconds of the first year that RFC 3339 can write.
 const YEAR_0: i64 = -62_167_219_200;

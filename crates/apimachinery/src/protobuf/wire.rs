@@ -31,7 +31,7 @@ pub enum WireError {
 
 /// What a field carries.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Payload<'a> {
+pub(crate) enum Payload<'a> {
     Varint(u64),
     Fixed64(u64),
     Fixed32,
@@ -48,25 +48,25 @@ impl<'a> Payload<'a> {
         }
     }
 
-    pub(super) fn bytes(self) -> Result<&'a [u8], WireError> {
+    pub(crate) fn bytes(self) -> Result<&'a [u8], WireError> {
         match self {
             Payload::Bytes(b) => Ok(b),
             other => Err(WireError::WireType(other.wire_type())),
         }
     }
 
-    pub(super) fn text(self) -> Result<&'a str, WireError> {
+    pub(crate) fn text(self) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Utf8)
     }
 
-    pub(super) fn varint(self) -> Result<u64, WireError> {
+    pub(crate) fn varint(self) -> Result<u64, WireError> {
         match self {
             Payload::Varint(n) => Ok(n),
             other => Err(WireError::WireType(other.wire_type())),
         }
     }
 
-    pub(super) fn fixed64(self) -> Result<u64, WireError> {
+    pub(crate) fn fixed64(self) -> Result<u64, WireError> {
         match self {
             Payload::Fixed64(n) => Ok(n),
             other => Err(WireError::WireType(other.wire_type())),
@@ -75,20 +75,20 @@ impl<'a> Payload<'a> {
 }
 
 /// A message that is read field by field.
-pub(super) struct Input<'a> {
+pub(crate) struct Input<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
-    pub(super) fn varint(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn varint(&mut self) -> Result<u64, WireError> {
         let mut n = 0u64;
         for shift in (0..70).step_by(7) {
             let (b, rest) = self.rest.split_first().ok_or(WireError::Eof)?;
@@ -101,20 +101,20 @@ impl<'a> Input<'a> {
         Err(WireError::Overflow)
     }
 
-    pub(super) fn take(&mut self, len: u64) -> Result<&'a [u8], WireError> {
+    pub(crate) fn take(&mut self, len: u64) -> Result<&'a [u8], WireError> {
         let len = usize::try_from(len).map_err(|_| WireError::Eof)?;
         let (head, rest) = self.rest.split_at_checked(len).ok_or(WireError::Eof)?;
         self.rest = rest;
         Ok(head)
     }
 
-    pub(super) fn fixed64(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn fixed64(&mut self) -> Result<u64, WireError> {
         let b = self.take(8)?.try_into().map_err(|_| WireError::Eof)?;
         Ok(u64::from_le_bytes(b))
     }
 
     /// The next field's number and payload. Groups, which nothing here uses, are refused.
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Payload<'a>)>, WireError> {
+    pub(crate) fn next(&mut self) -> Result<Option<(u32, Payload<'a>)>, WireError> {
         if self.is_empty() {
             return Ok(None);
         }

@@ -14,6 +14,7 @@ mod rbac_escalation;
 mod runtime_class;
 mod service_account;
 mod storage_class;
+mod storage_in_use;
 mod warnings;
 
 pub(crate) use warnings::Warnings;
@@ -85,6 +86,9 @@ pub(crate) async fn mutate(
     }
     if call.row.known() == "persistentvolumeclaims" && operation == Operation::Create {
         storage_class::mutate(call, new);
+    }
+    if operation == Operation::Create {
+        storage_in_use::mutate(call, new);
     }
     certificate::mutate(call, operation, new, old);
     Ok(())

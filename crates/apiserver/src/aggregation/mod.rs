@@ -12,34 +12,56 @@ pub(crate) use remote::{Remote, forward};
 pub(crate) use settle::start;
 
 use crate::config::FrontProxy;
+use crate::http::respond::BoxError;
+use crate::serving::Identity;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Group and plural of APIServices.
 pub(crate) const GROUP: &str = "apiregistration.k8s.io";
 pub(crate) const PLURAL: &str = "apiservices";
 
 /// What other servers serve.
-#[derive(Default)]
 pub(crate) struct Aggregator {
     /// By `GROUP/VERSION`; as many as there are objects. Written by [`settle`] alone.
     remotes: ArcSwap<HashMap<String, Arc<Remote>>>,
-    identity: Option<FrontProxy>,
+    /// What extension servers are shown, and who signed it (PEM).
+    identity: Option<(Arc<Identity>, String)>,
+    /// Counts up when they are shown another: who refused may now answer.
+    shown: watch::Sender<u64>,
 }
 
 impl Aggregator {
     /// `identity` is what extension servers are shown.
-    pub(crate) fn new(identity: Option<FrontProxy>) -> Self {
-        Self {
+    pub(crate) fn new(identity: Option<&FrontProxy>) -> Result<Self, BoxError> {
+        let identity = match identity {
+            Some(i) => Some((Identity::new(&i.cert, &i.key)?, i.ca.clone())),
+            None => None,
+        };
+        Ok(Self {
             remotes: ArcSwap::default(),
             identity,
-        }
+            shown: watch::Sender::default(),
+        })
     }
 
-    /// What extension servers are shown.
-    pub(crate) fn identity(&self) -> Option<&FrontProxy> {
-        self.identity.as_ref()
+    /// Shows extension servers another certificate of the same authority from now on.
+    pub(crate) fn show(&self, cert_pem: &str, key_pem: &str) -> Result<(), BoxError> {
+        let (identity, _) = (self.identity.as_ref()).ok_or("extension servers are shown none")?;
+        identity.replace(cert_pem, key_pem)?;
+        self.shown.send_modify(|n| *n += 1);
+        Ok(())
+    }
+
+    /// Who signed what extension servers are shown.
+    pub(crate) fn authority(&self) -> Option<&str> {
+        self.identity.as_ref().map(|(_, ca)| ca.as_str())
+    }
+
+    fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.as_ref().map(|(identity, _)| identity.clone())
     }
 
     /// Who answers a path, if it is not this server.

@@ -1,12 +1,12 @@
 //! One extension server behind a Service, and what is passed on to it.
 
 use crate::authn::User;
-use crate::config::FrontProxy;
 use crate::handler::Incoming;
 use crate::http::respond::{Body, BoxError};
 use crate::https;
 use crate::kubelet::{hop_by_hop, pass_on, unreachable, upgrade};
 use crate::server_state::Core;
+use crate::serving::Identity;
 use crate::webhook;
 use apimachinery::Status;
 use arc_swap::ArcSwapOption;
@@ -58,7 +58,7 @@ impl Remote {
     /// is none.
     pub(super) fn parse(
         object: &Value,
-        identity: Option<&FrontProxy>,
+        identity: Option<Arc<Identity>>,
     ) -> Result<Option<Self>, String> {
         let spec = &object["spec"];
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();

@@ -86,8 +86,8 @@ async fn run(core: Weak<Core>) {
 /// The kinds that decide.
 struct Changed {
     always: [watch::Receiver<u64>; 2],
-    /// Where extension servers are.
-    places: [watch::Receiver<u64>; 2],
+    /// Where extension servers are, and what they are shown.
+    places: [watch::Receiver<u64>; 3],
 }
 
 impl Changed {
@@ -101,6 +101,7 @@ impl Changed {
             places: [
                 kind("", "services")?,
                 kind("discovery.k8s.io", "endpointslices")?,
+                core.aggregator.shown.subscribe(),
             ],
         })
     }
@@ -114,12 +115,13 @@ impl Changed {
     /// Waits for a change; with extension servers, not for ever. False at the end.
     async fn wait(&mut self, remote: bool) -> bool {
         let [a, b] = &mut self.always;
-        let [c, d] = &mut self.places;
+        let [c, d, e] = &mut self.places;
         tokio::select! {
             r = a.changed() => r.is_ok(),
             r = b.changed() => r.is_ok(),
             r = c.changed(), if remote => r.is_ok(),
             r = d.changed(), if remote => r.is_ok(),
+            r = e.changed(), if remote => r.is_ok(),
             () = tokio::time::sleep(ASK_EVERY), if remote => true,
         }
     }
@@ -229,7 +231,7 @@ fn register(aggregator: &Aggregator, all: &BTreeMap<String, Value>) -> HashMap<S
             now.insert(key, same.clone());
             continue;
         }
-        match Remote::parse(object, aggregator.identity.as_ref()) {
+        match Remote::parse(object, aggregator.identity()) {
             Ok(Some(made)) => {
                 now.insert(key, Arc::new(made));
             }

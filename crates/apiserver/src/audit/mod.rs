@@ -12,7 +12,7 @@ pub use sink::Log;
 
 use crate::authn::User;
 use crate::http::request::RequestInfo;
-use crate::http::respond::Body;
+use crate::http::respond::{self, Body};
 use crate::server::Error;
 use crate::server_state::Core;
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
@@ -83,6 +83,8 @@ struct Known {
     event: Value,
     annotations: Map<String, Value>,
     request: Option<Value>,
+    /// What he tried who could not say who he is.
+    refused: Option<&'static str>,
     /// All stages have been told of.
     done: bool,
 }
@@ -150,6 +152,20 @@ impl Record {
         self.tell(&known, Stage::RequestReceived, &json!({}));
     }
 
+    /// Nobody knows who asks: what he sent was refused. Rules that name users are not his. One
+    /// event tells of it, as upstream's does (`endpoints/filters/authn_audit.go`).
+    pub(crate) fn refused(&self, info: &RequestInfo) {
+        let Some(audit) = &self.core.audit else {
+            return;
+        };
+        let mut known = self.known.lock();
+        known.decision = audit.policy.decide(info, &User::default());
+        known.event["level"] = known.decision.level.name().into();
+        known.event["user"] = json!({});
+        // A certificate that is not believed makes no connection.
+        known.refused = Some("Authentication failed, attempted: bearer");
+    }
+
     /// He acts as somebody else.
     pub(crate) fn acting(&self, user: &User) {
         self.known.lock().event["impersonatedUser"] = shown(user);
@@ -207,10 +223,17 @@ impl Record {
                 known.done = true;
                 return response;
             }
-            let body = response.body().full();
+            if let Some(message) = known.refused {
+                let status = json!({"metadata": {}, "code": code, "message": message});
+                known.event["responseStatus"] = status;
+                known.done = true;
+                self.tell(&known, Stage::ResponseStarted, &json!({}));
+                return response;
+            }
             let wanted = code >= 400 || known.decision.level == Level::RequestResponse;
-            let body = body.filter(|_| wanted && !long);
-            let body = body.and_then(|b| serde_json::from_slice::<Value>(b).ok());
+            let body = (wanted && !long)
+                .then(|| respond::read(&response))
+                .flatten();
             let mut status = json!({"metadata": {}, "code": code});
             if let Some(told) = body
                 .as_ref()

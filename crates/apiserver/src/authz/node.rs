@@ -10,6 +10,7 @@ use super::named::Named;
 use crate::admission::node_restriction::node_of;
 use crate::authn::User;
 use crate::server_state::Core;
+use api::constants;
 
 /// Whether this is a node that asks for what it needs. `own` is the server's own process.
 pub(crate) fn allowed(core: &Core, user: &User, asked: &Attributes<'_>, own: bool) -> bool {
@@ -25,10 +26,33 @@ pub(crate) fn allowed(core: &Core, user: &User, asked: &Attributes<'_>, own: boo
         ("configmaps", "", _) if reads => Named::ConfigMap,
         ("persistentvolumeclaims", "", "get")
         | ("persistentvolumeclaims", "status", "get" | "patch" | "update") => Named::Claim,
-        ("persistentvolumes", "", "get") => return own || has_volume(core, node, asked.name),
+        ("persistentvolumes", "", "get") => {
+            return own
+                || has_volume(core, node, asked.name)
+                || is_given_up(core, node, asked.name);
+        }
+        ("persistentvolumes", "", "delete") => return is_given_up(core, node, asked.name),
         _ => return false,
     };
     own || core.named.by(node, kind, asked.namespace, asked.name)
+}
+
+/// Whether a volume is a directory of this node, which no claim has any more and nobody wants
+/// kept. Not upstream's: there such volumes are removed by pods that may do anything.
+fn is_given_up(core: &Core, node: &str, name: &str) -> bool {
+    let Some(volume) = core.peek("", "persistentvolumes", "", name) else {
+        return false;
+    };
+    let volume = volume.value();
+    let terms = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
+    let pinned = serde_json::json!([{"matchExpressions": [
+        {"key": constants::LABEL_HOSTNAME, "operator": "In", "values": [node]},
+    ]}]);
+    *terms == pinned
+        && volume["metadata"]["annotations"][constants::ANNOTATION_PROVISIONED_BY]
+            == constants::LOCAL_PATH_PROVISIONER
+        && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+        && volume["status"]["phase"] == "Released"
 }
 
 /// Whether a volume is bound to a claim that the node's pods name.

@@ -66,6 +66,10 @@ pub(crate) struct Event {
     pub(crate) json: OnceLock<Bytes>,
     /// One line of a metadata watch.
     pub(crate) metadata: OnceLock<Bytes>,
+    /// One frame of a protobuf watch.
+    pub(crate) protobuf: OnceLock<Bytes>,
+    /// One frame of a metadata watch in protobuf.
+    pub(crate) protobuf_metadata: OnceLock<Bytes>,
 }
 
 impl Event {
@@ -76,6 +80,8 @@ impl Event {
             previous,
             json: OnceLock::new(),
             metadata: OnceLock::new(),
+            protobuf: OnceLock::new(),
+            protobuf_metadata: OnceLock::new(),
         })
     }
 }

@@ -177,13 +177,6 @@ impl Object {
         out.extend_from_slice(&self.bytes[self.splice..]);
     }
 
-    /// The whole object as JSON text.
-    pub(crate) fn json(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.bytes.len() + 40);
-        self.write_json(&mut out);
-        out
-    }
-
     /// Appends it as PartialObjectMetadata.
     pub(crate) fn write_metadata(&self, out: &mut Vec<u8>) {
         #[derive(serde::Deserialize)]

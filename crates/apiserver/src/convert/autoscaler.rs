@@ -42,6 +42,10 @@ pub(super) fn to_v1(mut object: Value) -> Value {
         if let Some(Value::Array(conditions)) = status.remove("conditions") {
             carry(&mut carried, CONDITIONS, conditions);
         }
+        // Always there in this version.
+        for count in ["currentReplicas", "desiredReplicas"] {
+            status.entry(count).or_insert_with(|| 0.into());
+        }
     }
     if !carried.is_empty() {
         let annotations = &mut object["metadata"]["annotations"];
@@ -269,7 +273,7 @@ mod tests {
         let object = v2(
             json!([{"type": "Resource", "resource":
                 {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 60}}}]),
-            json!({"currentMetrics": [{"type": "Resource", "resource":
+            json!({"currentReplicas": 1, "desiredReplicas": 1, "currentMetrics": [{"type": "Resource", "resource":
                 {"name": "cpu", "current": {"averageUtilization": 30}}}]}),
         );
         let old = to_v1(object.clone());
@@ -298,7 +302,7 @@ mod tests {
                     "target": {"type": "AverageValue", "averageValue": "30"}}},
             ]),
             json!({
-                "currentReplicas": 2,
+                "currentReplicas": 2, "desiredReplicas": 3,
                 "currentMetrics": [
                     {"type": "Resource", "resource": {"name": "cpu", "current":
                         {"averageUtilization": 30, "averageValue": "300m"}}},

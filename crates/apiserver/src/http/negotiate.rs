@@ -5,11 +5,15 @@ use apimachinery::decode::MediaType;
 use http::HeaderMap;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 
-/// Text encoding of an answer.
+/// Media type of Kubernetes' protobuf encoding.
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// Encoding of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// Shape that an object or list is turned into before it is encoded.
@@ -40,12 +44,28 @@ impl Accepted {
     };
 }
 
-/// Picks the first clause of `Accept` that this server speaks; `shapes` are those that the
-/// endpoint can make besides plain objects.
+/// What an endpoint can answer with besides plain objects in JSON and YAML.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer<'a> {
+    pub(crate) shapes: &'a [Shape],
+    /// Plain objects are there in protobuf: those of custom resources are not.
+    pub(crate) messages: bool,
+}
+
+/// How an error is told: as the client wants it if it can be, else in JSON.
+pub(crate) fn of_errors(headers: &HeaderMap) -> Accepted {
+    let offer = Offer {
+        shapes: &[],
+        messages: true,
+    };
+    accept(headers, offer).unwrap_or(Accepted::JSON)
+}
+
+/// Picks the first clause of `Accept` that this server speaks.
 ///
 /// # Errors
 /// 406 when there is none.
-pub(crate) fn accept(headers: &HeaderMap, shapes: &[Shape]) -> Result<Accepted, Status> {
+pub(crate) fn accept(headers: &HeaderMap, offer: Offer<'_>) -> Result<Accepted, Status> {
     let mut any = false;
     let mut clauses: Vec<(f32, &str)> = Vec::new();
     for value in headers.get_all(ACCEPT) {
@@ -69,37 +89,43 @@ pub(crate) fn accept(headers: &HeaderMap, shapes: &[Shape]) -> Result<Accepted, 
     clauses
         .iter()
         .filter(|(q, _)| *q > 0.0)
-        .find_map(|(_, c)| clause_accepts(c, shapes))
+        .find_map(|(_, c)| clause_accepts(c, offer))
         .ok_or_else(|| {
             Status::new(
                 406,
                 "NotAcceptable",
-                "only the following media types are accepted: application/json, application/yaml",
+                "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
             )
         })
 }
 
-fn clause_accepts(clause: &str, shapes: &[Shape]) -> Option<Accepted> {
+fn clause_accepts(clause: &str, offer: Offer<'_>) -> Option<Accepted> {
     let media = clause.split(';').next().unwrap_or_default().trim();
     let encoding = match media.to_ascii_lowercase().as_str() {
         "application/json" | "*/*" | "application/*" | "text/*" => Encoding::Json,
         "application/yaml" => Encoding::Yaml,
+        PROTOBUF => Encoding::Protobuf,
         _ => return None,
     };
     let find = |key: &str| parameters(clause).find(|(k, _)| *k == key).map(|(_, v)| v);
+    if find("stream").is_some_and(|s| s != "watch") {
+        return None;
+    }
     let shape = match find("as") {
+        None if encoding == Encoding::Protobuf && !offer.messages => return None,
         None => Shape::Object,
         Some(kind) => {
             let (group, version) = (find("g").unwrap_or_default(), find("v").unwrap_or_default());
             let shape = match (kind, group, version) {
-                ("Table", "meta.k8s.io", "v1") => Shape::Table,
+                // Tables have no messages.
+                ("Table", "meta.k8s.io", "v1") if encoding != Encoding::Protobuf => Shape::Table,
                 ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => {
                     Shape::Metadata
                 }
                 ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Shape::Discovery,
                 _ => return None,
             };
-            if !shapes.contains(&shape) {
+            if !offer.shapes.contains(&shape) {
                 return None;
             }
             shape
@@ -139,13 +165,9 @@ pub(crate) fn body_media(headers: &HeaderMap) -> Result<MediaType, Status> {
     match content_type(headers).as_str() {
         "application/json" | "*/*" => Ok(MediaType::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(MediaType::Yaml),
-        "application/vnd.kubernetes.protobuf" => Ok(MediaType::Protobuf),
+        PROTOBUF => Ok(MediaType::Protobuf),
         other => Err(unsupported_media(
-            &[
-                "application/json",
-                "application/yaml",
-                "application/vnd.kubernetes.protobuf",
-            ],
+            &["application/json", "application/yaml", PROTOBUF],
             other,
         )),
     }
@@ -177,12 +199,13 @@ pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    fn of(accept_header: &str) -> Result<Accepted, u16> {
+    fn of(accept_header: &str, messages: bool) -> Result<Accepted, u16> {
         let mut h = HeaderMap::new();
         if !accept_header.is_empty() {
             h.insert(ACCEPT, accept_header.parse().unwrap());
         }
-        accept(&h, &[Shape::Table, Shape::Metadata]).map_err(|s| s.code)
+        let shapes = &[Shape::Table, Shape::Metadata];
+        accept(&h, Offer { shapes, messages }).map_err(|s| s.code)
     }
 
     #[test]
@@ -199,15 +222,36 @@ mod tests {
             encoding: Encoding::Yaml,
             shape: Shape::Object,
         };
+        let protobuf = |shape| Accepted {
+            encoding: Encoding::Protobuf,
+            shape,
+        };
         let cases = [
             ("", Ok(Accepted::JSON)),
             ("*/*", Ok(Accepted::JSON)),
             ("application/yaml", Ok(yaml)),
             (
                 "application/vnd.kubernetes.protobuf,application/json",
+                Ok(protobuf(Shape::Object)),
+            ),
+            (PROTOBUF, Ok(protobuf(Shape::Object))),
+            (
+                "application/json;q=0.5, application/vnd.kubernetes.protobuf;stream=watch",
+                Ok(protobuf(Shape::Object)),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;q=0.5, application/json",
                 Ok(Accepted::JSON),
             ),
-            ("application/vnd.kubernetes.protobuf", Err(406)),
+            ("application/vnd.kubernetes.protobuf;stream=else", Err(406)),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
+                Ok(protobuf(Shape::Metadata)),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json",
+                Ok(Accepted::JSON),
+            ),
             ("application/cbor, text/html", Err(406)),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
@@ -224,7 +268,13 @@ mod tests {
             ("application/json;q=0.1, application/yaml;q=0.9", Ok(yaml)),
         ];
         for (header, want) in cases {
-            assert_eq!(of(header), want, "{header}");
+            assert_eq!(of(header, true), want, "{header}");
         }
+        // Of custom resources there is only metadata in protobuf.
+        assert_eq!(of(PROTOBUF, false), Err(406));
+        let either = format!("{PROTOBUF},application/json");
+        assert_eq!(of(&either, false), Ok(Accepted::JSON));
+        let partial = format!("{PROTOBUF};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
+        assert_eq!(of(&partial, false), Ok(protobuf(Shape::Metadata)));
     }
 }

@@ -1,7 +1,9 @@
-//! Answers: bodies, JSON and YAML objects, `Status` errors, warnings, gzip.
+//! Answers: bodies, objects in JSON, YAML and protobuf, `Status` errors, warnings, gzip.
 
-use super::negotiate::{Accepted, Encoding};
-use apimachinery::Status;
+use super::negotiate::{Accepted, Encoding, PROTOBUF};
+use apimachinery::protobuf::{self, Envelope};
+use apimachinery::schema::{Schema, TypeId};
+use apimachinery::{GroupVersion, Status};
 use bytes::Bytes;
 use futures::Stream;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
@@ -143,14 +145,53 @@ pub(crate) fn encoded(code: u16, accepted: Accepted, json: Vec<u8>) -> Response<
             .and_then(|v| serde_saphyr::to_string(&v).map_err(|e| e.to_string()))
         {
             Ok(yaml) => bytes(code, "application/yaml", yaml.into_bytes()),
-            Err(e) => status(&Status::internal(e)),
+            Err(e) => status(&Status::internal(e), Accepted::JSON),
+        },
+        Encoding::Protobuf => match serde_json::from_slice::<Value>(&json) {
+            Ok(v) => value(code, accepted, &v),
+            Err(e) => status(&Status::internal(e), Accepted::JSON),
         },
     }
 }
 
-/// A JSON value.
+/// A JSON value; in protobuf where that is accepted and the value's kind has messages.
 pub(crate) fn value(code: u16, accepted: Accepted, v: &Value) -> Response<Body> {
+    if accepted.encoding == Encoding::Protobuf {
+        return match to_protobuf(v) {
+            Some(body) => bytes(code, PROTOBUF, body),
+            None => bytes(code, "application/json", to_json(v)),
+        };
+    }
     encoded(code, accepted, to_json(v))
+}
+
+/// A value in protobuf with its envelope, if its kind has messages.
+pub(crate) fn to_protobuf(v: &Value) -> Option<Vec<u8>> {
+    let text = |key: &str| v.get(key).and_then(Value::as_str);
+    // One kind of discovery states none in JSON, but decoders ask envelopes for it.
+    let (api_version, kind) = (text("apiVersion").unwrap_or("v1"), text("kind")?);
+    let ty = message(api_version, kind)?;
+    let mut out = Vec::new();
+    protobuf::enclose(&mut out, api_version, kind, |out| {
+        protobuf::write_value(Schema::builtin(), ty, v, out);
+    });
+    Some(out)
+}
+
+fn message(api_version: &str, kind: &str) -> Option<TypeId> {
+    let gvk = GroupVersion::parse(api_version)?.kind(kind);
+    Schema::builtin().kind(&gvk)
+}
+
+/// The object that an answer holds, when that is all here.
+pub(crate) fn read(response: &Response<Body>) -> Option<Value> {
+    let body = response.body().full()?;
+    if response.headers().get(CONTENT_TYPE)? != PROTOBUF {
+        return serde_json::from_slice(body).ok();
+    }
+    let envelope = Envelope::parse(body).ok()?;
+    let ty = message(envelope.api_version, envelope.kind)?;
+    protobuf::decode(Schema::builtin(), ty, body).ok()
 }
 
 /// JSON text of a value; values that this crate makes always encode.
@@ -159,7 +200,7 @@ pub(crate) fn to_json(v: &Value) -> Vec<u8> {
 }
 
 /// An error.
-pub(crate) fn status(s: &Status) -> Response<Body> {
+pub(crate) fn status(s: &Status, accepted: Accepted) -> Response<Body> {
     let mut body = s.to_value();
     let retry = match s.code {
         429 | 503 => Some(1),
@@ -172,7 +213,7 @@ pub(crate) fn status(s: &Status) -> Response<Body> {
         }
         body["details"]["retryAfterSeconds"] = seconds.into();
     }
-    let mut response = bytes(s.code, "application/json", to_json(&body));
+    let mut response = value(s.code, accepted, &body);
     if let Some(seconds) = retry {
         response
             .headers_mut()

@@ -3,10 +3,12 @@
 use super::list::Page;
 use crate::cache::Object;
 use crate::convert;
-use crate::http::negotiate::{Accepted, Shape};
-use crate::http::respond::to_json;
+use crate::http::negotiate::{Accepted, Encoding, PROTOBUF, Shape};
+use crate::http::respond::{self, Body, to_json};
 use crate::row::Row;
-use apimachinery::Status;
+use apimachinery::schema::{Schema, TypeId};
+use apimachinery::{Status, protobuf};
+use http::Response;
 use serde_json::{Value, json};
 
 /// How a request's objects are shown.
@@ -42,9 +44,98 @@ impl Include {
     }
 }
 
+/// Objects of a list in protobuf after which others get their turn: some hundred microseconds.
+const ENCODED_AT_ONCE: usize = 64;
+const META: &str = "meta.k8s.io/v1";
+const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+
 impl View {
+    /// One object as an answer.
+    pub(crate) fn answer(&self, code: u16, object: &Object) -> Result<Response<Body>, Status> {
+        if self.accepted.encoding != Encoding::Protobuf {
+            return Ok(respond::encoded(code, self.accepted, self.object(object)));
+        }
+        let mut out = Vec::with_capacity(object.bytes.len());
+        self.write_enclosed(object, &mut out)?;
+        Ok(respond::bytes(code, PROTOBUF, out))
+    }
+
+    /// A list as an answer.
+    pub(crate) async fn answer_list(&self, page: &Page) -> Result<Response<Body>, Status> {
+        if self.accepted.encoding != Encoding::Protobuf {
+            return Ok(respond::encoded(200, self.accepted, self.list(page)));
+        }
+        let (schema, ty, ..) = self.message()?;
+        let meta_ty = struct_type(LIST_META)?;
+        let (kind, version) = self.list_kind();
+        let size: usize = page.objects.iter().map(|o| o.bytes.len()).sum();
+        let mut items = Vec::with_capacity(size / 2);
+        let mut text = Vec::new();
+        for some in page.objects.chunks(ENCODED_AT_ONCE) {
+            for object in some {
+                protobuf::nested(&mut items, 2, |out| {
+                    self.write_message((schema, ty), object, &mut text, out)
+                })?;
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut out = Vec::with_capacity(items.len() + 256);
+        protobuf::enclose(&mut out, &version, &kind, |out| {
+            protobuf::nested(out, 1, |out| {
+                protobuf::write_value(schema, meta_ty, &list_meta(page), out);
+            });
+            out.append(&mut items);
+        });
+        Ok(respond::bytes(200, PROTOBUF, out))
+    }
+
+    /// Appends one object in protobuf with its envelope.
+    pub(crate) fn write_enclosed(&self, object: &Object, out: &mut Vec<u8>) -> Result<(), Status> {
+        let (schema, ty, version, kind) = self.message()?;
+        protobuf::enclose(out, &version, kind, |out| {
+            self.write_message((schema, ty), object, &mut Vec::new(), out)
+        })
+    }
+
+    /// Type of the messages, and the version and kind that their envelopes name.
+    fn message(&self) -> Result<(&Schema, TypeId, String, &str), Status> {
+        if self.accepted.shape == Shape::Metadata {
+            let ty = struct_type(PARTIAL)?;
+            let kind = "PartialObjectMetadata";
+            return Ok((Schema::builtin(), ty, META.to_owned(), kind));
+        }
+        let (schema, ty) = self.row.schema()?;
+        Ok((schema, ty, self.row.api_version(), self.row.kind()))
+    }
+
+    /// Appends one object's message, from its JSON text, for which `text` has room.
+    fn write_message(
+        &self,
+        (schema, ty): (&Schema, TypeId),
+        object: &Object,
+        text: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Status> {
+        text.clear();
+        match self.accepted.shape {
+            Shape::Metadata => object.write_metadata(text),
+            _ => self.write_object(object, text),
+        }
+        protobuf::write_text(schema, ty, text, out).map_err(Status::internal)
+    }
+
+    /// Kind and version of lists.
+    fn list_kind(&self) -> (String, String) {
+        if self.accepted.shape == Shape::Metadata {
+            ("PartialObjectMetadataList".to_owned(), META.to_owned())
+        } else {
+            (self.row.list_kind(), self.row.api_version())
+        }
+    }
+
     /// One object as JSON text.
-    pub(crate) fn object(&self, object: &Object) -> Vec<u8> {
+    fn object(&self, object: &Object) -> Vec<u8> {
         let mut out = Vec::with_capacity(object.bytes.len() + 64);
         match self.accepted.shape {
             Shape::Table => {
@@ -67,27 +158,14 @@ impl View {
     }
 
     /// A list as JSON text.
-    pub(crate) fn list(&self, page: &Page) -> Vec<u8> {
-        let mut meta = version_meta(page.revision);
-        if let Some(next) = &page.next {
-            meta["continue"] = next.as_str().into();
-            if let Some(n) = page.remaining {
-                meta["remainingItemCount"] = n.into();
-            }
-        }
+    fn list(&self, page: &Page) -> Vec<u8> {
+        let meta = list_meta(page);
         if self.accepted.shape == Shape::Table {
             let objects: Vec<&Object> = page.objects.iter().map(|o| &**o).collect();
             return to_json(&self.table(&objects, &meta, true));
         }
         let metadata_only = self.accepted.shape == Shape::Metadata;
-        let (kind, version) = if metadata_only {
-            (
-                "PartialObjectMetadataList".to_owned(),
-                "meta.k8s.io/v1".to_owned(),
-            )
-        } else {
-            (self.row.list_kind(), self.row.api_version())
-        };
+        let (kind, version) = self.list_kind();
         let size: usize = page.objects.iter().map(|o| o.bytes.len() + 40).sum();
         let mut out = Vec::with_capacity(size + 256);
         out.extend_from_slice(
@@ -142,6 +220,22 @@ impl View {
         };
         json!({"cells": cells, "object": shown})
     }
+}
+
+fn struct_type(name: &str) -> Result<TypeId, Status> {
+    let found = Schema::builtin().by_name(name);
+    found.ok_or_else(|| Status::internal(format!("no schema for {name}")))
+}
+
+fn list_meta(page: &Page) -> Value {
+    let mut meta = version_meta(page.revision);
+    if let Some(next) = &page.next {
+        meta["continue"] = next.as_str().into();
+        if let Some(n) = page.remaining {
+            meta["remainingItemCount"] = n.into();
+        }
+    }
+    meta
 }
 
 /// List metadata with a resourceVersion.

@@ -1,16 +1,16 @@
-//! Watches: a body that yields one line an event until its time is up, its client goes,
+//! Watches: a body that yields one line (in protobuf one frame) an event until its time is up, its client goes,
 //! the server stops or it falls behind.
 
 use super::list::{Filter, revision_parameter};
 use super::render::{View, version_meta};
 use crate::cache::{Change, Event, Next, Object, Snapshot, Source};
 use crate::convert;
-use crate::http::negotiate::Shape;
+use crate::http::negotiate::{Encoding, Shape};
 use crate::http::request::Query;
-use crate::http::respond::{Body, BoxError, to_json};
+use crate::http::respond::{Body, BoxError, to_json, to_protobuf};
 use crate::row::Row;
 use crate::server_state::Core;
-use apimachinery::Status;
+use apimachinery::{Status, protobuf};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -163,8 +163,10 @@ impl Watch {
         if self.done {
             return None;
         }
-        if let Some(bytes) = self.initial_chunk() {
-            return Some(bytes);
+        match self.initial_chunk() {
+            Ok(None) => {}
+            Ok(Some(bytes)) => return Some(bytes),
+            Err(status) => return Some(self.failure(&status)),
         }
         loop {
             let stop = self.core.stop.clone();
@@ -185,20 +187,25 @@ impl Watch {
                 Ok(Next::CaughtUp) => {}
                 Ok(Next::Ended) => return None,
                 Ok(Next::Event(event)) => {
-                    if let Err(status) = self.prepare(&event).await {
-                        self.done = true;
-                        return Some(line("ERROR", &to_json(&status.to_value())).into());
-                    }
-                    if let Some(bytes) = self.events(event) {
-                        return Some(bytes);
+                    let shown = match self.prepare(&event).await {
+                        Ok(()) => self.events(&event),
+                        Err(status) => Err(status),
+                    };
+                    match shown {
+                        Ok(None) => {}
+                        Ok(Some(bytes)) => return Some(bytes),
+                        Err(status) => return Some(self.failure(&status)),
                     }
                 }
-                Err(status) => {
-                    self.done = true;
-                    return Some(line("ERROR", &to_json(&status.to_value())).into());
-                }
+                Err(status) => return Some(self.failure(&status)),
             }
         }
+    }
+
+    /// The event that ends the watch early.
+    fn failure(&mut self, status: &Status) -> Bytes {
+        self.done = true;
+        self.told("ERROR", &status.to_value()).into()
     }
 
     /// Has what an event shows converted, where that is a webhook's.
@@ -213,23 +220,22 @@ impl Watch {
         Ok(())
     }
 
-    fn initial_chunk(&mut self) -> Option<Bytes> {
+    fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
         let mut out = Vec::new();
         while let Some(object) = self.initial.pop_front() {
-            let body = self.body(&object);
-            write_line("ADDED", &body, &mut out);
+            self.write("ADDED", &object, &mut out)?;
             if out.len() >= CHUNK {
-                return Some(out.into());
+                return Ok(Some(out.into()));
             }
         }
         if let Some(revision) = self.initial_end.take() {
             out.extend(self.bookmark(revision, true));
         }
-        (!out.is_empty()).then(|| out.into())
+        Ok((!out.is_empty()).then(|| out.into()))
     }
 
-    /// The line of an event as this watcher sees it.
-    fn events(&mut self, event: Arc<Event>) -> Option<Bytes> {
+    /// An event as this watcher sees it.
+    fn events(&mut self, event: &Event) -> Result<Option<Bytes>, Status> {
         let is = self.filter.matches(&event.object);
         let was = event
             .previous
@@ -237,39 +243,62 @@ impl Watch {
             .is_some_and(|p| self.filter.matches(p));
         let seen = match (event.change, was, is) {
             (Change::Deleted, true, _) => Change::Deleted,
-            (Change::Deleted, false, _) | (_, false, false) => return None,
+            (Change::Deleted, false, _) | (_, false, false) => return Ok(None),
             (_, false, true) => Change::Added,
             (_, true, true) => Change::Modified,
             (_, true, false) => Change::Deleted,
         };
         // Most watchers see the event as it is: they share one encoding.
-        if seen == event.change && !convert::differs(&self.view.row, &event.object) {
-            match self.view.accepted.shape {
-                Shape::Object => {
-                    let bytes = event
-                        .json
-                        .get_or_init(|| line(seen.name(), &event.object.json()).into());
-                    return Some(bytes.clone());
-                }
-                Shape::Metadata => {
-                    let bytes = event.metadata.get_or_init(|| {
-                        let mut body = Vec::new();
-                        event.object.write_metadata(&mut body);
-                        line(seen.name(), &body).into()
-                    });
-                    return Some(bytes.clone());
-                }
-                _ => {}
-            }
-        }
-        // Leaving the selection shows the last state inside it, under this event's revision.
-        let body = match (&event.previous, seen) {
-            (Some(previous), Change::Deleted) if event.change != Change::Deleted => {
-                self.body(&previous.at(event.object.revision))
-            }
-            _ => self.body(&event.object),
+        let whole = seen == event.change && !convert::differs(&self.view.row, &event.object);
+        let binary = self.view.accepted.encoding == Encoding::Protobuf;
+        let shared = match (self.view.accepted.shape, binary) {
+            _ if !whole => None,
+            (Shape::Object, false) => Some(&event.json),
+            (Shape::Object, true) => Some(&event.protobuf),
+            (Shape::Metadata, false) => Some(&event.metadata),
+            (Shape::Metadata, true) => Some(&event.protobuf_metadata),
+            (Shape::Table | Shape::Discovery, _) => None,
         };
-        Some(line(seen.name(), &body).into())
+        if let Some(bytes) = shared.and_then(|s| s.get()) {
+            return Ok(Some(bytes.clone()));
+        }
+        let mut out = Vec::new();
+        // Leaving the selection shows the last state inside it, under this event's revision.
+        match (&event.previous, seen) {
+            (Some(previous), Change::Deleted) if event.change != Change::Deleted => {
+                self.write(seen.name(), &previous.at(event.object.revision), &mut out)?;
+            }
+            _ => self.write(seen.name(), &event.object, &mut out)?,
+        }
+        let bytes = Bytes::from(out);
+        Ok(Some(match shared {
+            // Whoever was first.
+            Some(shared) => shared.get_or_init(|| bytes).clone(),
+            None => bytes,
+        }))
+    }
+
+    /// Appends an event.
+    fn write(&mut self, event: &str, object: &Object, out: &mut Vec<u8>) -> Result<(), Status> {
+        if self.view.accepted.encoding == Encoding::Protobuf {
+            return protobuf::frame(out, event, |out| self.view.write_enclosed(object, out));
+        }
+        let body = self.body(object);
+        write_line(event, &body, out);
+        Ok(())
+    }
+
+    /// An event of an object that is not stored.
+    fn told(&self, event: &str, object: &Value) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.view.accepted.encoding == Encoding::Protobuf
+            && let Some(body) = to_protobuf(object)
+        {
+            protobuf::frame(&mut out, event, |out| out.extend(body));
+        } else {
+            write_line(event, &to_json(object), &mut out);
+        }
+        out
     }
 
     fn body(&mut self, object: &Object) -> Vec<u8> {
@@ -316,7 +345,7 @@ impl Watch {
             }
             _ => skeleton(row, meta),
         };
-        line("BOOKMARK", &to_json(&object))
+        self.told("BOOKMARK", &object)
     }
 }
 
@@ -330,13 +359,8 @@ fn skeleton(row: &Row, meta: Value) -> Value {
     json!({"kind": row.kind(), "apiVersion": row.api_version(), "metadata": meta})
 }
 
-fn line(kind: &str, body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(body.len() + 40);
-    write_line(kind, body, &mut out);
-    out
-}
-
 fn write_line(kind: &str, body: &[u8], out: &mut Vec<u8>) {
+    out.reserve(body.len() + 40);
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(b"\",\"object\":");

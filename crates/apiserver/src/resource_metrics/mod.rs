@@ -9,7 +9,7 @@ mod sample;
 
 use crate::cache::{Kind, Object, encode};
 use crate::http::request::Query;
-use crate::http::respond::{self, Body};
+use crate::http::respond::Body;
 use crate::registry::Call;
 use crate::registry::list::{Filter, Page};
 use crate::registry::render::View;
@@ -88,7 +88,7 @@ pub(crate) async fn answer(
         let object = kind.get(call.namespace, call.name).ok_or_else(none)?;
         let two = core.resource_metrics.now(core).await;
         let made = metrics(call.row, &two, &object).ok_or_else(none)?;
-        return Ok(respond::encoded(200, view.accepted, view.object(&made)));
+        return view.answer(200, &made);
     }
     let filter = Filter::parse(call.row, call.namespace, query)?;
     let chosen = chosen(&kind, &filter);
@@ -103,7 +103,7 @@ pub(crate) async fn answer(
         next: None,
         remaining: None,
     };
-    Ok(respond::encoded(200, view.accepted, view.list(&page)))
+    view.answer_list(&page).await
 }
 
 fn chosen(kind: &Kind, filter: &Filter) -> Vec<Arc<Object>> {

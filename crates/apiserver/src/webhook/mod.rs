@@ -2,6 +2,7 @@
 //!
 //! The reference is `k8s.io/apiserver/pkg/util/webhook`.
 
+use crate::https;
 use crate::server_state::Core;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderValue};
@@ -10,9 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -318,7 +317,10 @@ async fn connect(core: &Arc<Core>, target: &Target) -> Result<Sender, Error> {
     let _ = stream.set_nodelay(true);
     let name = ServerName::try_from(target.server_name.clone())
         .map_err(|_| Error::Config(format!("server name {:?}", target.server_name)))?;
-    let tls = TlsConnector::from(Arc::new(trust(&target.ca)?));
+    let tls = TlsConnector::from(Arc::new(
+        https::trusting(&target.ca, false, None)
+            .map_err(|e| Error::Config(format!("caBundle: {e}")))?,
+    ));
     let stream = tls.connect(name, stream).await.map_err(Error::Tls)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
@@ -329,24 +331,4 @@ async fn connect(core: &Arc<Core>, target: &Target) -> Result<Sender, Error> {
         }
     });
     Ok(sender)
-}
-
-/// Trusts a bundle, or, without one, what everybody trusts.
-fn trust(ca: &[u8]) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    if ca.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    for cert in CertificateDer::pem_slice_iter(ca) {
-        let cert = cert.map_err(|e| Error::Config(format!("caBundle: {e}")))?;
-        roots
-            .add(cert)
-            .map_err(|e| Error::Config(format!("caBundle: {e}")))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Config(e.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }

@@ -307,7 +307,7 @@ async fn tokens_speak_for_accounts_until_their_object_goes() -> Result<()> {
     api.close().await
 }
 
-fn pem_der(pem: &str) -> Vec<u8> {
+pub(crate) fn pem_der(pem: &str) -> Vec<u8> {
     use base64::Engine as _;
     let body: String = pem.lines().filter(|l| !l.starts_with("-----")).collect();
     base64::engine::general_purpose::STANDARD

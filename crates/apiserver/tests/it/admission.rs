@@ -166,8 +166,10 @@ async fn classes_fill_in_pods_and_claims() -> Result<()> {
         json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Gi"}}}})
     };
-    let none = made(&api, claims, claim("none")).await?;
-    assert!(none["spec"]["storageClassName"].is_null());
+    let own = made(&api, claims, claim("own")).await?;
+    assert_eq!(own["spec"]["storageClassName"], "local-path");
+    let protection = json!(["kubernetes.io/pvc-protection"]);
+    assert_eq!(own["metadata"]["finalizers"], protection);
     let class = json!({"metadata": {"name": "local", "annotations":
         {"storageclass.kubernetes.io/is-default-class": "true"}}, "provisioner": "p"});
     made(&api, "/apis/storage.k8s.io/v1/storageclasses", class).await?;

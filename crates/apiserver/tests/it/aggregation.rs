@@ -99,7 +99,9 @@ async fn answer(request: Request<hyper::body::Incoming>) -> Result<Response<Full
 struct Site {
     api: TestApi,
     scope: Scope,
+    /// Signs what extension servers show, and what they are shown.
     server: Pki,
+    proxy: Pki,
 }
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
@@ -130,7 +132,12 @@ async fn site() -> Result<Site> {
         let made = api.call("POST", path, Some(object)).await?;
         anyhow::ensure!(made.code == 201, "{}", made.text);
     }
-    Ok(Site { api, scope, server })
+    Ok(Site {
+        api,
+        scope,
+        server,
+        proxy,
+    })
 }
 
 fn api_service(ca: &str) -> Value {
@@ -158,7 +165,9 @@ async fn available(api: &TestApi, reason: &str) -> Result<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_extension_server_answers_its_group() -> Result<()> {
-    let Site { api, scope, server } = site().await?;
+    let Site {
+        api, scope, server, ..
+    } = site().await?;
     let made = api
         .call("POST", API_SERVICES, Some(&api_service(&server.ca_cert)))
         .await?;
@@ -233,7 +242,9 @@ async fn an_extension_server_answers_its_group() -> Result<()> {
 
 #[tokio::test]
 async fn a_server_that_is_away_is_told_of_and_holds_nobody_up() -> Result<()> {
-    let Site { api, scope, server } = site().await?;
+    let Site {
+        api, scope, server, ..
+    } = site().await?;
     // A certificate of nobody that is trusted.
     let mut wrong = api_service(&Pki::new()?.ca_cert);
     let made = api.call("POST", API_SERVICES, Some(&wrong)).await?;
@@ -295,7 +306,9 @@ async fn a_server_that_is_away_is_told_of_and_holds_nobody_up() -> Result<()> {
 
 #[tokio::test]
 async fn api_services_are_checked_and_extension_servers_told_whom_to_believe() -> Result<()> {
-    let Site { api, scope, server } = site().await?;
+    let Site {
+        api, scope, server, ..
+    } = site().await?;
     let mut bad = api_service(&server.ca_cert);
     bad["metadata"]["name"] = "other".into();
     bad["spec"]["insecureSkipTLSVerify"] = true.into();
@@ -324,6 +337,33 @@ async fn api_services_are_checked_and_extension_servers_told_whom_to_believe() -
             .as_str()
             .is_some_and(|ca| ca.contains("BEGIN CERTIFICATE"))
     );
+    scope.close().await;
+    api.close().await
+}
+
+#[tokio::test]
+async fn extension_servers_are_shown_the_certificate_that_replaces_another() -> Result<()> {
+    let Site {
+        api,
+        scope,
+        server,
+        proxy,
+    } = site().await?;
+    // It is believed by nobody, and so is what this server asks.
+    let stranger = Pki::new()?.identity("front-proxy-client", &[])?;
+    api.server
+        .call_extensions_with(&stranger.cert, &stranger.key)?;
+    let wanted = api_service(&server.ca_cert);
+    let made = api.call("POST", API_SERVICES, Some(&wanted)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    available(&api, "FailedDiscoveryCheck").await?;
+    let renewed = proxy.identity("front-proxy-client", &[])?;
+    let mixed = (api.server).call_extensions_with(&renewed.cert, &stranger.key);
+    assert!(mixed.is_err(), "a key of another certificate was taken");
+    api.server
+        .call_extensions_with(&renewed.cert, &renewed.key)?;
+    available(&api, "Passed").await?;
+    assert_eq!(api.call("GET", FISH, None).await?.code, 200);
     scope.close().await;
     api.close().await
 }

@@ -3,6 +3,7 @@
 
 use super::kubectl::Kubectl;
 use anyhow::{Context as _, Result};
+use client::kube;
 use serde_json::{Value, json};
 use std::path::Path;
 use testkit::TestApi;
@@ -138,6 +139,38 @@ async fn requests_are_recorded_as_the_policy_says() -> Result<()> {
     );
     assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
     assert_eq!(all[7]["sourceIPs"], json!(["192.0.2.9", "::1"]));
+    Ok(())
+}
+
+/// `TestFailedAuthnAudit` of `endpoints/filters/authn_audit_test.go`.
+#[tokio::test]
+async fn who_is_not_known_is_told_of_once() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("audit.log");
+    let api = recording(&path).await?;
+    let mut config = kube::Config::new(api.url().parse()?);
+    config.root_cert = Some(vec![super::access::pem_der(&api.pki.ca_cert)]);
+    config.auth_info.token = Some("none such".to_owned().into());
+    let client = kube::Client::try_from(config)?;
+    for of in ["/api/v1/secrets", "/api/v1/nodes"] {
+        let ask = http::Request::get(of).body(Vec::new())?;
+        let refused = client.request_text(ask).await;
+        assert!(
+            matches!(&refused, Err(kube::Error::Api(s)) if s.code == 401),
+            "{refused:?}"
+        );
+    }
+    api.close().await?;
+    // The policy asks for what is done to Secrets, not to nodes.
+    let [event] = &events(&path)?[..] else {
+        anyhow::bail!("one event");
+    };
+    assert_eq!(brief(event), "ResponseStarted list secrets/ 401");
+    assert_eq!(event["user"], json!({}));
+    assert_eq!(
+        event["responseStatus"]["message"],
+        "Authentication failed, attempted: bearer"
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Custom resources: definitions take effect, and their objects are as good as built-in ones.
 
+use super::kubectl::Kubectl;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use testkit::{Answer, TestApi};
@@ -8,7 +9,7 @@ const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const TABS: &str = "/apis/stable.example.com/v1/namespaces/default/crontabs";
 
 /// A definition with a bit of everything.
-fn crontabs() -> Value {
+pub(crate) fn crontabs() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "crontabs.stable.example.com"},
@@ -79,7 +80,7 @@ async fn until(api: &TestApi, name: &str, met: impl Fn(&Value) -> bool) -> Resul
     }
 }
 
-async fn define(api: &TestApi, definition: &Value) -> Result<Value> {
+pub(crate) async fn define(api: &TestApi, definition: &Value) -> Result<Value> {
     let made = api.call("POST", CRDS, Some(definition)).await?;
     anyhow::ensure!(made.code == 201, "{}", made.text);
     let name = made.json["metadata"]["name"].as_str().unwrap_or_default();
@@ -197,6 +198,7 @@ async fn discovery_and_openapi_tell_of_custom_resources() -> Result<()> {
     let patch = &document["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}"]
         ["patch"];
     assert!(patch["parameters"].to_string().contains("fieldValidation"));
+    openapi_v2_tells_too(&api).await?;
     // A changed schema is another document.
     let change = json!([{"op": "add", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/more", "value": {"type": "string"}}]);
     let changed = patch_crd(&api, "json-patch+json", change).await?;
@@ -205,6 +207,49 @@ async fn discovery_and_openapi_tell_of_custom_resources() -> Result<()> {
     let now = &index["paths"]["apis/stable.example.com/v1"]["serverRelativeURL"];
     assert_ne!(now.as_str(), Some(&*path));
     api.close().await
+}
+
+/// The one document of version 2, as JSON and as Go clients read it; upstream:
+/// `test/e2e/apimachinery/crd_publish_openapi.go`.
+async fn openapi_v2_tells_too(api: &TestApi) -> Result<()> {
+    let get = async |accept: &str, more: (&str, &str)| {
+        let headers = [("accept", accept), more];
+        api.send("GET", "/openapi/v2", &headers, Vec::new()).await
+    };
+    let plain = ("accept-encoding", "identity");
+    let document = get("application/json", plain).await?;
+    assert_eq!(document.code, 200);
+    assert_eq!(document.headers["content-type"], "application/json");
+    let of = |name: &str| document.json["definitions"][name].clone();
+    let spec = &of("com.example.stable.v1.CronTab")["properties"]["spec"];
+    assert_eq!(spec["properties"]["cronSpec"]["type"], "string");
+    assert_eq!(of("io.k8s.api.core.v1.Pod")["type"], "object");
+    let tag = document.headers["etag"].to_str()?;
+    let again = get("application/json", ("if-none-match", tag)).await?;
+    assert_eq!((again.code, &*again.text), (304, ""));
+    let go = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let messages = get(go, plain).await?;
+    assert_eq!(
+        messages.headers["content-type"],
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    );
+    assert_eq!(get("text/html", plain).await?.code, 406);
+    let kubectl = Kubectl::of(api)?;
+    let told = kubectl.run(
+        true,
+        "explain crontabs.spec --output=plaintext-openapiv2",
+        "",
+    );
+    let told = told.await?;
+    assert!(told.contains("cronSpec\t<string>"), "{told}");
+    let told = kubectl.run(
+        true,
+        "explain deployment.spec.strategy.rollingUpdate --output=plaintext-openapiv2 --recursive",
+        "",
+    );
+    let told = told.await?;
+    assert!(told.contains("maxSurge\t<string>"), "{told}");
+    Ok(())
 }
 
 async fn patch_crd(api: &TestApi, kind: &str, body: Value) -> Result<Answer> {

@@ -25,8 +25,14 @@ impl Kubectl {
 
     /// Output of a command that must succeed (`ok`) or fail.
     pub(super) async fn run(&self, ok: bool, args: &str, input: &str) -> Result<String> {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        self.run_with(ok, &args, input).await
+    }
+
+    /// The same with arguments that may hold spaces.
+    pub(super) async fn run_with(&self, ok: bool, args: &[&str], input: &str) -> Result<String> {
         let mut child = Command::new(&self.program)
-            .args(args.split_whitespace())
+            .args(args)
             .env("KUBECONFIG", &self.config)
             .env("HOME", &self.home)
             .stdin(Stdio::piped())
@@ -43,7 +49,7 @@ impl Kubectl {
             String::from_utf8_lossy(&out.stdout),
             String::from_utf8_lossy(&out.stderr)
         );
-        anyhow::ensure!(out.status.success() == ok, "kubectl {args}: {text}");
+        anyhow::ensure!(out.status.success() == ok, "kubectl {args:?}: {text}");
         Ok(text)
     }
 }

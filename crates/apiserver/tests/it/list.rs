@@ -154,15 +154,7 @@ async fn tables_and_metadata() -> Result<()> {
 #[tokio::test]
 async fn every_kind_lists() -> Result<()> {
     let api = TestApi::start().await?;
-    for row in api::resources()
-        .iter()
-        .filter(|r| r.verbs.contains(&"list"))
-    {
-        let path = if row.group.is_empty() {
-            format!("/api/{}/{}", row.version, row.plural)
-        } else {
-            format!("/apis/{}/{}/{}", row.group, row.version, row.plural)
-        };
+    for (_, path) in super::listed() {
         for accept in [
             "application/json",
             "application/json;as=Table;v=v1;g=meta.k8s.io",

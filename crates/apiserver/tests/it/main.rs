@@ -18,6 +18,7 @@ mod nodes;
 mod oidc;
 mod patch;
 mod policies;
+mod protobuf;
 mod resource_metrics;
 mod services;
 mod shared;
@@ -31,6 +32,21 @@ const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+/// Every kind that can be listed, with the path of all its objects.
+fn listed() -> impl Iterator<Item = (&'static api::Resource, String)> {
+    let listed = api::resources()
+        .iter()
+        .filter(|r| r.verbs.contains(&"list"));
+    listed.map(|row| {
+        let path = if row.group.is_empty() {
+            format!("/api/{}/{}", row.version, row.plural)
+        } else {
+            format!("/apis/{}/{}/{}", row.group, row.version, row.plural)
+        };
+        (row, path)
+    })
+}
 
 /// A ConfigMap with one label.
 fn config_map(name: &str, label: &str) -> Value {

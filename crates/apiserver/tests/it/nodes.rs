@@ -144,6 +144,51 @@ async fn a_node_writes_what_is_its_own() -> Result<()> {
     api.close().await
 }
 
+/// A node removes the directories of volumes that were given up, and then the volumes: only its
+/// own, and only such.
+#[tokio::test]
+async fn a_node_deletes_its_volumes_that_were_given_up() -> Result<()> {
+    let api = TestApi::start().await?;
+    let volumes = "/api/v1/persistentvolumes";
+    let given_up = |name: &str, node: &str| {
+        json!({
+            "metadata": {"name": name, "annotations": {
+                "pv.kubernetes.io/provisioned-by": "salp.dev/local-path"}},
+            "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+                "hostPath": {"path": "/x"}, "persistentVolumeReclaimPolicy": "Delete",
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}},
+        })
+    };
+    let mut kept = given_up("kept", "n1");
+    kept["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();
+    let mut by_hand = given_up("by-hand", "n1");
+    by_hand["metadata"]["annotations"] = json!({});
+    for (volume, phase, code) in [
+        (given_up("mine", "n1"), "Released", 200),
+        (given_up("bound", "n1"), "Bound", 403),
+        (given_up("theirs", "n2"), "Released", 403),
+        (kept, "Released", 403),
+        (by_hand, "Released", 403),
+    ] {
+        let made = api.call("POST", volumes, Some(&volume)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+        let path = format!(
+            "{volumes}/{}",
+            volume["metadata"]["name"].as_str().unwrap_or("")
+        );
+        let status = json!({"status": {"phase": phase}}).to_string().into_bytes();
+        let merge = [("content-type", "application/merge-patch+json")];
+        let said = api
+            .send("PATCH", &format!("{path}/status"), &merge, status)
+            .await?;
+        assert_eq!(said.code, 200, "{}", said.text);
+        let deleted = as_node(&api, "DELETE", &path, &json!({})).await?;
+        assert_eq!(deleted.code, code, "{path}: {}", deleted.text);
+    }
+    api.close().await
+}
+
 /// What a node may read goes with the pods that it has, by the rules that upstream has for it.
 #[tokio::test]
 async fn a_node_reads_what_its_pods_name() -> Result<()> {

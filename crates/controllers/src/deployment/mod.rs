@@ -305,21 +305,11 @@ impl Controller {
         if deployment.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        // Not the whole object with its resourceVersion: annotations may have been
-        // written above. The status is this controller's alone.
-        let patch = status::patch(deployment, &status);
-        match self
-            .deployments(key)
-            .patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+        let known = deployment.status.as_ref();
+        let context = &self.context;
+        context
+            .patch_status(key, &**deployment, known, &status)
             .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            Err(source) => Err(Error::Update {
-                what: format!("status of {}", named::<Deployment>(key)),
-                source,
-            }),
-        }
     }
 
     fn sets(&self, key: &ObjectKey) -> Api<ReplicaSet> {

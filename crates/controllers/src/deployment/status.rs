@@ -7,7 +7,6 @@ use client::k8s_openapi::api::apps::v1::{
 };
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,24 +195,6 @@ pub(super) fn has_progress_condition(status: &DeploymentStatus) -> bool {
 /// Whether progress is looked after at all.
 pub(super) fn has_deadline(deployment: &Deployment) -> bool {
     deadline(deployment).is_some()
-}
-
-/// A merge patch that sets the whole status; what it no longer has is set to null.
-pub(super) fn patch(deployment: &Deployment, status: &DeploymentStatus) -> Value {
-    let as_object = |status: &DeploymentStatus| match serde_json::to_value(status) {
-        Ok(Value::Object(map)) => map,
-        _ => serde_json::Map::new(),
-    };
-    let mut wanted = as_object(status);
-    let had = deployment
-        .status
-        .as_ref()
-        .map(as_object)
-        .unwrap_or_default();
-    for key in had.keys() {
-        wanted.entry(key.clone()).or_insert(Value::Null);
-    }
-    json!({"metadata": {"uid": deployment.metadata.uid}, "status": wanted})
 }
 
 fn has_progressed(deployment: &Deployment, status: &DeploymentStatus) -> bool {

@@ -40,6 +40,8 @@ struct Controller {
     slices: Informer<EndpointSlice>,
     endpoints: Informer<Endpoints>,
     unseen: Unseen,
+    /// Of the Endpoints.
+    unseen_endpoints: Unseen,
     /// When the Endpoints of large Services were last written; guards only itself.
     written_at: Mutex<HashMap<ObjectKey, Instant>>,
 }
@@ -77,6 +79,7 @@ pub(crate) fn start(context: &Context) {
         slices,
         endpoints,
         unseen: Unseen::default(),
+        unseen_endpoints: Unseen::default(),
         written_at: Mutex::default(),
     });
     context.work(NAME, queue, WORKERS, ready, move |key| {
@@ -121,6 +124,7 @@ impl Controller {
         let Some(service) = self.services.get_key(&key) else {
             // Its slices go by garbage collection, the Endpoints by name.
             self.unseen.forget(&key);
+            self.unseen_endpoints.forget(&key);
             self.written_at.lock().remove(&key);
             self.remove_endpoints(&key).await?;
             return Ok(Outcome::Done);
@@ -229,6 +233,11 @@ impl Controller {
         service: &Service,
         pods: &[Arc<Pod>],
     ) -> Result<Outcome, Error> {
+        // Before the look: what is looked at is not older.
+        let revision = self.endpoints.revision();
+        if !self.unseen_endpoints.is_seen(key, revision) {
+            return Ok(Outcome::After(UNSEEN_RETRY));
+        }
         let written_at = self.written_at.lock().get(key).copied();
         if let Some(left) = written_at.and_then(|at| LARGE_EVERY.checked_sub(at.elapsed())) {
             return Ok(Outcome::After(left));
@@ -246,7 +255,8 @@ impl Controller {
             api.create(&PostParams::default(), &wanted).await
         };
         match written {
-            Ok(_) => {
+            Ok(written) => {
+                self.unseen_endpoints.wrote(key, &written);
                 if pods.len() > LARGE {
                     self.written_at.lock().insert(key.clone(), Instant::now());
                 }

@@ -204,7 +204,36 @@ pub(super) fn changes_of(
             .filter(|name| !used.contains(name))
             .map(ToOwned::to_owned),
     );
+    reuse(&mut changes, known);
     changes
+}
+
+/// A slice that is not needed any more becomes one that is: one write for two, and nobody sees
+/// the Service without either. So does the empty one of a Service that wakes.
+fn reuse(changes: &mut Changes, known: &[Arc<EndpointSlice>]) {
+    let create = std::mem::take(&mut changes.create);
+    for mut slice in create {
+        let free = changes.delete.iter().position(|name| {
+            known.iter().any(|k| {
+                k.metadata.name.as_ref() == Some(name)
+                    && k.metadata.deletion_timestamp.is_none()
+                    && k.address_type == slice.address_type
+            })
+        });
+        let name = free.map(|at| changes.delete.swap_remove(at));
+        let old = known
+            .iter()
+            .find(|k| name.is_some() && k.metadata.name == name);
+        match old {
+            Some(old) => {
+                let labels = slice.metadata.labels.take();
+                slice.metadata = old.metadata.clone();
+                slice.metadata.labels = labels;
+                changes.update.push(slice);
+            }
+            None => changes.create.push(slice),
+        }
+    }
 }
 
 fn fill(

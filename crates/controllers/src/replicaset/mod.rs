@@ -239,9 +239,7 @@ impl Controller {
         }
         self.lulls.end(key);
         if changed {
-            let mut set = set.clone();
-            set.status = Some(status);
-            self.context.write_status(key, &set).await?;
+            self.context.patch_status(key, set, known, &status).await?;
         }
         Ok(None)
     }

@@ -10,5 +10,6 @@ mod nodes;
 mod roles;
 mod sets;
 mod site;
+mod volumes;
 mod workloads;
 mod writes;

@@ -274,3 +274,247 @@ proptest! {
         let _ = Place::new().unpack(&[archive(&entries[..half]), archive(&entries[half..])]);
     }
 }
+
+mod over {
+    //! Layers of their own, as the kernel shows them mounted over each other.
+
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::MetadataExt as _;
+
+    /// Layers unpacked over each other, mounted by a real overlay file system where this may.
+    struct Layers {
+        dir: tempfile::TempDir,
+        /// Lowest first.
+        dirs: Vec<PathBuf>,
+    }
+
+    impl Layers {
+        fn unpack(archives: &[Vec<u8>]) -> Result<Self, UnpackError> {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("secret"), "secret").unwrap();
+            let mut dirs: Vec<PathBuf> = Vec::new();
+            let limits = UnpackLimits {
+                bytes_max: 1 << 20,
+                entries_max: 100,
+            };
+            for (at, archive) in archives.iter().enumerate() {
+                let root = dir.path().join(at.to_string());
+                fs::create_dir(&root).unwrap();
+                let file = dir.path().join("layer");
+                fs::write(&file, archive).unwrap();
+                let below = dirs.iter().rev().cloned().collect();
+                let done = Unpacker::over(&root, limits, below).layer(&file);
+                fs::remove_file(file).unwrap();
+                assert_eq!(fs::read(dir.path().join("secret")).unwrap(), b"secret");
+                done?;
+                dirs.push(root);
+            }
+            Ok(Self { dir, dirs })
+        }
+
+        /// What the layers show together, by the rules of the overlay file system.
+        fn tree(&self) -> BTreeMap<String, String> {
+            let mut names: Vec<String> = Vec::new();
+            for layer in &self.dirs {
+                collect(layer, layer, &mut names);
+            }
+            let over = Unpacker::over(
+                self.dir.path(),
+                UnpackLimits::default(),
+                self.dirs.iter().rev().cloned().collect(),
+            );
+            let shown = names.into_iter().filter_map(|name| {
+                let parts: Vec<_> = name.split('/').map(std::ffi::OsString::from).collect();
+                let (path, found) = over.below(&parts)?;
+                Some((name, describe(&path, &found)))
+            });
+            shown.collect()
+        }
+    }
+
+    fn collect(root: &Path, dir: &Path, names: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+            names.push(name.to_owned());
+            if path.symlink_metadata().unwrap().is_dir() {
+                collect(root, &path, names);
+            }
+        }
+    }
+
+    fn describe(path: &Path, found: &fs::Metadata) -> String {
+        if found.is_symlink() {
+            format!("-> {}", fs::read_link(path).unwrap().display())
+        } else if found.is_dir() {
+            "/".to_owned()
+        } else {
+            String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
+        }
+    }
+
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn check(archives: &[Vec<Entry<'_>>], expected: &[&str]) {
+        if !is_root() {
+            // Whiteouts are devices and marks that only root can make.
+            return;
+        }
+        let archives: Vec<_> = archives.iter().map(|a| archive(a)).collect();
+        let layers = Layers::unpack(&archives).unwrap();
+        let tree: Vec<_> = layers
+            .tree()
+            .iter()
+            .map(|(name, is)| format!("{name} {is}"))
+            .collect();
+        assert_eq!(tree, expected);
+    }
+
+    #[test]
+    fn whiteouts_hide_what_is_below() {
+        use EntryType::{Directory, Regular, Symlink};
+        let base: Vec<Entry<'_>> = vec![
+            (Directory, "d", "", b""),
+            (Regular, "d/a", "", b"1"),
+            (Regular, "d/b", "", b"1"),
+            (Regular, "f", "", b"1"),
+            (Symlink, "l", "d", b""),
+        ];
+        check(
+            &[base.clone(), vec![(Regular, "d/.wh.a", "", b"")]],
+            &["d /", "d/b 1", "f 1", "l -> d"],
+        );
+        check(
+            &[base.clone(), vec![(Regular, ".wh.d", "", b"")]],
+            &["f 1", "l -> d"],
+        );
+        check(
+            &[
+                base.clone(),
+                vec![
+                    (Regular, "d/c", "", b"2"),
+                    (Regular, "d/.wh..wh..opq", "", b""),
+                ],
+            ],
+            &["d /", "d/c 2", "f 1", "l -> d"],
+        );
+        // A directory in the place of one that is hidden shows nothing of it.
+        check(
+            &[
+                base.clone(),
+                vec![
+                    (Regular, ".wh.d", "", b""),
+                    (Directory, "d", "", b""),
+                    (Regular, "d/new", "", b"2"),
+                ],
+            ],
+            &["d /", "d/new 2", "f 1", "l -> d"],
+        );
+        // Through a link of the layer below, and over a file.
+        check(
+            &[
+                base,
+                vec![(Regular, "l/a", "", b"2"), (Directory, "f", "", b"")],
+            ],
+            &["d /", "d/a 2", "d/b 1", "f /", "l -> d"],
+        );
+    }
+
+    #[test]
+    fn directories_that_an_archive_leaves_out_stay_as_they_are() {
+        if !is_root() {
+            return;
+        }
+        let lower = archive(&[(EntryType::Directory, "tmp", "", b"")]);
+        let upper = archive(&[(EntryType::Regular, "tmp/x", "", b"1")]);
+        let layers = Layers::unpack(&[lower, upper]).unwrap();
+        let mode = |at: usize| fs::metadata(layers.dirs[at].join("tmp")).unwrap().mode();
+        assert_eq!(mode(0) & 0o7777, 0o4777);
+        assert_eq!(mode(0), mode(1));
+    }
+
+    #[test]
+    fn hard_links_reach_into_lower_layers_and_never_out() {
+        use EntryType::{Link, Regular, Symlink};
+        check(
+            &[
+                vec![(Regular, "a", "", b"1")],
+                vec![(Link, "b", "a", b""), (Link, "c", "b", b"")],
+            ],
+            &["a 1", "b 1", "c 1"],
+        );
+        if !is_root() {
+            return;
+        }
+        for (lower, name) in [
+            ((Symlink, "a", "../secret", b"" as &[u8]), "a"),
+            ((Symlink, "a", "..", b""), "a/secret"),
+            ((Symlink, "a", "/", b""), "a/secret"),
+        ] {
+            let archives = [archive(&[lower]), archive(&[(Link, "b", name, b"")])];
+            if let Ok(layers) = Layers::unpack(&archives) {
+                let found = layers.tree();
+                assert_ne!(found.get("b").map(String::as_str), Some("secret"), "{name}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        /// Layers mounted over each other show what the same layers show that are unpacked into
+        /// one directory.
+        #[test]
+        fn the_same_tree_as_in_one_directory(
+            layers in prop::collection::vec(
+                prop::collection::vec(
+                    (0usize..6, 0usize..8, 0usize..4), 1..5,
+                ),
+                1..4,
+            )
+        ) {
+            if !is_root() {
+                return Ok(());
+            }
+            const NAMES: [&str; 8] = ["a", "b", "a/x", "b/y", "a/x/z", "a/.wh.x", ".wh.b", "a/.wh..wh..opq"];
+            const TARGETS: [&str; 4] = ["a", "/b", "a/x", "../b"];
+            // As tools write them: a layer has no entry twice, and hides only what is below it.
+            let mut written: Vec<Vec<u8>> = Vec::new();
+            for layer in &layers {
+                let mut seen = HashSet::new();
+                let entries: Vec<Entry<'_>> = layer.iter().filter_map(|(kind, name, target)| {
+                    let name = NAMES[*name];
+                    let top = name.split('/').next().unwrap().trim_start_matches(".wh.");
+                    if !seen.insert(top) {
+                        return None;
+                    }
+                    Some::<Entry<'_>>(match kind {
+                        _ if name.contains(".wh.") => (EntryType::Regular, name, "", b"" as &[u8]),
+                        0 | 1 => (EntryType::Regular, name, "", &b"content"[..]),
+                        2 | 3 => (EntryType::Directory, name, "", b""),
+                        4 => (EntryType::Symlink, name, TARGETS[*target], b""),
+                        _ => (EntryType::Regular, name, "", &b"other"[..]),
+                    })
+                }).collect();
+                written.push(archive(&entries));
+            }
+            let place = Place::new();
+            let one = place.unpack(&written);
+            let over = Layers::unpack(&written);
+            if let (Ok(()), Ok(over)) = (one, over) {
+                let root = place.root();
+                let mut names = Vec::new();
+                collect(&root, &root, &mut names);
+                let merged: BTreeMap<_, _> = names.into_iter().map(|name| {
+                    let path = root.join(&name);
+                    let found = path.symlink_metadata().unwrap();
+                    let is = describe(&path, &found);
+                    (name, is)
+                }).collect();
+                prop_assert_eq!(over.tree(), merged);
+            }
+        }
+    }
+}

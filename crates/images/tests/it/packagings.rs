@@ -194,7 +194,7 @@ async fn container_images_are_recognised_and_not_fetched() {
     let layer = fake.layer(TAR_GZIP, gzip(&tar(&[("bin/sh", b"\x7fELF")])));
     fake.manifest("1", &image(config.clone(), std::slice::from_ref(&layer)));
     let (_dir, image_) = pull(&fake, "1").await.unwrap();
-    let ImageKind::Container { layers } = &image_.kind else {
+    let ImageKind::Container { layers, .. } = &image_.kind else {
         panic!()
     };
     assert_eq!(layers.len(), 1);

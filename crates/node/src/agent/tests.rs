@@ -545,7 +545,7 @@ async fn nothing_else_is_probed_before_startup_passed() {
     let _listener = std::net::TcpListener::bind(("127.42.0.2", port)).unwrap();
     rig.until("ready", |r| r.container("web", "/ready") == true)
         .await;
-    let words = "Unhealthy: Liveness probe errored: exec probes are not supported by this runtime";
+    let words = "Unhealthy: Liveness probe errored: exec: this runtime runs no further programs";
     rig.until("told", |r| r.api.events().contains(words)).await;
     rig.scope.close().await;
 }

@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, Slot};
 use crate::container::{self, Ingredients};
+use crate::exec::Exec;
 use crate::hooks;
 use crate::plan::Why;
 use crate::state::{Image, Run};
@@ -192,7 +193,15 @@ impl Agent {
         let Some(container) = container else {
             return;
         };
-        if let Err(error) = hooks::run(hook, &container, ip).await {
+        let exec = {
+            let record = slot.lock();
+            let attempt = record.actual.containers[index].attempt;
+            Exec {
+                runtime: self.runtime(record.runtime.unwrap_or(0)).clone(),
+                container: container::container_id(&record.desired, &container.name, attempt),
+            }
+        };
+        if let Err(error) = hooks::run(hook, &container, ip, &exec).await {
             let mut record = slot.lock();
             let words = format!("PostStartHook failed: {error}");
             self.container_event(
@@ -230,7 +239,12 @@ impl Agent {
         };
         let deadline = tokio::time::Instant::now() + Duration::from_secs(grace_s);
         if let (Some(hook), Some(container), true) = (hook, container, grace_s > 0) {
-            match tokio::time::timeout_at(deadline, hooks::run(&hook, &container, ip)).await {
+            let exec = Exec {
+                runtime: runtime.clone(),
+                container: id.clone(),
+            };
+            let run = hooks::run(&hook, &container, ip, &exec);
+            match tokio::time::timeout_at(deadline, run).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     let record = slot.lock();

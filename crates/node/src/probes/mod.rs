@@ -8,6 +8,7 @@ mod check;
 mod grpc;
 
 use crate::agent::{Agent, Record, Slot};
+use crate::exec::Exec;
 use crate::state::Run;
 use check::Outcome;
 use client::EventType;
@@ -163,6 +164,15 @@ struct Task {
 }
 
 impl Task {
+    fn exec(&self) -> Exec {
+        let record = self.slot.lock();
+        let name = &self.container.name;
+        Exec {
+            runtime: self.agent.runtime(record.runtime.unwrap_or(0)).clone(),
+            container: crate::container::container_id(&record.desired, name, self.attempt),
+        }
+    }
+
     async fn run(self) {
         let ran_ms = self.agent.clock.now().as_millisecond() - self.started_ms;
         let ran = Duration::from_millis(u64::try_from(ran_ms).unwrap_or(0));
@@ -177,7 +187,8 @@ impl Task {
                 return;
             };
             let ip = self.slot.lock().ip.unwrap_or(self.agent.fixed.node_ip);
-            match check::check(probe, &self.container, ip, self.timing.timeout).await {
+            let exec = self.exec();
+            match check::check(probe, &self.container, ip, &exec, self.timing.timeout).await {
                 Outcome::Success => {
                     (successes, failures) = (successes + 1, 0);
                     if successes == self.timing.successes && self.passed() {

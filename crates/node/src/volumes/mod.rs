@@ -1,16 +1,19 @@
 //! Volumes as directories of the host: what each holds, where it lies, how a container
 //! is shown it.
 //!
-//! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath. No mounts
-//! are made, so a site without root has them all. Start with [`set_up`] and [`mounts`].
+//! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath, and claims that
+//! are bound to directories of the machine. No mounts are made, so a site without root has them
+//! all. Start with [`set_up`] and [`mounts`].
 
 mod files;
 mod limits;
 mod payload;
+mod persistent;
 mod write;
 
 pub(crate) use files::in_directories;
 pub(crate) use limits::watch_limits;
+pub(crate) use persistent::{directory, reclaim};
 
 use crate::env::{ConfigError, Facts};
 use crate::objects::PodObjects;
@@ -29,6 +32,12 @@ pub(crate) enum VolumeError {
     Key { what: &'static str, key: String },
     #[error("{0} is no path inside the volume")]
     Path(String),
+    #[error("claim {0:?} is not bound to a volume")]
+    Unbound(String),
+    #[error("path {:?} does not exist", .0.display())]
+    NoPath(PathBuf),
+    #[error("read {what}: {source}")]
+    Claim { what: String, source: kube::Error },
     #[error("volumes of this type are not supported on this node")]
     Unsupported,
     #[error("hostPath type check failed: {path} is not a {wanted}")]
@@ -69,6 +78,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) facts: Facts<'a>,
     pub(crate) objects: &'a PodObjects,
     pub(crate) tokens: &'a Tokens,
+    /// Asked for claims and their volumes.
+    pub(crate) client: &'a kube::Client,
 }
 
 /// Materialises all volumes of the pod, or brings them up to date. Returns when its
@@ -104,6 +115,10 @@ async fn set_up_one(
         return Ok(None);
     }
     let dir = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
+    if let Some((claim, _)) = client::volumes::claim_of(sources.facts.pod, volume) {
+        persistent::set_up(&claim, &dir, sources).await?;
+        return Ok(None);
+    }
     if volume.empty_dir.is_some() {
         // Guests may run as any user.
         make_dir(&dir, 0o777)?;
@@ -134,7 +149,11 @@ pub(crate) fn mounts(
         };
         let mut host_path = match &volume.host_path {
             Some(host) => PathBuf::from(&host.path),
-            None => volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?,
+            None => {
+                let dir = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
+                // What a claim is bound to is behind a link.
+                std::fs::read_link(&dir).unwrap_or(dir)
+            }
         };
         let expanded = mount.sub_path_expr.as_deref().map(|e| {
             crate::env::expand(e, |name| {
@@ -178,18 +197,24 @@ fn volume_dir(pod_dir: &Path, volume: &core::Volume) -> Option<PathBuf> {
         "kubernetes.io~downward-api"
     } else if volume.projected.is_some() {
         "kubernetes.io~projected"
+    } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+        persistent::PLUGIN
     } else {
         return None;
     };
     Some(pod_dir.join("volumes").join(plugin).join(&volume.name))
 }
 
-/// What the API server wrote is no guest's to change.
+/// What the API server wrote is no guest's to change, nor what the pod says it only reads.
 fn is_read_only(volume: &core::Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
         || volume.projected.is_some()
+        || volume
+            .persistent_volume_claim
+            .as_ref()
+            .is_some_and(|claim| claim.read_only == Some(true))
 }
 
 /// Parents are for the agent only: they keep what secrets' own modes may show.

@@ -42,6 +42,7 @@ async fn set(dir: &Path, pod: &core::Pod, objects: &PodObjects) -> Result<(), St
             allocatable: &allocatable,
         },
         objects,
+        client: &client.clone(),
         tokens: &Tokens::new(client, None, client::Clock::system()),
     };
     set_up(dir, &sources)

@@ -3,12 +3,11 @@
 
 use super::Host;
 use super::exec::{refused, stream};
-use crate::log_file::LogFile;
-use crate::session;
 use bytes::Bytes;
 use futures::channel::mpsc as futures_mpsc;
 use futures::{SinkExt as _, StreamExt as _};
 use parking_lot::Mutex;
+use remote_runtime::{LineWriter, LogFile, OutputStream};
 use runtime::{AttachSpec, ContainerSpec, ContainerState, RuntimeError, Said, Session};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::broadcast::error::RecvError;
@@ -50,8 +49,12 @@ pub(super) struct Sink(pub(super) Arc<Shown>);
 
 impl LogSink for Sink {
     fn open(&self, stream: LogStream) -> Box<dyn LogWriter> {
+        let lines = match stream {
+            LogStream::Stdout => OutputStream::Stdout,
+            LogStream::Stderr => OutputStream::Stderr,
+        };
         Box::new(Writer {
-            log: self.0.log.open(stream),
+            log: self.0.log.writer(lines),
             shown: self.0.clone(),
             stream,
         })
@@ -59,7 +62,7 @@ impl LogSink for Sink {
 }
 
 struct Writer {
-    log: Box<dyn LogWriter>,
+    log: LineWriter,
     shown: Arc<Shown>,
     stream: LogStream,
 }
@@ -89,7 +92,7 @@ impl Input {
         if !spec.stdin {
             return None;
         }
-        let (to_guest, given) = session::input();
+        let (to_guest, given) = remote_runtime::input();
         let input = Self {
             to_guest: Mutex::new(Some(to_guest)),
             once: spec.stdin_once,
@@ -120,7 +123,7 @@ impl Host {
                 super::exec::EXECS_MAX
             ))
         })?;
-        let (input, given) = session::input();
+        let (input, given) = remote_runtime::input();
         let to_guest = match (spec.stdin, container.input()) {
             (false, _) => None,
             (true, Some(input)) => Some(input.take().ok_or_else(|| {

@@ -5,7 +5,6 @@ use super::exec::reader;
 use super::kept::Runs;
 use super::serve::{self, Closed, HttpEndpoint};
 use super::{Shared, spec};
-use crate::log_file::LogFile;
 use crate::names::PodNames;
 use jiff::Timestamp;
 use lifecycle::{CancellationToken, Scope};
@@ -85,7 +84,7 @@ impl Container {
         let preopens = spec::preopens(&spec)?;
         let http = spec::http_options(sandbox)?;
         let egress = spec::egress(sandbox)?;
-        let log = LogFile::create(&spec.log_path, host.log_limits)
+        let log = remote_runtime::LogFile::create(&spec.log_path, host.log_limits)
             .map_err(|error| format!("make the log {}: {error}", spec.log_path.display()))?;
         let shown = Shown::new(log);
         let (input, given) = Input::of(&spec).unzip();

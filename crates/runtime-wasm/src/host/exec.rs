@@ -3,7 +3,6 @@
 use super::Host;
 use super::container::Container;
 use super::programs::{Found, NotFound, Seen};
-use crate::session;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::channel::mpsc as futures_mpsc;
@@ -35,7 +34,7 @@ impl Host {
             ))
         })?;
         let program = self.program(&container, &spec.command).await?;
-        let (input, given) = session::input();
+        let (input, given) = remote_runtime::input();
         let pipe = Arc::<OutputPipe>::default();
         let given = if spec.stdin { Some(given) } else { None };
         let stdio = Stdio::new(reader(given), pipe.clone());
@@ -69,7 +68,7 @@ impl Host {
             Seen {
                 container: of.name(),
                 args: guest.args(),
-                env: guest.env(),
+                path: guest.env().get("PATH").unwrap_or_default(),
                 cwd: guest.cwd(),
                 preopens: guest.preopens(),
                 own_runs: !guest.program().kind().is_http(),

@@ -211,6 +211,7 @@ mod tests {
             dns: Dns::default(),
             standby: false,
             dies_after_silence_ms: None,
+            linux: None,
         }
     }
 
@@ -237,6 +238,7 @@ mod tests {
             tty: false,
             stdin: false,
             stdin_once: false,
+            linux: None,
         }
     }
 

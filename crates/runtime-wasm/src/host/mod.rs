@@ -2,7 +2,7 @@
 //!
 //! It lives on when the agent restarts; the agent then asks for [`Host::sandboxes`] and adopts
 //! them. Start at [`Host::start`]; a container's life is in `container`, its requests
-//! in `serve`, the socket in `server`.
+//! in `serve`; the socket is crate `remote-runtime`'s.
 
 mod attach;
 mod container;
@@ -10,24 +10,24 @@ mod exec;
 mod kept;
 mod programs;
 mod serve;
-mod server;
 mod silence;
 mod spec;
 mod standby;
 
 pub use serve::{HttpEndpoint, ResponseBody};
-pub use standby::{Standby, Standbys};
+pub use standby::{Standby, Standbys, Woken};
 
-use crate::log_file::LogLimits;
 use async_trait::async_trait;
 use container::Container;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use kept::{Kept, KeptSandbox, Runs};
 use lifecycle::Scope;
 use parking_lot::RwLock;
+use remote_runtime::LogLimits;
 use runtime::{
-    AttachSpec, Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, ExecSpec,
-    PodRuntime, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session, Traffic,
+    Artifact, AttachSpec, Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats,
+    ExecSpec, PodRuntime, Port, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session,
+    Traffic,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -120,6 +120,8 @@ struct Sandbox {
     creating: tokio::sync::Mutex<()>,
     /// What it is to whoever wakes it.
     standby: standby::Phase,
+    /// Ports of containers that another runtime has: the pod is here so that requests wake it.
+    elsewhere: RwLock<Option<Vec<Port>>>,
     /// For programs beside its containers' own, and for those who take part.
     execs: Arc<Semaphore>,
 }
@@ -159,7 +161,7 @@ impl Host {
         host.restore().await;
         scope.spawn_cancellable(silence::watch(host.clone()));
         if let Some(path) = config.socket {
-            server::listen(host.clone(), &path, scope)
+            remote_runtime::listen(host.clone(), &path, scope)
                 .map_err(|source| HostError::Socket { path, source })?;
         }
         Ok(host)
@@ -256,14 +258,16 @@ impl Host {
         // The first stays.
         let _ = self.shared.traffic.set(traffic);
     }
+}
 
-    fn traffic(&self) -> Result<&Arc<dyn Traffic>, RuntimeError> {
-        let none = || RuntimeError::Unavailable("no Services are carried here".to_owned());
-        self.shared.traffic.get().ok_or_else(none)
+impl remote_runtime::Served for Host {
+    fn subscribe(&self) -> broadcast::Receiver<Changed> {
+        self.shared.changes.subscribe()
     }
 
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Changed> {
-        self.shared.changes.subscribe()
+    fn traffic(&self) -> Result<&dyn Traffic, RuntimeError> {
+        let none = || RuntimeError::Unavailable("no Services are carried here".to_owned());
+        self.shared.traffic.get().map(|t| &**t).ok_or_else(none)
     }
 }
 
@@ -304,26 +308,20 @@ impl Sandbox {
     }
 
     fn status(&self) -> SandboxStatus {
-        SandboxStatus {
-            id: self.spec.id.clone(),
-            namespace: self.spec.namespace.clone(),
-            name: self.spec.name.clone(),
-            ip: self.spec.ip,
-            containers: self
-                .containers
-                .read()
-                .values()
-                .map(|container| container.status())
-                .collect(),
-            standby: self.standby.sleeps(),
-        }
+        let containers = self
+            .containers
+            .read()
+            .values()
+            .map(|c| c.status())
+            .collect();
+        self.spec.status(containers, self.standby.sleeps())
     }
 }
 
 #[async_trait]
 impl PodRuntime for Host {
     fn version(&self) -> String {
-        crate::version()
+        crate::VERSION.to_owned()
     }
 
     async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
@@ -349,6 +347,7 @@ impl PodRuntime for Host {
                 containers: RwLock::default(),
                 creating: tokio::sync::Mutex::default(),
                 standby,
+                elsewhere: RwLock::default(),
                 execs: Arc::new(Semaphore::new(exec::EXECS_MAX)),
             }),
         );
@@ -368,6 +367,13 @@ impl PodRuntime for Host {
         let id = spec.id.clone();
         if let Some(kept) = &self.shared.kept {
             kept.container(&spec);
+        }
+        if sandbox.spec.standby && matches!(spec.artifact, Artifact::Container { .. }) {
+            let mut elsewhere = sandbox.elsewhere.write();
+            elsewhere.get_or_insert_default().extend(spec.ports);
+            drop(elsewhere);
+            self.shared.changed(&sandbox.spec.id);
+            return Ok(());
         }
         let container = Container::create(
             &self.shared,
@@ -488,6 +494,6 @@ impl PodRuntime for Host {
     }
 
     async fn changes(&self) -> Result<BoxStream<'static, Changed>, RuntimeError> {
-        Ok(crate::remote::hints(self.subscribe()))
+        Ok(remote_runtime::hints(self.shared.changes.subscribe()))
     }
 }

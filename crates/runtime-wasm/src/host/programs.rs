@@ -50,7 +50,8 @@ pub(super) struct Seen<'a> {
     pub(super) container: &'a str,
     /// Of the container's own program.
     pub(super) args: &'a [String],
-    pub(super) env: &'a [(String, String)],
+    /// Its variable `PATH`.
+    pub(super) path: &'a str,
     pub(super) cwd: Option<&'a str>,
     pub(super) preopens: &'a [Preopen],
     /// Whether its own program runs to an end and so can be run once more.
@@ -64,7 +65,7 @@ impl Seen<'_> {
             code,
             message: format!("{command:?}: {why}"),
         };
-        for path in candidates(command, self.cwd.unwrap_or("/"), self.path()) {
+        for path in candidates(command, self.cwd.unwrap_or("/"), self.path) {
             match self.read(&path) {
                 Ok(Some((content, of_image))) => return Ok(Found::File { content, of_image }),
                 Ok(None) => {}
@@ -84,11 +85,6 @@ impl Seen<'_> {
             self.others()
         );
         Err(named(127, &why))
-    }
-
-    fn path(&self) -> &str {
-        let path = self.env.iter().find(|(name, _)| name == "PATH");
-        path.map_or("", |(_, value)| value.as_str())
     }
 
     /// Whether it is what the container's own program is called by.
@@ -341,11 +337,10 @@ mod tests {
 
         fn find(&self, command: &str, own_runs: bool) -> String {
             let args = ["/app/main.wasm".to_owned()];
-            let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
             let seen = Seen {
                 container: "main",
                 args: &args,
-                env: &env,
+                path: "/usr/bin:/bin",
                 cwd: Some("/app"),
                 preopens: &self.preopens,
                 own_runs,
@@ -397,7 +392,7 @@ mod tests {
         let seen = |own_runs| Seen {
             container: "main",
             args: &args,
-            env: &[],
+            path: "",
             cwd: None,
             preopens: &[],
             own_runs,

@@ -143,6 +143,7 @@ mod tests {
             dns: runtime::Dns::default(),
             standby: false,
             dies_after_silence_ms: None,
+            linux: None,
         }
     }
 

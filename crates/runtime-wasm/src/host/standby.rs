@@ -27,6 +27,15 @@ pub struct Standby {
     pub http: bool,
 }
 
+/// Who starts what was woken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// This host, which did.
+    Here,
+    /// Another runtime that has a sandbox of this name, and is to be asked.
+    Elsewhere(SandboxId),
+}
+
 /// Of a host, by id. In a new list those that stay are the same pointers in the same order.
 pub type Standbys = Arc<Vec<Arc<Standby>>>;
 
@@ -69,14 +78,18 @@ impl Host {
         self.shared.standbys.subscribe()
     }
 
-    /// Starts the one at an address, as [`runtime::PodRuntime::wake`] does.
+    /// Starts the one at an address, as [`runtime::PodRuntime::wake`] does, if it is here.
     ///
     /// # Errors
     /// When nobody stands by there, or it can't be started.
-    pub fn wake_at(&self, ip: IpAddr) -> Result<(), RuntimeError> {
+    pub fn wake_at(&self, ip: IpAddr) -> Result<Woken, RuntimeError> {
         let id = self.shared.standby_at.read().get(&ip).cloned();
         let id = id.ok_or_else(|| RuntimeError::NotFound(format!("standby at {ip}")))?;
-        self.wake_now(&id)
+        if self.find(&id).is_some_and(|s| s.elsewhere.read().is_some()) {
+            return Ok(Woken::Elsewhere(id));
+        }
+        self.wake_now(&id)?;
+        Ok(Woken::Here)
     }
 
     /// [`runtime::PodRuntime::wake`]; nothing in it waits, not even for the disk.
@@ -128,6 +141,17 @@ impl Shared {
 impl Sandbox {
     /// None while it has no container, or one that ended.
     fn as_standby(&self) -> Option<Standby> {
+        let of = |ports, http| Standby {
+            id: self.spec.id.clone(),
+            namespace: self.spec.namespace.clone(),
+            labels: self.spec.labels.clone(),
+            ip: self.spec.ip,
+            ports,
+            http,
+        };
+        if let Some(ports) = &*self.elsewhere.read() {
+            return Some(of(ports.clone(), false));
+        }
         let containers = self.all();
         let ended = |container: &Arc<Container>| {
             matches!(container.status().state, ContainerState::Exited(_))
@@ -135,13 +159,8 @@ impl Sandbox {
         if containers.is_empty() || containers.iter().any(ended) {
             return None;
         }
-        Some(Standby {
-            id: self.spec.id.clone(),
-            namespace: self.spec.namespace.clone(),
-            labels: self.spec.labels.clone(),
-            ip: self.spec.ip,
-            ports: containers.iter().flat_map(|c| c.ports()).cloned().collect(),
-            http: containers.iter().any(|container| container.is_http()),
-        })
+        let ports = containers.iter().flat_map(|c| c.ports()).cloned().collect();
+        let http = containers.iter().any(|container| container.is_http());
+        Some(of(ports, http))
     }
 }

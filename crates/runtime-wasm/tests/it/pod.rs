@@ -63,6 +63,7 @@ impl Site {
             dns: Dns::default(),
             standby: false,
             dies_after_silence_ms: None,
+            linux: None,
         };
         let container = ContainerSpec {
             id: ContainerId(format!("{uid}/app/0")),
@@ -87,6 +88,7 @@ impl Site {
             tty: false,
             stdin: false,
             stdin_once: false,
+            linux: None,
         };
         (sandbox, container)
     }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use lifecycle::Scope;
 use runtime::{AttachSpec, ContainerId, ExecSpec, PodRuntime, RuntimeError, Said, Session};
-use runtime_wasm::Remote;
+use runtime_wasm::connect;
 
 /// Copies its input to its output.
 const CAT: &[u8] = br#"(module
@@ -62,7 +62,7 @@ async fn echoes(session: &mut Session) {
 async fn who_attaches_gives_input_and_sees_output() {
     let site = Site::new().await;
     let scope = Scope::new();
-    let agent = Remote::connect(&site.socket(), &scope);
+    let agent = connect(&site.socket(), &scope);
     let id = cat(&site, &agent, "once", true).await;
     let mut watching = attach(&agent, &id, false).await.unwrap();
     let mut first = attach(&agent, &id, true).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_container_without_input_says_so() {
 async fn sessions_are_bounded_and_end_with_either_end() {
     let site = Site::new().await;
     let scope = Scope::new();
-    let agent = Remote::connect(&site.socket(), &scope);
+    let agent = connect(&site.socket(), &scope);
     let id = cat(&site, &agent, "many", false).await;
     let mut sessions = Vec::new();
     let refused = loop {

@@ -3,8 +3,9 @@
 use crate::pod::{Site, get, run, state};
 use futures::StreamExt as _;
 use lifecycle::Scope;
+use remote_runtime::{Frames, PROTOCOL};
 use runtime::{ContainerState, PodRuntime as _, RuntimeError};
-use runtime_wasm::{Frames, Host, HostConfig, HostError, LogLimits, PROTOCOL, Remote};
+use runtime_wasm::{Host, HostConfig, HostError, LogLimits, connect};
 use std::os::unix::fs::PermissionsExt as _;
 
 #[tokio::test]
@@ -18,7 +19,7 @@ async fn an_agent_that_restarts_finds_its_pods_serving() {
     let (sandbox, container, address) = site.http_pod("kept");
 
     let first = Scope::new();
-    let agent = Remote::connect(&site.socket(), &first);
+    let agent = connect(&site.socket(), &first);
     let id = run(&agent, (sandbox, container)).await.unwrap();
     assert!(agent.version().starts_with("salp-wasm://"));
     first.close().await;
@@ -29,7 +30,7 @@ async fn an_agent_that_restarts_finds_its_pods_serving() {
     assert_eq!(get(address, "/").await, Ok((200, "trials".into())));
 
     let second = Scope::new();
-    let agent = Remote::connect(&site.socket(), &second);
+    let agent = connect(&site.socket(), &second);
     assert!(matches!(
         state(&agent, &id).await,
         ContainerState::Running { .. }
@@ -49,7 +50,7 @@ async fn an_agent_that_restarts_finds_its_pods_serving() {
 async fn an_agent_connects_again_when_the_data_plane_comes_back() {
     let mut site = Site::new().await;
     let scope = Scope::new();
-    let agent = Remote::connect(&site.socket(), &scope);
+    let agent = connect(&site.socket(), &scope);
     let mut changes = agent.changes().await.unwrap();
     site.scope.close().await;
     assert_eq!(changes.next().await, None, "hints end with the connection");

@@ -4,7 +4,9 @@
 //! not there.
 
 use crate::failover::Load;
-use crate::harness::{Following, Running, eventually, program, repo_file, text, tool};
+use crate::harness::{
+    Following, Running, eventually, kill, pid_of, program, repo_file, text, tool,
+};
 use crate::join::identity;
 use crate::netns::{self, enter, inside, ip};
 use crate::serve::hello;
@@ -153,11 +155,9 @@ impl Fabric {
 
     /// Ends all of a site, as a power cut would.
     fn kill(&mut self, site: usize) {
-        let pid = self.dir(site).join("run/dataplane.pid");
-        let pid = std::fs::read_to_string(pid).expect("pid");
+        let pid = pid_of(&self.dir(site), "dataplane");
         self.kill_up(site);
-        let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
-        assert!(killed.expect("kill").success());
+        kill(&pid);
     }
 
     /// Cuts a site's line at the switch, or mends it.

@@ -1,12 +1,11 @@
 //! A Service of several sites under load, while pods, whole sites and NATS are killed: every
 //! request that was sent is accounted for.
 
-use crate::harness::{Registry, Site, eventually, get, repo_file};
+use crate::harness::{self, Registry, Site, eventually, get, pid_of, repo_file};
 use crate::nats::Nats;
 use crate::sites::{by, deploy, hub, import_address, joining, pods, sees, shop};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -178,19 +177,17 @@ fn read_answer(connection: &mut TcpStream) -> std::io::Result<(String, String)> 
 
 /// Ends all of a site at once, as a power cut would.
 fn kill(site: &mut Site) {
-    let pid = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
+    let pid = pid_of(&site.dir, "dataplane");
     // First the one that would start the other again.
     site.signal("-KILL");
-    let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
-    assert!(killed.expect("kill").success());
+    harness::kill(&pid);
 }
 
 /// Ends the data plane alone, and waits until there is another.
 fn kill_data_plane(site: &Site) {
-    let pid = || std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
+    let pid = || pid_of(&site.dir, "dataplane");
     let before = pid();
-    let killed = Command::new("kill").args(["-KILL", before.trim()]).status();
-    assert!(killed.expect("kill").success());
+    harness::kill(&before);
     eventually("there is another data plane", || {
         let now = pid();
         (now != before).then_some(()).ok_or(now)

@@ -53,14 +53,9 @@ fn a_killed_data_plane_comes_back_with_its_pods() {
         .as_str()
         .map(|ip| format!("{ip}:8080"))
         .expect("address");
-    let pid_file = site.dir.join("run/dataplane.pid");
     // Twice: the second is one that was started again.
     for restarts in 1..=2 {
-        let pid = std::fs::read_to_string(&pid_file).expect("pid");
-        let killed = std::process::Command::new("kill")
-            .args(["-KILL", pid.trim()])
-            .status();
-        assert!(killed.expect("kill").success());
+        site.kill("dataplane");
         site.wait_for(
             &["get", "pods", "-l", "app=hello"],
             "/items/0/status/containerStatuses/0",
@@ -109,11 +104,7 @@ fn a_data_plane_alone_serves_what_it_knew() {
     });
     site.signal("-KILL");
     let held = site.hold_addresses();
-    let pid = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
-    let killed = std::process::Command::new("kill")
-        .args(["-KILL", pid.trim()])
-        .status();
-    assert!(killed.expect("kill").success());
+    site.kill("dataplane");
     eventually("nobody answers", || match get(&cluster, "/") {
         Ok(answer) => Err(format!("{answer:?}")),
         Err(_) => Ok(()),

@@ -371,7 +371,7 @@ fn a_pod_waits_for_its_volume_claim() {
     };
     why("0/1 nodes are available: persistentvolumeclaim \"data\" not found.");
     site.apply(
-        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Gi}}\n",
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  storageClassName: \"\"\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Gi}}\n",
     );
     why("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.");
     let events = site.ok(&["describe", "pod", "waits"]);

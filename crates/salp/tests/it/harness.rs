@@ -36,6 +36,14 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     path
 }
 
+/// Where programs are looked for, the tools first: OCI runtimes are among them.
+fn path_with_tools() -> String {
+    let tools = tool("kubectl");
+    let tools = tools.parent().unwrap_or(Path::new("/"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{}:{path}", tools.display())
+}
+
 /// A file of the repository.
 pub(crate) fn repo_file(relative: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -290,6 +298,19 @@ pub(crate) fn salp_command(args: &[&str]) -> Command {
     command
 }
 
+/// The process id of a `dataplane` or `supervisor`, of the site in this directory.
+pub(crate) fn pid_of(dir: &Path, process: &str) -> String {
+    let file = dir.join(format!("run/{process}.pid"));
+    let pid = std::fs::read_to_string(file).expect("a pid");
+    pid.trim().to_owned()
+}
+
+/// Ends a process as a fault would.
+pub(crate) fn kill(pid: &str) {
+    let killed = Command::new("kill").args(["-KILL", pid]).status();
+    assert!(killed.expect("kill").success());
+}
+
 /// Standard output and error of a finished command.
 pub(crate) fn text(output: &Output) -> String {
     format!(
@@ -411,6 +432,7 @@ impl Site {
             .args(["--api-port", &self.port.to_string()])
             .args(args)
             .env_remove("KUBECONFIG")
+            .env("PATH", path_with_tools())
             // Not the tests' user's: there may be manifests.
             .env("XDG_CONFIG_HOME", self.home.path().join("config"))
             .stdout(Stdio::piped())
@@ -450,6 +472,11 @@ impl Site {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("running").id()
+    }
+
+    /// Ends another process of the site as a fault would: `dataplane`, `supervisor`.
+    pub(crate) fn kill(&self, process: &str) {
+        kill(&pid_of(&self.dir, process));
     }
 
     /// Sends a signal to the control plane and waits for its end.
@@ -556,7 +583,12 @@ impl Site {
     fn state(&self) -> String {
         let pods = text(&self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]));
         let (up, data_plane) = (self.up_log(), self.dataplane_log());
-        format!("{pods}\n--- up\n{up}\n--- data plane\n{data_plane}")
+        let supervisor = self.supervisor_log();
+        format!("{pods}\n--- up\n{up}\n--- data plane\n{data_plane}\n--- supervisor\n{supervisor}")
+    }
+
+    fn supervisor_log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("supervisor.log")).unwrap_or_default()
     }
 
     pub(crate) fn dataplane_log(&self) -> String {
@@ -566,7 +598,7 @@ impl Site {
     /// Lines logged as WARN or ERROR that nobody expects.
     fn complaints(&self) -> Vec<String> {
         let expected = self.expected.lock().expect("lock");
-        let logs = self.up_log() + &self.dataplane_log();
+        let logs = self.up_log() + &self.dataplane_log() + &self.supervisor_log();
         let bad = logs.lines().filter(|line| {
             let level = line.split_whitespace().nth(1);
             let complains = matches!(level, Some("WARN" | "ERROR"))

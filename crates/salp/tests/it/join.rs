@@ -1,7 +1,7 @@
 //! A second machine joins a site: two network namespaces, a link between them, and the real
 //! binary on both sides. Needs root; says so when it is not there.
 
-use crate::harness::{Following, Running, eventually, repo_file, text, tool};
+use crate::harness::{Following, Running, eventually, kill, pid_of, repo_file, text, tool};
 use crate::netns::{self, ip};
 use crate::serve::hello;
 use serde_json::Value;
@@ -684,11 +684,9 @@ fn certificates_are_renewed_while_a_node_runs_and_by_a_token_when_they_are_over(
     let before = block(&machines);
     let node = machines.joined(&machines.invitation());
     // And so it does where all that was on the machine is lost. It keeps its addresses.
-    let pid_file = machines.dir(1).join("run/dataplane.pid");
-    let pid = std::fs::read_to_string(pid_file).expect("a pid");
+    let pid = pid_of(&machines.dir(1), "dataplane");
     drop(node);
-    let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
-    assert!(killed.expect("kill").success());
+    kill(&pid);
     std::fs::remove_dir_all(machines.dir(1)).expect("lost");
     let node = machines.joined(&machines.invitation());
     assert_eq!(block(&machines), before);
@@ -749,12 +747,11 @@ fn what_was_killed_is_cleared_away() {
         show.args(["route", "show", "table", "local", "root", "10.0.0.0/8"]);
         text(&show.output().expect("run ip"))
     };
-    let pid_file = machines.dir(0).join("run/dataplane.pid");
-    let pid = std::fs::read_to_string(&pid_file).expect("a pid");
+    let pid = pid_of(&machines.dir(0), "dataplane");
     signal(site.pid().cast_signed(), rustix::process::Signal::KILL);
     site.ended();
     // Nobody is there any more to end it, so it does so when it is asked, but for Ctrl-C.
-    let pid = pid.trim().parse().expect("a pid");
+    let pid = pid.parse().expect("a pid");
     signal(pid, rustix::process::Signal::INT);
     signal(pid, rustix::process::Signal::TERM);
     eventually("the data plane ends", || {

@@ -3,8 +3,11 @@
 //! Tools are found in `$SALP_TOOLS/bin` or `target/tools/bin`; `cargo xtask tools` fetches them.
 
 mod api_flags;
+mod charts;
 mod cli;
+mod clients;
 mod commands;
+mod containers;
 mod crds;
 mod disk;
 mod exec;
@@ -19,6 +22,7 @@ mod kubectl;
 mod nats;
 mod netns;
 mod network;
+mod operator;
 mod packages;
 mod pods;
 mod rootless;

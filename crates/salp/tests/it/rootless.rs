@@ -1,6 +1,6 @@
 //! A site whose processes have no privilege at all.
 
-use crate::harness::{Registry, Site, eventually, get_ok, repo_file, text};
+use crate::harness::{Registry, Site, eventually, get_ok, pid_of, repo_file, text};
 use crate::serve::{addresses, hello};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -17,8 +17,7 @@ fn first_free_port() -> u16 {
 /// A site without privileges, sure that it has none.
 fn unprivileged() -> Site {
     let site = Site::start_unprivileged();
-    let data_plane = std::fs::read_to_string(site.dir.join("run/dataplane.pid")).expect("pid");
-    for pid in [site.pid().to_string(), data_plane.trim().to_owned()] {
+    for pid in [site.pid().to_string(), pid_of(&site.dir, "dataplane")] {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
         let field = |name: &str| -> String {
             let line = status.lines().find_map(|l| l.strip_prefix(name));

@@ -1,7 +1,7 @@
 //! Several sites that meet over a real nats-server.
 
 use crate::guests::misbehave;
-use crate::harness::{Following, Registry, Site, eventually, get, repo_file, text};
+use crate::harness::{Following, Registry, Site, eventually, get, kill, pid_of, repo_file, text};
 use crate::nats::Nats;
 use crate::serve::hello;
 use serde_json::Value;
@@ -397,11 +397,9 @@ fn a_site_that_died_before_another_came_is_known_to_it() {
         let pods = seen["pods"].as_u64();
         (pods == Some(1)).then_some(()).ok_or(seen.to_string())
     });
-    let pid = std::fs::read_to_string(shop.dir.join("run/dataplane.pid")).expect("a pid");
+    let pid = pid_of(&shop.dir, "dataplane");
     shop.signal("-KILL");
-    let mut kill = std::process::Command::new("kill");
-    let killed = kill.args(["-KILL", pid.trim()]).status();
-    assert!(killed.expect("kill").success());
+    kill(&pid);
     let died = sees(&hub, "shop-1", "Gone");
     let since = |seen: &Value| -> jiff::Timestamp {
         let text = seen["since"].as_str().expect("a time");

@@ -16,11 +16,41 @@ fn store(args: &[&str]) -> String {
     text(&output)
 }
 
+/// A configuration that encrypts Secrets.
+const ENCRYPTION: &str = "apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources: [secrets]
+  providers:
+  - aesgcm: {keys: [{name: one, secret: MDEyMzQ1Njc4OWFiY2RlZg==}]}
+";
+
+/// What a Secret says, which only who has the key can read.
+fn secret(site: &Site) -> serde_json::Value {
+    site.json(&["get", "secret", "hidden"])["data"]["k"].clone()
+}
+
 #[test]
 fn a_site_moves_to_etcd_and_back() {
     let etcd = Etcd::start(1).expect("etcd starts");
     let etcd_store = format!("etcd={}", etcd.config().endpoints[0]);
-    let mut site = Site::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let encryption = folder.path().join("encryption.yaml");
+    std::fs::write(&encryption, ENCRYPTION).expect("write");
+    let key = [
+        "--encryption-provider-config",
+        &encryption.display().to_string(),
+    ];
+    let in_etcd = [&key[..], &["--store", &etcd_store]].concat();
+    let mut site = Site::start_with(&key);
+    site.ok(&[
+        "create",
+        "secret",
+        "generic",
+        "hidden",
+        "--from-literal=k=v",
+    ]);
+    let hidden = secret(&site);
     for n in 0..20 {
         let name = format!("map-{n}");
         site.ok(&["create", "configmap", &name, "--from-literal=a=1"]);
@@ -33,7 +63,6 @@ fn a_site_moves_to_etcd_and_back() {
     assert!(said.contains("another process has it open"), "{said}");
     site.signal("-TERM");
 
-    let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("site.zst").display().to_string();
     store(&["snapshot", &file, "--data-dir", &dir]);
     store(&["migrate", "--to", &etcd_store, "--data-dir", &dir]);
@@ -44,12 +73,12 @@ fn a_site_moves_to_etcd_and_back() {
         "{said}"
     );
 
-    site.up(&["--store", &etcd_store]);
-    assert_eq!(maps(&site), before);
+    site.up(&in_etcd);
+    assert_eq!((maps(&site), secret(&site)), (before, hidden.clone()));
     site.ok(&["create", "configmap", "in-etcd"]);
     let before_kill = maps(&site);
     site.signal("-KILL");
-    site.up(&["--store", &etcd_store]);
+    site.up(&in_etcd);
     assert_eq!(maps(&site), before_kill);
     site.signal("-TERM");
 
@@ -63,8 +92,8 @@ fn a_site_moves_to_etcd_and_back() {
         "--data-dir",
     ];
     store(&[&back[..], &[&dir]].concat());
-    site.up(&[]);
-    assert_eq!(maps(&site), before_kill);
+    site.up(&key);
+    assert_eq!((maps(&site), secret(&site)), (before_kill, hidden));
 
     let other = folder.path().join("other").display().to_string();
     store(&["restore", &file, "--data-dir", &other]);

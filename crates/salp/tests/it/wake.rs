@@ -72,9 +72,7 @@ impl Sleeper {
         self.site.expects("the data plane ended; starting it again");
         // Who was just about to say something to it.
         self.site.expects("the data plane does not answer at");
-        let pid = std::fs::read_to_string(self.site.dir.join("run/dataplane.pid")).expect("pid");
-        let killed = Command::new("kill").args(["-KILL", pid.trim()]).status();
-        assert!(killed.expect("kill").success());
+        self.site.kill("dataplane");
     }
 }
 

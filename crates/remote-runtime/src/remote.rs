@@ -1,4 +1,4 @@
-//! The runtime as the agent sees it: over the data plane's socket.
+//! The runtime as the agent sees it: over its socket.
 //!
 //! One task keeps the connection and makes a new one when it is lost. Meanwhile every call fails
 //! with [`RuntimeError::Unavailable`], after a short wait for the connection to come back.
@@ -37,7 +37,16 @@ const CALLS_QUEUED_MAX: usize = 64;
 /// Hints not yet read by a subscriber; past it the subscriber's stream ends and it lists again.
 const CHANGES_QUEUED_MAX: usize = 4096;
 
-/// The data plane's Wasm runtime, from another process. Clones share the connection.
+/// Who is at the other end, for what people read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// As in "… does not answer": `the data plane`.
+    pub name: &'static str,
+    /// What it is until it has said which: `salp-wasm://0.1.0`.
+    pub version: &'static str,
+}
+
+/// A runtime in another process. Clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Remote {
     shared: Arc<Shared>,
@@ -47,6 +56,7 @@ pub struct Remote {
 
 #[derive(Debug)]
 struct Shared {
+    peer: Peer,
     socket: PathBuf,
     connection: watch::Receiver<Option<Arc<Connection>>>,
     version: Arc<Mutex<String>>,
@@ -68,12 +78,14 @@ struct Waiting {
 
 impl Remote {
     /// A runtime behind a socket. Connects, and connects again, in the scope.
-    pub fn connect(socket: &Path, scope: &Scope) -> Self {
+    pub fn connect(peer: Peer, socket: &Path, scope: &Scope) -> Self {
         let (publish, connection) = watch::channel(None);
-        let version = Arc::new(Mutex::new(crate::version()));
-        scope.spawn_cancellable(keep_connected(socket.to_owned(), publish, version.clone()));
+        let version = Arc::new(Mutex::new(peer.version.to_owned()));
+        let connected = keep_connected(peer, socket.to_owned(), publish, version.clone());
+        scope.spawn_cancellable(connected);
         Self {
             shared: Arc::new(Shared {
+                peer,
                 socket: socket.to_owned(),
                 connection,
                 version,
@@ -93,7 +105,8 @@ impl Remote {
 
     fn unavailable(&self) -> RuntimeError {
         RuntimeError::Unavailable(format!(
-            "the data plane does not answer at {}",
+            "{} does not answer at {}",
+            self.shared.peer.name,
             self.shared.socket.display()
         ))
     }
@@ -133,10 +146,10 @@ impl Remote {
             }
             Ok(_) => Err(self.confused()),
             Err(ProtocolError::Io(_)) => Err(self.unavailable()),
-            Err(ProtocolError::Closed) => Err(RuntimeError::Unavailable(
-                "the data plane ended the connection; if it is of an older version, restart it"
-                    .to_owned(),
-            )),
+            Err(ProtocolError::Closed) => Err(RuntimeError::Unavailable(format!(
+                "{} ended the connection; if it is of an older version, restart it",
+                self.shared.peer.name
+            ))),
             Err(error) => Err(RuntimeError::Unavailable(chain(&error))),
         }
     }
@@ -149,7 +162,10 @@ impl Remote {
     }
 
     fn confused(&self) -> RuntimeError {
-        RuntimeError::Unavailable("the data plane answered something else than was asked".into())
+        RuntimeError::Unavailable(format!(
+            "{} answered something else than was asked",
+            self.shared.peer.name
+        ))
     }
 }
 
@@ -253,7 +269,7 @@ impl Traffic for Remote {
 }
 
 /// A stream of hints that ends when any was lost.
-pub(crate) fn hints(receiver: broadcast::Receiver<Changed>) -> BoxStream<'static, Changed> {
+pub fn hints(receiver: broadcast::Receiver<Changed>) -> BoxStream<'static, Changed> {
     futures::stream::unfold(receiver, |mut receiver| async move {
         let changed = receiver.recv().await.ok()?;
         Some((changed, receiver))
@@ -262,6 +278,7 @@ pub(crate) fn hints(receiver: broadcast::Receiver<Changed>) -> BoxStream<'static
 }
 
 async fn keep_connected(
+    peer: Peer,
     socket: PathBuf,
     publish: watch::Sender<Option<Arc<Connection>>>,
     version: Arc<Mutex<String>>,
@@ -276,13 +293,15 @@ async fn keep_connected(
                 *version.lock() = host;
                 let ended = serve(reader, writer, &publish).await;
                 publish.send_replace(None);
-                tracing::info!(error = %chain(&ended), "lost the data plane; connecting again");
+                let peer = peer.name;
+                tracing::info!(peer, error = %chain(&ended), "lost connection; connecting again");
             }
             Err(error) => {
                 // Once for each different reason, not at every attempt.
                 let error = chain(&error);
                 if error != said {
-                    tracing::info!(%error, socket = %socket.display(), "no data plane yet");
+                    let (peer, socket) = (peer.name, socket.display());
+                    tracing::info!(%error, peer, %socket, "no connection yet");
                     said = error;
                 }
             }

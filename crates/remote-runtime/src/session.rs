@@ -1,4 +1,4 @@
-//! A session's streams over the socket between agent and data plane: a connection of its own
+//! A session's streams over the socket between agent and runtime: a connection of its own
 //! for each, which begins as any and goes on in pieces once the host has agreed.
 //!
 //! A piece is its kind (one byte), a length (four, big endian) and so many bytes. Such
@@ -23,8 +23,8 @@ const STDERR: u8 = 2;
 const EXITED: u8 = 3;
 const INPUT_ENDS: u8 = 4;
 
-/// Where input goes to a guest.
-pub(crate) fn input() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
+/// Where input goes to a program, and what it reads.
+pub fn input() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
     mpsc::channel(INPUT_PIECES_MAX)
 }
 

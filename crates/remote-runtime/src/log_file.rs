@@ -10,7 +10,6 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use wasm::{LogSink, LogStream, LogWriter};
 
 /// Longest text of a line; the Container Runtime Interface's usual piece.
 const LINE_MAX_BYTES: usize = 16 << 10;
@@ -32,6 +31,15 @@ impl Default for LogLimits {
             files_max: 5,
         }
     }
+}
+
+/// Which of a container's streams a line is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
 }
 
 /// A container's log file. Clones write to the same one.
@@ -74,6 +82,17 @@ impl LogFile {
         })
     }
 
+    /// A writer for one stream, so that half-written lines of several do not mix. What is left
+    /// unfinished is written when it is dropped.
+    pub fn writer(&self, stream: OutputStream) -> LineWriter {
+        LineWriter {
+            log: self.clone(),
+            stream,
+            line: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
     fn write(&self, lines: &[u8]) {
         let mut open = self.shared.open.lock();
         match self.shared.write(&mut open, lines) {
@@ -86,17 +105,6 @@ impl LogFile {
                 open.failing = true;
             }
         }
-    }
-}
-
-impl LogSink for LogFile {
-    fn open(&self, stream: LogStream) -> Box<dyn LogWriter> {
-        Box::new(Writer {
-            log: self.clone(),
-            stream,
-            line: Vec::new(),
-            out: Vec::new(),
-        })
     }
 }
 
@@ -151,20 +159,22 @@ fn append(path: &Path) -> io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-struct Writer {
+/// Makes lines of the bytes of one stream.
+#[derive(Debug)]
+pub struct LineWriter {
     log: LogFile,
-    stream: LogStream,
+    stream: OutputStream,
     /// The line so far, without its end.
     line: Vec<u8>,
     /// Finished lines, written together.
     out: Vec<u8>,
 }
 
-impl Writer {
+impl LineWriter {
     fn finish(&mut self, tag: char) {
         let stream = match self.stream {
-            LogStream::Stdout => "stdout",
-            LogStream::Stderr => "stderr",
+            OutputStream::Stdout => "stdout",
+            OutputStream::Stderr => "stderr",
         };
         let now = Timestamp::now();
         // Writing to memory does not fail.
@@ -181,8 +191,9 @@ impl Writer {
     }
 }
 
-impl LogWriter for Writer {
-    fn write(&mut self, mut bytes: &[u8]) {
+impl LineWriter {
+    /// Takes bytes as they were written.
+    pub fn write(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = LINE_MAX_BYTES - self.line.len();
             let window = &bytes[..bytes.len().min(room + 1)];
@@ -206,7 +217,7 @@ impl LogWriter for Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for LineWriter {
     /// The last line may lack its end.
     fn drop(&mut self) {
         if !self.line.is_empty() {
@@ -249,8 +260,8 @@ mod tests {
     fn instances_side_by_side_do_not_mix_lines() {
         let (_dir, path, log) = log(LogLimits::default());
         assert_eq!(read(&path), []);
-        let mut a = log.open(LogStream::Stdout);
-        let mut b = log.open(LogStream::Stderr);
+        let mut a = log.writer(OutputStream::Stdout);
+        let mut b = log.writer(OutputStream::Stderr);
         a.write(b"one ");
         b.write(b"three\n");
         a.write(b"two\n\nfo");
@@ -273,7 +284,7 @@ mod tests {
             file_max_bytes: 100,
             files_max: 3,
         });
-        let mut writer = log.open(LogStream::Stdout);
+        let mut writer = log.writer(OutputStream::Stdout);
         for n in 0..20 {
             writer.write(format!("line {n} of some length to fill the file\n").as_bytes());
         }
@@ -312,7 +323,7 @@ mod tests {
             )
         ) {
             let (_dir, path, log) = log(LogLimits::default());
-            let mut writer = log.open(LogStream::Stdout);
+            let mut writer = log.writer(OutputStream::Stdout);
             let mut whole = Vec::new();
             for piece in &pieces {
                 writer.write(piece);

@@ -1,4 +1,4 @@
-//! What agent and data plane say to each other over the unix socket.
+//! What agent and runtime say to each other over the unix socket.
 //!
 //! A frame is a length (four bytes, big endian) and so many bytes of JSON. The agent greets with
 //! its protocol number and the host answers with its own or refuses; then requests with ids go
@@ -88,7 +88,7 @@ pub(crate) enum Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
     /// The socket failed.
-    #[error("use the data plane's socket")]
+    #[error("use the socket")]
     Io(#[from] std::io::Error),
     /// The other side closed it.
     #[error("read the next message: the other side closed the connection")]
@@ -100,10 +100,10 @@ pub enum ProtocolError {
     #[error("read a message")]
     Malformed(#[from] serde_json::Error),
     /// The versions do not fit.
-    #[error("talk to the data plane: {0}")]
+    #[error("{0}")]
     Refused(String),
     /// A message that does not belong there.
-    #[error("talk to the data plane: it sent {0} out of turn")]
+    #[error("read a message: {0} out of turn")]
     OutOfTurn(&'static str),
 }
 
@@ -249,6 +249,7 @@ mod tests {
                 tty: flag,
                 stdin: flag,
                 stdin_once: flag,
+                linux: None,
             })
     }
 
@@ -267,6 +268,7 @@ mod tests {
                     dns: Dns::default(),
                     standby: limit.is_some(),
                     dies_after_silence_ms: limit,
+                    linux: None,
                 }))
             ),
             container_spec().prop_map(|spec| Call::CreateContainer(Box::new(spec))),

@@ -1,9 +1,8 @@
-//! The host's end of the socket.
+//! The runtime's end of the socket.
 
-use super::Host;
 use crate::protocol::{Answer, Call, Frames, FromHost, PROTOCOL, ProtocolError, ToHost};
 use lifecycle::Scope;
-use runtime::{PodRuntime as _, RuntimeError, Session};
+use runtime::{Changed, PodRuntime, RuntimeError, Session, Traffic};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 
 /// Calls of one agent at work at once; more are not read until one is done.
 const CALLS_MAX: usize = 256;
@@ -20,15 +19,30 @@ const CALLS_MAX: usize = 256;
 /// Messages not yet written to one agent; past it the host waits to answer more.
 const MESSAGES_QUEUED_MAX: usize = 256;
 
+/// What agents ask over a socket. Clones are the same runtime.
+pub trait Served: PodRuntime + Clone {
+    /// Hints of change from now on.
+    fn subscribe(&self) -> broadcast::Receiver<Changed>;
+
+    /// What carries the Services of this node, where that is known here.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    fn traffic(&self) -> Result<&dyn Traffic, RuntimeError>;
+}
+
 /// Makes the socket, readable by this user alone, and serves agents in the scope.
-pub(super) fn listen(host: Host, path: &Path, scope: &Scope) -> io::Result<()> {
+///
+/// # Errors
+/// When it can't be made, or another process listens there.
+pub fn listen(host: impl Served, path: &Path, scope: &Scope) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            "another data plane listens there",
+            "another process listens there",
         ));
     }
     // Bound under another name until its mode is right.
@@ -74,7 +88,7 @@ pub(super) fn listen(host: Host, path: &Path, scope: &Scope) -> io::Result<()> {
 }
 
 async fn serve(
-    host: Host,
+    host: impl Served,
     stream: UnixStream,
     scope: Scope,
 ) -> Result<std::convert::Infallible, ProtocolError> {
@@ -93,7 +107,7 @@ async fn serve(
     if protocol != PROTOCOL {
         let reason = format!(
             "{} speaks protocol {PROTOCOL} and the agent {protocol}; restart the older of the two",
-            crate::version()
+            host.version()
         );
         let refused = FromHost::Refused {
             reason: reason.clone(),
@@ -105,7 +119,7 @@ async fn serve(
     let mut changes = host.subscribe();
     let hello = FromHost::Hello {
         protocol: PROTOCOL,
-        version: crate::version(),
+        version: host.version(),
     };
     writer.write(&hello).await?;
     let (messages, queued) = mpsc::channel(MESSAGES_QUEUED_MAX);
@@ -185,7 +199,7 @@ async fn write(
     ProtocolError::Closed
 }
 
-async fn answer(host: &Host, call: Call) -> Result<Answer, RuntimeError> {
+async fn answer(host: &impl Served, call: Call) -> Result<Answer, RuntimeError> {
     let done = |()| Answer::Done;
     match call {
         Call::RunSandbox(spec) => host.run_sandbox(*spec).await.map(done),

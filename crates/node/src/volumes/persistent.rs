@@ -1,0 +1,189 @@
+//! Volumes that outlive pods: what a claim is bound to, as a directory of this machine.
+//!
+//! Where it lies is kept in the pod's own directory as a link, so that a pod starts again while
+//! no API server can be asked. Directories of volumes that the site makes itself are in
+//! `<dir>/volumes`; one whose volume is given up, and is not to be kept, is removed here.
+
+use super::{Sources, VolumeError, check_host_path, make_dir};
+use crate::agent::Agent;
+use api::constants::{ANNOTATION_PROVISIONED_BY, LOCAL_PATH_PROVISIONER};
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Api, DeleteParams, Preconditions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between looks at volumes that were given up.
+const LOOK: Duration = Duration::from_secs(5);
+/// Below the agent's directory, and as long as nobody asks, all that it may delete of.
+const DIRECTORY: &str = "volumes";
+/// Where links to what claims are bound to lie in a pod's directory: upstream's name.
+pub(super) const PLUGIN: &str = "kubernetes.io~local-volume";
+
+/// Where this node keeps the volumes that are made for it.
+pub(crate) fn directory(dir: &Path) -> PathBuf {
+    let path = dir.join(DIRECTORY);
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Links `link` to the directory that the claim is bound to.
+pub(super) async fn set_up(
+    claim: &str,
+    link: &Path,
+    sources: &Sources<'_>,
+) -> Result<(), VolumeError> {
+    let namespace = sources.facts.pod.metadata.namespace.as_deref();
+    let found = find(sources.client, namespace.unwrap_or_default(), claim).await;
+    let target = match found {
+        Ok(target) => target,
+        // What was there before is there still.
+        Err(VolumeError::Claim { .. }) if link.is_dir() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let wrap = |source| VolumeError::Write {
+        path: link.into(),
+        source,
+    };
+    match &target {
+        Target::Made(path) => make_dir(path, 0o777)?,
+        Target::Host(host) => check_host_path(host)?,
+        Target::Local(path) if !path.exists() => {
+            return Err(VolumeError::NoPath(path.clone()));
+        }
+        Target::Local(_) => {}
+    }
+    if std::fs::read_link(link).is_ok_and(|to| to == target.path()) {
+        return Ok(());
+    }
+    if let Some(parent) = link.parent() {
+        make_dir(parent, 0o755)?;
+    }
+    match std::fs::remove_file(link) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(wrap(e)),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(target.path(), link).map_err(wrap)
+}
+
+/// What a claim leads to.
+enum Target {
+    /// A directory that this site makes.
+    Made(PathBuf),
+    /// One of the host, of a volume that somebody else made.
+    Host(core::HostPathVolumeSource),
+    /// One that must be there.
+    Local(PathBuf),
+}
+
+impl Target {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Made(path) | Self::Local(path) => path,
+            Self::Host(host) => Path::new(&host.path),
+        }
+    }
+}
+
+async fn find(client: &kube::Client, namespace: &str, name: &str) -> Result<Target, VolumeError> {
+    let asked = |what: String| move |source| VolumeError::Claim { what, source };
+    let claims: Api<core::PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let claim = claims
+        .get(name)
+        .await
+        .map_err(asked(format!("claim {namespace}/{name}")))?;
+    let volume = client::volumes::volume_of(&claim);
+    if volume.is_empty() {
+        return Err(VolumeError::Unbound(name.into()));
+    }
+    let volumes: Api<core::PersistentVolume> = Api::all(client.clone());
+    let volume = volumes
+        .get(volume)
+        .await
+        .map_err(asked(format!("volume {volume}")))?;
+    if !client::volumes::is_for(&volume, &claim) {
+        return Err(VolumeError::Unbound(name.into()));
+    }
+    let made = is_made_here(&volume);
+    let spec = volume.spec.unwrap_or_default();
+    match (spec.host_path, spec.local) {
+        (Some(host), _) if made => Ok(Target::Made(host.path.into())),
+        (Some(host), _) => Ok(Target::Host(host)),
+        (_, Some(local)) => Ok(Target::Local(local.path.into())),
+        _ => Err(VolumeError::Unsupported),
+    }
+}
+
+fn is_made_here(volume: &core::PersistentVolume) -> bool {
+    let annotations = volume.metadata.annotations.as_ref();
+    let by = annotations.and_then(|a| a.get(ANNOTATION_PROVISIONED_BY));
+    by.is_some_and(|by| by == LOCAL_PATH_PROVISIONER)
+}
+
+/// Never returns: removes what is in the directories of volumes that were given up, and then
+/// the volumes.
+pub(crate) async fn reclaim(agent: Arc<Agent>) {
+    let directory = directory(&agent.fixed.dir);
+    let volumes: Api<core::PersistentVolume> = Api::all(agent.client.clone());
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
+        let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let used = in_use(&agent.fixed.dir);
+        for name in names {
+            let path = directory.join(&name);
+            if used.contains(&path) {
+                continue;
+            }
+            let Ok(volume) = volumes.get(&name).await else {
+                // One that has gone, and was to be kept, or nobody who can be asked.
+                continue;
+            };
+            if !given_up(&volume, &path) {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!(volume = name, %error, "volume not removed, trying again");
+                continue;
+            }
+            let this = DeleteParams::default().preconditions(Preconditions {
+                uid: volume.metadata.uid,
+                resource_version: None,
+            });
+            match volumes.delete(&name, &this).await {
+                Err(error) if !client::is_not_found(&error) => {
+                    // The directory is made again, for it is how the volume is found again.
+                    let _ = make_dir(&path, 0o777);
+                    tracing::warn!(volume = name, %error, "volume not deleted, trying again");
+                }
+                _ => tracing::info!(volume = name, "volume removed"),
+            }
+        }
+    }
+}
+
+/// Whether nobody claims what is at this path any more, and nobody wants it kept.
+fn given_up(volume: &core::PersistentVolume, path: &Path) -> bool {
+    let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref());
+    let Some(spec) = &volume.spec else {
+        return false;
+    };
+    phase == Some("Released")
+        && volume.metadata.deletion_timestamp.is_none()
+        && spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete")
+        && is_made_here(volume)
+        && spec
+            .host_path
+            .as_ref()
+            .is_some_and(|host| Path::new(&host.path) == path)
+}
+
+/// Where the links of all pods lead that are still on this machine.
+fn in_use(dir: &Path) -> std::collections::HashSet<PathBuf> {
+    let list = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    list(dir.join("pods"))
+        .flat_map(|pod| list(pod.path().join("volumes").join(PLUGIN)))
+        .filter_map(|link| std::fs::read_link(link.path()).ok())
+        .collect()
+}

@@ -1,0 +1,233 @@
+//! Which runtime a pod belongs to that names none: its images say so. A sandbox is asked for
+//! before its images are there, so it is made by the first runtime, which runs Wasm and makes one
+//! at next to no cost, and once more by the other when the first container turns out to be one.
+
+use crate::agent::Containers;
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use parking_lot::Mutex;
+use runtime::{
+    Artifact, AttachSpec, Changed, ContainerId, ContainerSpec, ContainerStats, ExecSpec,
+    PodRuntime, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session,
+};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// What is told of a pod with images of both kinds.
+const MIXED: &str = "pods with both Wasm and container images are not supported yet: \
+                     put them in pods of their own";
+
+/// A runtime of Wasm pods and one of container pods as one.
+pub struct ByImage {
+    wasm: Arc<dyn PodRuntime>,
+    containers: Containers,
+    known: Mutex<Known>,
+}
+
+/// Held for look-ups only.
+#[derive(Default)]
+struct Known {
+    /// Made by the first runtime, without a container yet.
+    fresh: HashMap<SandboxId, SandboxSpec>,
+    /// Those of containers.
+    containers: HashSet<SandboxId>,
+}
+
+impl Known {
+    /// Of the first runtime's sandboxes those that stood by with a supervisor that is gone, which
+    /// nobody can wake any more; and the others, without those that are there twice: on their way
+    /// to the other runtime, or standing by.
+    fn sorted(
+        &mut self,
+        mut all: Vec<SandboxStatus>,
+        containers: &[SandboxStatus],
+    ) -> (Vec<SandboxStatus>, Vec<SandboxStatus>) {
+        let ids = containers.iter().map(|sandbox| sandbox.id.clone());
+        self.containers.extend(ids);
+        all.retain(|sandbox| !self.containers.contains(&sandbox.id));
+        all.into_iter().partition(|sandbox| {
+            sandbox.standby
+                && sandbox.containers.is_empty()
+                && !self.fresh.contains_key(&sandbox.id)
+        })
+    }
+}
+
+impl ByImage {
+    /// Puts two together.
+    pub fn new(wasm: Arc<dyn PodRuntime>, containers: Containers) -> Self {
+        Self {
+            wasm,
+            containers,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The runtime that has a sandbox.
+    fn of(&self, id: &SandboxId) -> &dyn PodRuntime {
+        if self.known.lock().containers.contains(id) {
+            &self.containers
+        } else {
+            &*self.wasm
+        }
+    }
+
+    fn of_container(&self, id: &ContainerId) -> &dyn PodRuntime {
+        let sandbox = id.0.split('/').next().unwrap_or_default();
+        self.of(&SandboxId(sandbox.to_owned()))
+    }
+
+    /// Makes the sandbox once more, where containers run.
+    async fn hand_over(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let has_containers = |status: Option<SandboxStatus>| {
+            status.is_some_and(|status| !status.containers.is_empty())
+        };
+        if has_containers(self.wasm.sandbox(id).await?) {
+            return Err(RuntimeError::CreateContainer(MIXED.to_owned()));
+        }
+        let spec = self.known.lock().fresh.get(id).cloned();
+        let Some(spec) = spec else {
+            // An earlier agent asked for it: the pod's agent asks again once it is gone.
+            self.wasm.remove_sandbox(id).await?;
+            let why = "the sandbox is made again, for containers";
+            return Err(RuntimeError::Unavailable(why.to_owned()));
+        };
+        // Requests find one that stands by where Services are carried, and wake it from there.
+        let standby = spec.standby;
+        let made = self.containers.run_sandbox(spec).await;
+        made.map_err(|error| match error {
+            RuntimeError::RunSandbox(why) => RuntimeError::CreateContainer(why),
+            other => other,
+        })?;
+        // From here on it is there twice, and never not at all.
+        self.known.lock().containers.insert(id.clone());
+        if standby {
+            return Ok(());
+        }
+        self.wasm.remove_sandbox(id).await
+    }
+}
+
+#[async_trait]
+impl PodRuntime for ByImage {
+    fn version(&self) -> String {
+        self.wasm.version()
+    }
+
+    async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
+        if self.known.lock().containers.contains(&spec.id) {
+            return self.containers.run_sandbox(spec).await;
+        }
+        let kept = spec.clone();
+        self.wasm.run_sandbox(spec).await?;
+        self.known.lock().fresh.insert(kept.id.clone(), kept);
+        Ok(())
+    }
+
+    async fn create_container(&self, spec: ContainerSpec) -> Result<(), RuntimeError> {
+        let id = spec.sandbox.clone();
+        let is_container = matches!(spec.artifact, Artifact::Container { .. });
+        let placed = self.known.lock().containers.contains(&id);
+        match (is_container, placed) {
+            (true, false) => self.hand_over(&id).await?,
+            (false, true) => return Err(RuntimeError::CreateContainer(MIXED.to_owned())),
+            (true, true) | (false, false) => {}
+        }
+        self.known.lock().fresh.remove(&id);
+        if is_container && self.wasm.sandbox(&id).await?.is_some() {
+            // It stands by.
+            self.containers.create_container(spec.clone()).await?;
+            return self.wasm.create_container(spec).await;
+        }
+        self.of(&id).create_container(spec).await
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.of_container(id).start_container(id).await
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace_ms: u64) -> Result<(), RuntimeError> {
+        self.of_container(id).stop_container(id, grace_ms).await
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.of_container(id).remove_container(id).await
+    }
+
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.wasm.remove_sandbox(id).await?;
+        self.containers.remove_sandbox(id).await?;
+        let mut known = self.known.lock();
+        known.fresh.remove(id);
+        known.containers.remove(id);
+        Ok(())
+    }
+
+    async fn wake(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.of(id).wake(id).await
+    }
+
+    async fn adopted(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        if self.known.lock().containers.contains(id) {
+            // It was only there to be found.
+            self.wasm.remove_sandbox(id).await?;
+        }
+        self.of(id).adopted(id).await
+    }
+
+    async fn contact(&self, at_ms: u64) -> Result<(), RuntimeError> {
+        self.wasm.contact(at_ms).await
+    }
+
+    async fn exec(&self, spec: ExecSpec) -> Result<Session, RuntimeError> {
+        self.of_container(&spec.container).exec(spec).await
+    }
+
+    async fn attach(&self, spec: AttachSpec) -> Result<Session, RuntimeError> {
+        self.of_container(&spec.container).attach(spec).await
+    }
+
+    async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        let all = self.wasm.sandboxes().await?;
+        let containers = self.containers.sandboxes().await?;
+        let (lost, mut all) = self.known.lock().sorted(all, &containers);
+        for sandbox in lost {
+            self.wasm.remove_sandbox(&sandbox.id).await?;
+        }
+        all.extend(containers);
+        Ok(all)
+    }
+
+    async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, RuntimeError> {
+        if self.known.lock().containers.contains(id) {
+            return self.containers.sandbox(id).await;
+        }
+        if let Some(found) = self.wasm.sandbox(id).await? {
+            return Ok(Some(found));
+        }
+        let found = self.containers.sandbox(id).await?;
+        if found.is_some() {
+            self.known.lock().containers.insert(id.clone());
+        }
+        Ok(found)
+    }
+
+    async fn stats(&self) -> Result<Vec<(ContainerId, ContainerStats)>, RuntimeError> {
+        let mut all = self.wasm.stats().await?;
+        all.extend(self.containers.stats().await?);
+        Ok(all)
+    }
+
+    /// Ends when either is lost.
+    async fn changes(&self) -> Result<BoxStream<'static, Changed>, RuntimeError> {
+        let end = || stream::once(async { None });
+        let wasm = self.wasm.changes().await?.map(Some).chain(end());
+        let containers = self.containers.changes().await?.map(Some).chain(end());
+        let both = stream::select(wasm, containers);
+        Ok(both
+            .take_while(|changed| futures::future::ready(changed.is_some()))
+            .filter_map(futures::future::ready)
+            .boxed())
+    }
+}

@@ -1,0 +1,31 @@
+//! Container pods, by any OCI runtime on the machine.
+//!
+//! [`supervise`] is the process that containers belong to; [`Containers`] is the same from the
+//! agent's process, which starts it with the first container pod; [`ByImage`] puts it beside the
+//! runtime of Wasm pods, so that a pod's images say where it runs. What a container is told to be
+//! is in `spec`, its files in `bundle`, its pod's namespaces in `sandbox`, and the runtimes'
+//! command line in `seam`. What a pod is, is in crate `node`.
+
+mod agent;
+mod bundle;
+mod by_image;
+mod cgroup;
+mod console;
+mod mounts;
+mod process;
+mod programs;
+mod sandbox;
+mod seam;
+mod seccomp;
+mod spec;
+mod supervisor;
+mod users;
+
+pub use agent::{Containers, Launch, connect};
+pub use by_image::ByImage;
+pub use programs::find as find_programs;
+pub use remote_runtime::LogLimits;
+pub use supervisor::{Config, SuperviseError, supervise};
+
+/// What the supervisor says that it is.
+const VERSION: &str = concat!("salp-oci://", env!("CARGO_PKG_VERSION"));
