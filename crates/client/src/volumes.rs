@@ -27,6 +27,22 @@ pub fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> + '_ {
     volumes.filter_map(|volume| claim_of(pod, volume))
 }
 
+/// # Errors
+/// In upstream's words, when a claim of an ephemeral volume's name was made for something else:
+/// by hand, or for the pod of the same name that was there before.
+pub fn made_for(claim: &PersistentVolumeClaim, pod: &Pod) -> Result<(), String> {
+    let owners = claim.metadata.owner_references.iter().flatten();
+    let mut owners = owners.filter(|owner| owner.controller == Some(true));
+    if owners.any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
+        return Ok(());
+    }
+    Err(format!(
+        "PVC {} was not created for pod {} (pod is not owner)",
+        ObjectKey::of(claim),
+        ObjectKey::of(pod)
+    ))
+}
+
 /// The volume that a claim names; empty while there is none.
 pub fn volume_of(claim: &PersistentVolumeClaim) -> &str {
     let spec = claim.spec.as_ref();

@@ -6,7 +6,9 @@ use crate::filter::Rejection;
 use crate::snapshot::NodeState;
 use client::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use client::k8s_openapi::api::storage::v1::StorageClass;
-use client::volumes::{SELECTED_NODE, claims_of, class_of, suited, volume_of, waits_for_pod};
+use client::volumes::{
+    SELECTED_NODE, claims_of, class_of, made_for, suited, volume_of, waits_for_pod,
+};
 use std::sync::Arc;
 
 /// A class of this provisioner has only the volumes that somebody makes by hand.
@@ -65,6 +67,9 @@ impl Claims {
         let mut unbound = false;
         for (name, made) in claims_of(pod) {
             let claim = storage.claim(&name).ok_or_else(|| missing(&name, made))?;
+            if made {
+                made_for(&claim, pod)?;
+            }
             let volume = volume_of(&claim);
             let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
             if phase == Some("Lost") {
@@ -244,7 +249,8 @@ mod tests {
 
     fn pod(volume: &Value) -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": "p"}, "spec": {"containers": [], "volumes": [volume]},
+            "metadata": {"name": "p", "uid": "of p"},
+            "spec": {"containers": [], "volumes": [volume]},
         }))
         .unwrap()
     }
@@ -311,6 +317,20 @@ mod tests {
                 "waiting for ephemeral volume controller to create the persistentvolumeclaim \"p-v\""
             )
         );
+        let owned_by = |uid: &str| {
+            json!({
+                "metadata": {"name": "p-v", "ownerReferences": [{
+                    "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid, "controller": true,
+                }]},
+                "spec": {"volumeName": "pv"},
+            })
+        };
+        let before = owned_by("of the pod before");
+        assert_eq!(
+            check(&made, Some(before)),
+            said("PVC p-v was not created for pod p (pod is not owner)")
+        );
+        assert_eq!(check(&made, Some(owned_by("of p"))), None);
         let unbound = json!({"metadata": {"name": "data"}, "spec": {}});
         assert_eq!(
             check(&by_claim(), Some(unbound)),

@@ -16,9 +16,9 @@ use api::constants::{
 };
 use client::k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use client::k8s_openapi::api::storage::v1::StorageClass;
-use client::volumes::{claim_of, claimed_by, claims_of, class_of, is_for, volume_of};
+use client::volumes::{claim_of, claimed_by, claims_of, class_of, is_for, made_for, volume_of};
 use client::{EventRecorder, Informer, ObjectKey, Outcome, WorkQueue};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use plan::{ClaimPlan, VolumePlan};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -139,7 +139,8 @@ impl Controller {
             return self.make_ephemeral(key).await;
         };
         if claim.metadata.deletion_timestamp.is_some() {
-            if !self.is_used(key) {
+            let mut known = self.pods_of(&key.namespace);
+            if !known.any(|pod| uses(&pod, &claim)) && !self.is_used(&claim).await? {
                 let api: Api<PersistentVolumeClaim> = self.namespaced(&key.namespace);
                 self.unprotect(&api, &*claim, FINALIZER_CLAIM_IN_USE)
                     .await?;
@@ -334,15 +335,16 @@ impl Controller {
         }
     }
 
-    /// Whether a pod that is placed, and has not ended, names the claim.
-    fn is_used(&self, key: &ObjectKey) -> bool {
-        self.pods_of(&key.namespace).any(|pod| {
-            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-            let placed = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-            placed
-                && !matches!(phase, Some("Succeeded" | "Failed"))
-                && claims_of(&pod).any(|(name, _)| name == key.name)
-        })
+    /// Asks for the pods of now: one may have been placed that is not known yet.
+    async fn is_used(&self, claim: &PersistentVolumeClaim) -> Result<bool, Error> {
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
+        let pods = api.list(&ListParams::default()).await;
+        let pods = pods.map_err(|source| Error::List {
+            what: "pods".into(),
+            source,
+        })?;
+        Ok(pods.items.iter().any(|pod| uses(pod, claim)))
     }
 
     fn pods_of(&self, namespace: &str) -> impl Iterator<Item = Arc<Pod>> {
@@ -451,4 +453,15 @@ fn add_unbound(all: &Informer<PersistentVolumeClaim>, claims: &WorkQueue<ObjectK
             claims.add(ObjectKey::of(&*claim));
         }
     }
+}
+
+/// Whether a pod that has a node, and has not ended, has the claim.
+fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    let placed = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+    placed
+        && !matches!(phase, Some("Succeeded" | "Failed"))
+        && claims_of(pod).any(|(name, made)| {
+            Some(name) == claim.metadata.name && !(made && made_for(claim, pod).is_err())
+        })
 }

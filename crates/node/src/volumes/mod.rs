@@ -34,6 +34,8 @@ pub(crate) enum VolumeError {
     Path(String),
     #[error("claim {0:?} is not bound to a volume")]
     Unbound(String),
+    #[error("{0}")]
+    NotOwner(String),
     #[error("path {:?} does not exist", .0.display())]
     NoPath(PathBuf),
     #[error("read {what}: {source}")]
@@ -115,8 +117,8 @@ async fn set_up_one(
         return Ok(None);
     }
     let dir = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
-    if let Some((claim, _)) = client::volumes::claim_of(sources.facts.pod, volume) {
-        persistent::set_up(&claim, &dir, sources).await?;
+    if let Some((claim, made)) = client::volumes::claim_of(sources.facts.pod, volume) {
+        persistent::set_up(&claim, made, &dir, sources).await?;
         return Ok(None);
     }
     if volume.empty_dir.is_some() {

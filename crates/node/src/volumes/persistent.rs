@@ -26,14 +26,17 @@ pub(crate) fn directory(dir: &Path) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// Links `link` to the directory that the claim is bound to.
+/// Links `link` to the directory that the claim is bound to; `made` is whether a controller makes
+/// the claim for this pod alone.
 pub(super) async fn set_up(
     claim: &str,
+    made: bool,
     link: &Path,
     sources: &Sources<'_>,
 ) -> Result<(), VolumeError> {
+    let owner = made.then_some(sources.facts.pod);
     let namespace = sources.facts.pod.metadata.namespace.as_deref();
-    let found = find(sources.client, namespace.unwrap_or_default(), claim).await;
+    let found = find(sources.client, namespace.unwrap_or_default(), claim, owner).await;
     let target = match found {
         Ok(target) => target,
         // What was there before is there still.
@@ -84,13 +87,21 @@ impl Target {
     }
 }
 
-async fn find(client: &kube::Client, namespace: &str, name: &str) -> Result<Target, VolumeError> {
+async fn find(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+    owner: Option<&core::Pod>,
+) -> Result<Target, VolumeError> {
     let asked = |what: String| move |source| VolumeError::Claim { what, source };
     let claims: Api<core::PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let claim = claims
         .get(name)
         .await
         .map_err(asked(format!("claim {namespace}/{name}")))?;
+    if let Some(owner) = owner {
+        client::volumes::made_for(&claim, owner).map_err(VolumeError::NotOwner)?;
+    }
     let volume = client::volumes::volume_of(&claim);
     if volume.is_empty() {
         return Err(VolumeError::Unbound(name.into()));
