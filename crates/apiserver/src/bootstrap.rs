@@ -2,9 +2,10 @@
 //! Written when missing; what users changed stays as it is. Default roles and bindings of an
 //! earlier version get what they lack.
 
+use crate::authn::request_header::RequestHeaders;
 use crate::authz::policy;
 use crate::authz::reconcile::{Reconciled, concerns, reconcile};
-use crate::config::{FrontProxy, ServiceCidr};
+use crate::config::ServiceCidr;
 use crate::registry::Call;
 use crate::registry::create::{Tracking, create};
 use crate::registry::delete::{DeleteOptions, delete};
@@ -65,7 +66,7 @@ async fn write(
     ensure_all(core, first).await?;
     let mut second = policy::namespaced();
     second.push(service(cidr, port, advertise));
-    let authentication = authentication(client_ca, core.aggregator.authority());
+    let authentication = authentication(client_ca, core.authn.request_headers.as_deref());
     second.push(authentication.clone());
     if let Some(address) = advertise {
         second.push(cluster_info(address, client_ca));
@@ -201,22 +202,11 @@ fn service(cidr: ServiceCidr, port: u16, advertise: Option<SocketAddr>) -> Value
 }
 
 /// How extension servers check the certificates of clients, and of those who call through
-/// this one and say in whose name.
-fn authentication(client_ca: &str, front_proxy_ca: Option<&str>) -> Value {
+/// this one or another proxy and say in whose name.
+fn authentication(client_ca: &str, proxies: Option<&RequestHeaders>) -> Value {
     let mut data = json!({"client-ca-file": client_ca});
-    if let Some(ca) = front_proxy_ca {
-        // Lists are JSON in a text.
-        let list = |item: &str| json!([item]).to_string();
-        data["requestheader-client-ca-file"] = ca.into();
-        for (key, item) in [
-            ("allowed-names", FrontProxy::NAME),
-            ("extra-headers-prefix", "X-Remote-Extra-"),
-            ("group-headers", "X-Remote-Group"),
-            ("uid-headers", "X-Remote-Uid"),
-            ("username-headers", "X-Remote-User"),
-        ] {
-            data[format!("requestheader-{key}")] = list(item).into();
-        }
+    for (key, value) in proxies.map_or_else(Vec::new, RequestHeaders::published) {
+        data[key] = value;
     }
     json!({
         "kind": "ConfigMap", "apiVersion": "v1",

@@ -58,6 +58,41 @@ impl fmt::Debug for FrontProxy {
     }
 }
 
+/// Who may say in whose name a request comes, and how (`--requestheader-…` of upstream).
+///
+/// Whom extension servers are told to believe is believed here too: the authority of
+/// [`Config::front_proxy`] and `ca`.
+#[derive(Clone, Debug)]
+pub struct RequestHeader {
+    /// PEM bundle of further authorities.
+    pub ca: Option<String>,
+    /// Common names that are believed beside [`FrontProxy::NAME`]; with `ca` and without names,
+    /// any is.
+    pub allowed_names: Vec<String>,
+    /// Headers with the user's name; the first that is there counts.
+    pub username_headers: Vec<String>,
+    /// Headers with the user's uid; the first that is there counts.
+    pub uid_headers: Vec<String>,
+    /// Headers with groups; all count.
+    pub group_headers: Vec<String>,
+    /// What the names of headers with further facts start with.
+    pub extra_prefixes: Vec<String>,
+}
+
+impl Default for RequestHeader {
+    fn default() -> Self {
+        let one = |name: &str| vec![name.to_owned()];
+        Self {
+            ca: None,
+            allowed_names: Vec::new(),
+            username_headers: one("X-Remote-User"),
+            uid_headers: one("X-Remote-Uid"),
+            group_headers: one("X-Remote-Group"),
+            extra_prefixes: one("X-Remote-Extra-"),
+        }
+    }
+}
+
 /// Bounds; each says what happens when it is full.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -189,6 +224,8 @@ pub struct Config {
     pub shared: Option<Shared>,
     /// What extension servers are shown; `None`: they can't tell who asks.
     pub front_proxy: Option<FrontProxy>,
+    /// Who else may say in whose name a request comes.
+    pub request_header: RequestHeader,
     /// Who asked for what is recorded; `None`: nothing is.
     pub audit: Option<crate::AuditConfig>,
     /// Text of an `AuthenticationConfiguration`: issuers of tokens that are believed.
@@ -231,6 +268,7 @@ impl Config {
             kubelet: KubeletAccess::default(),
             shared: None,
             front_proxy: None,
+            request_header: RequestHeader::default(),
             audit: None,
             authentication: None,
             encryption: None,

@@ -3,7 +3,7 @@
 use crate::admission::{self, Warnings};
 use crate::aggregation;
 use crate::audit;
-use crate::authn::User;
+use crate::authn::{Shown, User};
 use crate::authn::impersonate::acting_as;
 use crate::authz::{self, Attributes, review};
 use crate::convert;
@@ -48,8 +48,8 @@ pub(crate) type Incoming = UnsyncBoxBody<Bytes, BoxError>;
 /// How the caller is known.
 #[derive(Clone, Debug)]
 pub(crate) enum Caller {
-    /// From the network, with the user of its client certificate, and from where.
-    Remote(Option<Arc<User>>, IpAddr),
+    /// From the network, with what its client certificate says, and from where.
+    Remote(Arc<Shown>, IpAddr),
     /// From this process.
     Local(Arc<User>),
 }
@@ -188,7 +188,7 @@ struct Target<'a> {
 
 async fn serve(
     core: &Arc<Core>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     target: Target<'_>,
     caller: &Caller,
 ) -> Result<Response<Body>, Status> {
@@ -203,11 +203,13 @@ async fn serve(
     } = target;
     let user = match caller {
         Caller::Local(user) => user.clone(),
-        Caller::Remote(certificate, _) => {
-            let headers = request.headers();
-            let found = core.authenticate(headers, certificate.as_deref()).await;
+        Caller::Remote(shown, _) => {
+            let found = core.authenticate(request.headers(), shown).await;
             if let (Err(Status { code: 401, .. }), Some(audit)) = (&found, audit) {
                 audit.refused(info);
+            }
+            if let Some(proxies) = &core.authn.request_headers {
+                proxies.clear(request.headers_mut());
             }
             Arc::new(found?)
         }
@@ -546,7 +548,7 @@ async fn transient(
         )
         .await;
     }
-    let review = review::answer(ctx.core, call.row.kind(), call.namespace, ctx.user, value)?;
+    let review = review::answer(ctx.core, call.row.kind(), call.namespace, ctx.user, value).await?;
     Ok(respond::value(201, accepted, &review))
 }
 

@@ -41,7 +41,8 @@ mod webhook;
 pub use audit::{Config as AuditConfig, Log as AuditLog};
 pub use authn::User;
 pub use config::{
-    Clock, Config, Entropy, FrontProxy, KubeletAccess, Limits, ServiceCidr, Shared, SystemClock,
+    Clock, Config, Entropy, FrontProxy, KubeletAccess, Limits, RequestHeader, ServiceCidr, Shared,
+    SystemClock,
 };
 pub use http::respond::Body;
 pub use server::{ApiServer, Error, InProcess};

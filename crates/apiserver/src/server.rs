@@ -3,8 +3,9 @@
 use crate::allocate::Allocator;
 use crate::audit::Audit;
 use crate::authn::oidc::Oidc;
+use crate::authn::request_header::RequestHeaders;
 use crate::authn::token::Tokens;
-use crate::authn::{Authenticator, User, certificate_user};
+use crate::authn::{Authenticator, User};
 use crate::authz::{Authorizer, NamedByNodes};
 use crate::bootstrap;
 use crate::cache::Cache;
@@ -69,6 +70,9 @@ pub enum Error {
     /// What extension servers are shown is not usable.
     #[error("load front-proxy certificate")]
     FrontProxy(#[source] BoxError),
+    /// Whom to believe about who asks is not usable.
+    #[error("read request-header configuration")]
+    RequestHeader(#[source] BoxError),
     /// The NodePort range is empty.
     #[error("check NodePort range: {0}-{1} has no ports")]
     NodePorts(u16, u16),
@@ -116,7 +120,11 @@ impl ApiServer {
     /// When keys, listeners or the store are not usable.
     pub async fn start(config: Config, scope: &Scope) -> Result<Self, Error> {
         config.check()?;
-        let (tls, certificate) = serving::tls(&config)?;
+        let proxies = RequestHeaders::new(config.front_proxy.as_ref(), &config.request_header)
+            .map_err(Error::RequestHeader)?
+            .map(Arc::new);
+        let clients = serving::authorities(&config.client_ca).map_err(Error::ClientCa)?;
+        let (tls, certificate) = serving::tls(&config, proxies.as_deref().map(|p| p.ca()))?;
         let tokens = Tokens::new(
             &config.issuer,
             &config.service_account_key,
@@ -164,7 +172,13 @@ impl ApiServer {
             named: NamedByNodes::new(&cache),
             store,
             cache,
-            authn: Authenticator { tokens, oidc },
+            authn: Authenticator {
+                tokens,
+                oidc,
+                request_headers: proxies,
+                clients,
+                audience: config.issuer.clone(),
+            },
             services,
             peers,
             kubelets,
@@ -403,14 +417,9 @@ async fn connection(
         }
         _ => return,
     };
-    let user = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| certificate_user(chain.first()?))
-        .map(Arc::new);
+    let shown = Arc::new(core.authn.shown(stream.get_ref().1.peer_certificates()));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (core, caller) = (core.clone(), Caller::Remote(user.clone(), from));
+        let (core, caller) = (core.clone(), Caller::Remote(shown.clone(), from));
         let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
         async move { Ok::<_, Infallible>(handle(core, request, caller).await) }
     });

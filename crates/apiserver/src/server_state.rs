@@ -1,7 +1,7 @@
 //! What all parts of the API server share.
 
 use crate::allocate::Allocator;
-use crate::authn::{Authenticator, User};
+use crate::authn::{Authenticator, Shown, User};
 use crate::authz::{Authorizer, NamedByNodes};
 use crate::cache::{Cache, Kind, Object};
 use crate::config::{Clock, Entropy, Limits};
@@ -98,32 +98,43 @@ impl Core {
         self.peers.as_ref().is_none_or(Peers::on_duty)
     }
 
-    /// Who a request comes from. A token may be of an account that another server has just
-    /// made: before one is refused the cache catches up.
+    /// Who a request comes from.
     ///
     /// # Errors
     /// 401 for a token that is not valid.
     pub(crate) async fn authenticate(
         &self,
         headers: &http::HeaderMap,
-        certificate: Option<&User>,
+        shown: &Shown,
     ) -> Result<User, Status> {
-        let now = self.clock.now().as_second();
-        if let (None, Some(oidc), Some(token)) =
-            (certificate, &self.authn.oidc, crate::authn::bearer(headers))
-            && let Some(user) = oidc.user(token, now).await
-        {
-            return user.map_err(|reason| {
-                tracing::debug!(reason, "token of an issuer refused");
-                Status::unauthorized()
-            });
+        if let Some(user) = self.authn.without_token(headers, shown)? {
+            return Ok(user);
         }
-        let found = self.authn.authenticate(headers, certificate, self, now);
+        let token = crate::authn::bearer(headers).unwrap_or_default();
+        let found = self.token(token, &[]).await;
+        found.map(|(user, _)| user).map_err(|reason| {
+            tracing::debug!(reason, "token refused");
+            Status::unauthorized()
+        })
+    }
+
+    /// The user of a token, and for which of `audiences` it is. It may be of an account that
+    /// another server has just made: before it is refused the cache catches up.
+    ///
+    /// # Errors
+    /// Why it is refused, in words.
+    pub(crate) async fn token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(User, Vec<String>), String> {
+        let now = self.clock.now().as_second();
+        let found = self.authn.token(token, audiences, self, now).await;
         if found.is_ok() || self.peers.is_none() {
             return found;
         }
-        self.fresh().await?;
-        self.authn.authenticate(headers, certificate, self, now)
+        self.fresh().await.map_err(|e| e.message)?;
+        self.authn.token(token, audiences, self, now).await
     }
 
     /// An object as the cache has it, perhaps a moment old.

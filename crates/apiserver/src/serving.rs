@@ -6,11 +6,12 @@ use crate::http::respond::BoxError;
 use crate::server::Error;
 use parking_lot::RwLock;
 use rustls::client::ResolvesClientCert;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use std::sync::Arc;
 
 /// What is shown now; connections that come later get what replaces it.
@@ -54,20 +55,39 @@ fn certified(cert_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, BoxErro
     Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
 }
 
-/// What connections are accepted with.
-pub(crate) fn tls(config: &Config) -> Result<(Arc<ServerConfig>, Arc<Identity>), Error> {
+/// Whose certificates the authorities of a bundle (PEM) have signed.
+pub(crate) fn authorities(pem: &str) -> Result<Arc<dyn ClientCertVerifier>, BoxError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        roots.add(certificate?)?;
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    Ok(verifier.allow_unauthenticated().build()?)
+}
+
+/// Whether these have signed a certificate that comes with its chain, and it is valid now.
+pub(crate) fn is_signed(by: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>]) -> bool {
+    chain.split_first().is_some_and(|(leaf, between)| {
+        by.verify_client_cert(leaf, between, UnixTime::now())
+            .is_ok()
+    })
+}
+
+/// What connections are accepted with; `proxies` is the bundle of those in front, if any is.
+pub(crate) fn tls(
+    config: &Config,
+    proxies: Option<&str>,
+) -> Result<(Arc<ServerConfig>, Arc<Identity>), Error> {
     let serving = Identity::new(&config.serving_cert, &config.serving_key)
         .map_err(Error::ServingCertificate)?;
-    let mut roots = RootCertStore::empty();
-    for cert in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
-        let cert = cert.map_err(|e| Error::ClientCa(e.into()))?;
-        roots.add(cert).map_err(|e| Error::ClientCa(e.into()))?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| Error::ClientCa(e.into()))?;
+    let all = format!(
+        "{}\n{}",
+        config.client_ca.trim_end(),
+        proxies.unwrap_or_default()
+    );
+    let verifier = authorities(&all).map_err(Error::ClientCa)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::ServingCertificate(e.into()))?

@@ -57,6 +57,28 @@ pub struct ApiArgs {
     /// Certificates (PEM) that the issuer is trusted by [default: what everybody trusts].
     #[arg(long, env = "SALP_OIDC_CA_FILE", value_name = "FILE")]
     pub oidc_ca_file: Option<PathBuf>,
+    /// Certificates (PEM) that sign those of proxies which say who asks, beside the site's own.
+    #[arg(
+        long,
+        env = "SALP_REQUESTHEADER_CLIENT_CA_FILE",
+        value_name = "FILE"
+    )]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names of such proxies [default: any that --requestheader-client-ca-file has signed].
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub requestheader_allowed_names: Vec<String>,
+    /// Headers with the user's name [default: X-Remote-User].
+    #[arg(long, value_delimiter = ',', value_name = "HEADER")]
+    pub requestheader_username_headers: Vec<String>,
+    /// Headers with the user's uid [default: X-Remote-Uid].
+    #[arg(long, value_delimiter = ',', value_name = "HEADER")]
+    pub requestheader_uid_headers: Vec<String>,
+    /// Headers with groups [default: X-Remote-Group].
+    #[arg(long, value_delimiter = ',', value_name = "HEADER")]
+    pub requestheader_group_headers: Vec<String>,
+    /// What headers with further facts start with [default: X-Remote-Extra-].
+    #[arg(long, value_delimiter = ',', value_name = "PREFIX")]
+    pub requestheader_extra_headers_prefix: Vec<String>,
 }
 
 impl ApiArgs {
@@ -82,6 +104,29 @@ impl ApiArgs {
             oidc_required_claim: list(self.oidc_required_claim, file.oidc_required_claim),
             oidc_signing_algs: list(self.oidc_signing_algs, file.oidc_signing_algs),
             oidc_ca_file: self.oidc_ca_file.or(file.oidc_ca_file),
+            requestheader_client_ca_file: self
+                .requestheader_client_ca_file
+                .or(file.requestheader_client_ca_file),
+            requestheader_allowed_names: list(
+                self.requestheader_allowed_names,
+                file.requestheader_allowed_names,
+            ),
+            requestheader_username_headers: list(
+                self.requestheader_username_headers,
+                file.requestheader_username_headers,
+            ),
+            requestheader_uid_headers: list(
+                self.requestheader_uid_headers,
+                file.requestheader_uid_headers,
+            ),
+            requestheader_group_headers: list(
+                self.requestheader_group_headers,
+                file.requestheader_group_headers,
+            ),
+            requestheader_extra_headers_prefix: list(
+                self.requestheader_extra_headers_prefix,
+                file.requestheader_extra_headers_prefix,
+            ),
         }
     }
 
@@ -91,6 +136,7 @@ impl ApiArgs {
     /// When a file can't be read, or settings lack others.
     pub fn apply(&self, config: &mut apiserver::Config) -> Result<()> {
         config.audit = self.audit()?;
+        config.request_header = self.request_header()?;
         let encryption = self.encryption_provider_config.as_deref();
         config.encryption = encryption.map(read).transpose()?;
         config.authentication = match (&self.authentication_config, &self.oidc_issuer_url) {
@@ -127,6 +173,29 @@ impl ApiArgs {
                 age_max_days: self.audit_log_maxage.unwrap_or(0),
             },
         }))
+    }
+
+    fn request_header(&self) -> Result<apiserver::RequestHeader> {
+        let standard = apiserver::RequestHeader::default();
+        let or = |flag: &Vec<String>, default| match flag.as_slice() {
+            [] => default,
+            stated => stated.to_vec(),
+        };
+        let ca = self.requestheader_client_ca_file.as_deref();
+        Ok(apiserver::RequestHeader {
+            ca: ca.map(read).transpose()?,
+            allowed_names: self.requestheader_allowed_names.clone(),
+            username_headers: or(
+                &self.requestheader_username_headers,
+                standard.username_headers,
+            ),
+            uid_headers: or(&self.requestheader_uid_headers, standard.uid_headers),
+            group_headers: or(&self.requestheader_group_headers, standard.group_headers),
+            extra_prefixes: or(
+                &self.requestheader_extra_headers_prefix,
+                standard.extra_prefixes,
+            ),
+        })
     }
 
     /// The flags in the form of the file.
@@ -200,6 +269,23 @@ mod tests {
         args.oidc_username_prefix = Some("-".to_owned());
         let made = args.issuer("https://id.example.com").unwrap();
         assert_eq!(made["jwt"][0]["claimMappings"]["username"]["prefix"], "");
+    }
+
+    #[test]
+    fn headers_of_proxies_are_upstreams_unless_stated() {
+        let args = ApiArgs {
+            requestheader_group_headers: vec!["X-Team".to_owned()],
+            ..ApiArgs::default()
+        };
+        let made = args.request_header().unwrap();
+        assert_eq!(made.username_headers, ["X-Remote-User"]);
+        assert_eq!(made.group_headers, ["X-Team"]);
+        let args = ApiArgs {
+            requestheader_client_ca_file: Some("/no/such/ca.crt".into()),
+            ..ApiArgs::default()
+        };
+        let error = args.request_header().unwrap_err().to_string();
+        assert!(error.contains("/no/such/ca.crt"), "{error}");
     }
 
     #[test]

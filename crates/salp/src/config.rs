@@ -48,6 +48,17 @@ struct File {
     oidc_required_claim: Vec<String>,
     #[serde(default)]
     oidc_signing_algs: Vec<String>,
+    requestheader_client_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    requestheader_allowed_names: Vec<String>,
+    #[serde(default)]
+    requestheader_username_headers: Vec<String>,
+    #[serde(default)]
+    requestheader_uid_headers: Vec<String>,
+    #[serde(default)]
+    requestheader_group_headers: Vec<String>,
+    #[serde(default)]
+    requestheader_extra_headers_prefix: Vec<String>,
     store_prefix: Option<String>,
     site: Option<String>,
     #[serde(default)]
@@ -88,6 +99,12 @@ impl File {
             oidc_ca_file: self.oidc_ca_file.clone(),
             oidc_required_claim: self.oidc_required_claim.clone(),
             oidc_signing_algs: self.oidc_signing_algs.clone(),
+            requestheader_client_ca_file: self.requestheader_client_ca_file.clone(),
+            requestheader_allowed_names: self.requestheader_allowed_names.clone(),
+            requestheader_username_headers: self.requestheader_username_headers.clone(),
+            requestheader_uid_headers: self.requestheader_uid_headers.clone(),
+            requestheader_group_headers: self.requestheader_group_headers.clone(),
+            requestheader_extra_headers_prefix: self.requestheader_extra_headers_prefix.clone(),
         }
     }
 }

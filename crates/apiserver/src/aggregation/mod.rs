@@ -27,8 +27,8 @@ pub(crate) const PLURAL: &str = "apiservices";
 pub(crate) struct Aggregator {
     /// By `GROUP/VERSION`; as many as there are objects. Written by [`settle`] alone.
     remotes: ArcSwap<HashMap<String, Arc<Remote>>>,
-    /// What extension servers are shown, and who signed it (PEM).
-    identity: Option<(Arc<Identity>, String)>,
+    /// What extension servers are shown.
+    identity: Option<Arc<Identity>>,
     /// Counts up when they are shown another: who refused may now answer.
     shown: watch::Sender<u64>,
 }
@@ -37,7 +37,7 @@ impl Aggregator {
     /// `identity` is what extension servers are shown.
     pub(crate) fn new(identity: Option<&FrontProxy>) -> Result<Self, BoxError> {
         let identity = match identity {
-            Some(i) => Some((Identity::new(&i.cert, &i.key)?, i.ca.clone())),
+            Some(i) => Some(Identity::new(&i.cert, &i.key)?),
             None => None,
         };
         Ok(Self {
@@ -49,19 +49,14 @@ impl Aggregator {
 
     /// Shows extension servers another certificate of the same authority from now on.
     pub(crate) fn show(&self, cert_pem: &str, key_pem: &str) -> Result<(), BoxError> {
-        let (identity, _) = (self.identity.as_ref()).ok_or("extension servers are shown none")?;
+        let identity = (self.identity.as_ref()).ok_or("extension servers are shown none")?;
         identity.replace(cert_pem, key_pem)?;
         self.shown.send_modify(|n| *n += 1);
         Ok(())
     }
 
-    /// Who signed what extension servers are shown.
-    pub(crate) fn authority(&self) -> Option<&str> {
-        self.identity.as_ref().map(|(_, ca)| ca.as_str())
-    }
-
     fn identity(&self) -> Option<Arc<Identity>> {
-        self.identity.as_ref().map(|(identity, _)| identity.clone())
+        self.identity.clone()
     }
 
     /// Who answers a path, if it is not this server.

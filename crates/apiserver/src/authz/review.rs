@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// 422 for a review that asks nothing.
-pub(crate) fn answer(
+pub(crate) async fn answer(
     core: &Core,
     kind: &str,
     namespace: &str,
@@ -37,7 +37,7 @@ pub(crate) fn answer(
             rules(core, user, spec["namespace"].as_str().unwrap_or_default())?
         }
         "SelfSubjectReview" => json!({"userInfo": user_info(user)}),
-        "TokenReview" => token(core, &spec)?,
+        "TokenReview" => token(core, &spec).await?,
         other => return Err(Status::internal(format!("no review {other}"))),
     };
     review["status"] = status;
@@ -156,7 +156,7 @@ fn user_info(user: &User) -> Value {
     info
 }
 
-fn token(core: &Core, spec: &Value) -> Result<Value, Status> {
+async fn token(core: &Core, spec: &Value) -> Result<Value, Status> {
     let text = spec["token"].as_str().unwrap_or_default();
     if text.is_empty() {
         return Err(Status::bad_request(
@@ -169,17 +169,18 @@ fn token(core: &Core, spec: &Value) -> Result<Value, Status> {
         .flatten()
         .filter_map(|a| a.as_str().map(str::to_owned))
         .collect();
-    let now = core.clock.now().as_second();
-    Ok(
-        match core.authn.tokens.verify(text, &audiences, core, now) {
-            Ok((user, matched)) => json!({
-                "authenticated": true, "user": user_info(&user), "audiences": matched,
-            }),
-            Err(reason) => {
-                json!({"authenticated": false, "user": {}, "error": format!("invalid bearer token, {reason}")})
-            }
-        },
-    )
+    Ok(match core.token(text, &audiences).await {
+        Ok((user, matched)) => json!({
+            "authenticated": true, "user": user_info(&user), "audiences": matched,
+        }),
+        Err(reason) => {
+            let error = match reason.as_str() {
+                "" => "invalid bearer token".to_owned(),
+                reason => format!("[invalid bearer token, {reason}]"),
+            };
+            json!({"user": {}, "error": error})
+        }
+    })
 }
 
 impl Live for Core {

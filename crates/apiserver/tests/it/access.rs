@@ -303,7 +303,14 @@ async fn tokens_speak_for_accounts_until_their_object_goes() -> Result<()> {
     );
     api.call("DELETE", &format!("{PODS}/p?gracePeriodSeconds=0"), None)
         .await?;
-    assert_eq!(review().await?["authenticated"], false);
+    let refused = review().await?;
+    assert!(refused["authenticated"].is_null(), "{refused}");
+    assert!(
+        refused["error"]
+            .as_str()
+            .is_some_and(|e| e.starts_with("[invalid bearer token, ")),
+        "{refused}"
+    );
     api.close().await
 }
 

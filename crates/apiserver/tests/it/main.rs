@@ -19,6 +19,7 @@ mod oidc;
 mod patch;
 mod policies;
 mod protobuf;
+mod request_header;
 mod resource_metrics;
 mod services;
 mod shared;

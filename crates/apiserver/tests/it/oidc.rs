@@ -109,6 +109,15 @@ fn jwk(id: &str, key: &EcdsaKeyPair) -> Value {
         "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..])})
 }
 
+/// What a TokenReview says of a token.
+async fn review(api: &TestApi, token: &str, audiences: &[&str]) -> Result<Value> {
+    let body = json!({"spec": {"token": token, "audiences": audiences}});
+    let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let answer = api.call("POST", path, Some(&body)).await?;
+    anyhow::ensure!(answer.code == 201, "{}", answer.text);
+    Ok(answer.json["status"].clone())
+}
+
 /// Who a token is, over the network: its name, or the code of the refusal.
 async fn who(api: &TestApi, token: &str) -> Result<Value> {
     let kubectl = testkit::tool("kubectl")?;
@@ -191,6 +200,61 @@ async fn tokens_of_an_issuer_are_believed_as_the_configuration_says() -> Result<
     // Its keys are known: it need not be there.
     let user = who(&api, &issuer.token(&claims)?).await?;
     assert_eq!(user["username"], "id:anna");
+    api.close().await
+}
+
+// k8s.io/kubernetes/pkg/registry/authentication/tokenreview and
+// `WrapAudienceAgnosticToken` of k8s.io/apiserver.
+#[tokio::test]
+async fn reviews_know_tokens_of_issuers_and_bootstrap_tokens() -> Result<()> {
+    let issuer = Issuer::start().await?;
+    let text = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": {"url": issuer.url, "audiences": ["salp"], "certificateAuthority": issuer.ca},
+            "claimMappings": {"username": {"claim": "sub", "prefix": "id:"},
+                "groups": {"claim": "roles", "prefix": ""}, "uid": {"claim": "uid"}}}]})
+    .to_string();
+    let mut own = String::new();
+    let api = TestApi::start_with(|c| {
+        c.authentication = Some(text);
+        own.clone_from(&c.issuer);
+    })
+    .await?;
+    let exp = jiff::Timestamp::now().as_second() + 600;
+    let claims = json!({"iss": issuer.url, "sub": "anna", "aud": "salp", "exp": exp,
+        "roles": ["tills"], "uid": "7"});
+    let token = issuer.token(&claims)?;
+    let good = json!({"authenticated": true, "audiences": [own], "user": {
+        "username": "id:anna", "uid": "7", "groups": ["tills", "system:authenticated"]}});
+    assert_eq!(review(&api, &token, &[]).await?, good);
+    assert_eq!(review(&api, &token, &["elsewhere", &own]).await?, good);
+    // Its audience is the issuer's matter: here such a token is for this server.
+    let elsewhere = review(&api, &token, &["elsewhere", "salp"]).await?;
+    assert_eq!(
+        elsewhere,
+        json!({"user": {}, "error": "invalid bearer token"})
+    );
+    let mut old = claims.clone();
+    old["exp"] = 1.into();
+    let refused = review(&api, &issuer.token(&old)?, &[]).await?;
+    assert_eq!(
+        refused,
+        json!({"user": {}, "error": "[invalid bearer token, the token is expired]"})
+    );
+    let secret = json!({"metadata": {"name": "bootstrap-token-abcdef"},
+        "type": "bootstrap.kubernetes.io/token", "stringData": {"token-id": "abcdef",
+            "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true"}});
+    let path = "/api/v1/namespaces/kube-system/secrets";
+    let made = api.call("POST", path, Some(&secret)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let known = review(&api, "abcdef.0123456789abcdef", &[]).await?;
+    assert_eq!(
+        (&known["user"]["username"], &known["audiences"]),
+        (&json!("system:bootstrap:abcdef"), &json!([own]))
+    );
+    let wrong = review(&api, "abcdef.fedcba9876543210", &[]).await?;
+    assert!(wrong["authenticated"].is_null(), "{wrong}");
+    issuer.scope.close().await;
     api.close().await
 }
 

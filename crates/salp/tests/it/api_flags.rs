@@ -1,6 +1,6 @@
-//! Upstream's flags and files of the API server: audit, encryption at rest.
+//! Upstream's flags and files of the API server: audit, encryption at rest, proxies in front.
 
-use crate::harness::Site;
+use crate::harness::{Site, text};
 
 const POLICY: &str = "apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -56,4 +56,52 @@ resources:
     site.up(&flags);
     let secret = site.json(&["get", "secret", "s"]);
     assert_eq!(secret["data"]["k"], "dg==");
+}
+
+/// Who somebody is that shows the certificate of the site's front proxy and says this.
+fn who(site: &Site, headers: &[&str]) -> serde_json::Value {
+    let server = "jsonpath={.clusters[0].cluster.server}";
+    let server = site.ok(&["config", "view", "-o", server]);
+    let pki = |file: &str| site.dir.join("pki").join(file).display().to_string();
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["-s", "--cacert", &pki("ca.crt")])
+        .args(["--cert", &pki("front-proxy-client.crt")])
+        .args(["--key", &pki("front-proxy-client.key")])
+        .args(["-H", "content-type: application/json", "-d"])
+        .arg(r#"{"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"}"#);
+    for header in headers {
+        curl.args(["-H", header]);
+    }
+    let url = format!("{server}/apis/authentication.k8s.io/v1/selfsubjectreviews");
+    let answer = text(&curl.arg(url).output().expect("run curl"));
+    serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"))
+}
+
+#[test]
+fn a_proxy_in_front_says_who_asks() {
+    let site = Site::start_with(&[
+        "--requestheader-group-headers",
+        "X-Remote-Group,X-Team",
+        "--requestheader-username-headers=X-Remote-User",
+    ]);
+    let said = ["X-Remote-User: anna", "X-Team: tills"];
+    let review = who(&site, &said);
+    let user = &review["status"]["userInfo"];
+    assert_eq!(user["username"], "anna", "{review}");
+    assert_eq!(
+        user["groups"],
+        serde_json::json!(["tills", "system:authenticated"])
+    );
+    assert_eq!(who(&site, &said[1..])["code"], 401);
+    let told = site.json(&[
+        "get",
+        "configmap",
+        "-n",
+        "kube-system",
+        "extension-apiserver-authentication",
+    ]);
+    assert_eq!(
+        told["data"]["requestheader-group-headers"],
+        r#"["X-Remote-Group","X-Team"]"#
+    );
 }
