@@ -166,7 +166,8 @@ impl ApiServer {
             Peers::new(shared, address, &config.client_ca, &hex::encode(bytes))
         });
         let limits = config.limits;
-        let flow = Flow::new(&cache, limits.in_flight_max, limits.request_timeout);
+        let told = crate::flow::Metrics::new(metrics.registry());
+        let flow = Flow::new(&cache, limits.in_flight_max, limits.request_timeout, told);
         let core = Arc::new(Core {
             authz: Authorizer::new(&cache),
             named: NamedByNodes::new(&cache),

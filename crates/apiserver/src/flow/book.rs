@@ -49,7 +49,11 @@ struct Level {
 /// What becomes of who asks.
 pub(super) enum Asked {
     Runs,
-    Waits(oneshot::Receiver<()>),
+    Waits {
+        waits: oneshot::Receiver<()>,
+        /// Of its queue, with it.
+        length: usize,
+    },
     /// Why not.
     Refused(&'static str),
 }
@@ -121,7 +125,8 @@ impl Book {
         }
         let (seat, waits) = oneshot::channel();
         queue.push_back(seat);
-        Asked::Waits(waits)
+        let length = queue.len();
+        Asked::Waits { waits, length }
     }
 
     /// Gives a seat back.
@@ -259,10 +264,11 @@ mod tests {
         let mut book = Book::default();
         book.set(1, vec![share("a", 1, 0, Some(QUEUES))]);
         assert!(runs(&book.ask("a", 7)));
-        let (Asked::Waits(first), Asked::Waits(second)) = (book.ask("a", 7), book.ask("a", 7))
-        else {
-            panic!("they wait")
+        let waits = |asked| match asked {
+            Asked::Waits { waits, .. } => waits,
+            _ => panic!("it waits"),
         };
+        let (first, second) = (waits(book.ask("a", 7)), waits(book.ask("a", 7)));
         // One that has gone takes no seat.
         drop(first);
         book.leave("a");
@@ -280,7 +286,10 @@ mod tests {
         let mut waiting = Vec::new();
         let refused = loop {
             match book.ask("a", 1) {
-                Asked::Waits(w) => waiting.push(w),
+                Asked::Waits { waits, length } => {
+                    assert!((1..=QUEUES.length).contains(&length), "{length}");
+                    waiting.push(waits);
+                }
                 Asked::Refused(why) => break why,
                 Asked::Runs => panic!("there is one seat"),
             }
@@ -292,7 +301,7 @@ mod tests {
         let lengths = level_lengths(&book.levels[0].queues);
         assert_eq!(lengths.iter().filter(|l| **l > 0).count(), QUEUES.hand);
         // Another flow still finds a place.
-        let other = (0..100).any(|flow| matches!(book.ask("a", flow), Asked::Waits(_)));
+        let other = (0..100).any(|flow| matches!(book.ask("a", flow), Asked::Waits { .. }));
         assert!(other);
     }
 
@@ -301,7 +310,7 @@ mod tests {
         let mut book = Book::default();
         book.set(1, vec![share("a", 1, 0, Some(QUEUES))]);
         assert!(runs(&book.ask("a", 0)));
-        let Asked::Waits(mut waits) = book.ask("a", 3) else {
+        let Asked::Waits { mut waits, .. } = book.ask("a", 3) else {
             panic!("it waits")
         };
         book.set(2, vec![share("a", 2, 0, None)]);

@@ -2,16 +2,18 @@
 //! of that schema's priority level, or waits for one, or is told to come again (429).
 //!
 //! [`schema`] says which, [`book`] who runs and who waits, [`defaults`] are the objects that
-//! every cluster has. Watches and streams take no seats. Unlike upstream a request is one
+//! every cluster has, [`metrics`] what is told of it. Watches and streams take no seats. Unlike upstream a request is one
 //! seat, however much it asks for. The reference is `k8s.io/apiserver/pkg/util/flowcontrol` and
 //! the documentation "API Priority and Fairness". Start with [`Flow::admit`].
 
 mod book;
 mod defaults;
+mod metrics;
 mod schema;
 mod settle;
 
 pub(crate) use defaults::objects;
+pub(crate) use metrics::Metrics;
 pub(crate) use settle::start;
 
 use crate::authn::User;
@@ -21,10 +23,11 @@ use apimachinery::Status;
 use arc_swap::ArcSwap;
 use book::{Asked, Book, Queues, Share};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use metrics::{Labels, Told};
 use parking_lot::Mutex;
 use schema::Schema;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +50,7 @@ pub(crate) struct Flow {
     book: Arc<Mutex<Book>>,
     /// A request waits no longer for a seat.
     patience: Duration,
+    metrics: Metrics,
 }
 
 #[derive(Default)]
@@ -80,7 +84,7 @@ impl Found {
 }
 
 /// A seat, which is given back when this is dropped.
-pub(crate) struct Seat {
+struct Seat {
     book: Arc<Mutex<Book>>,
     level: String,
 }
@@ -91,9 +95,21 @@ impl Drop for Seat {
     }
 }
 
+/// A request that is executed, until this is dropped.
+pub(crate) struct Admitted {
+    /// None for what is exempt.
+    _seat: Option<Seat>,
+    _told: Told,
+}
+
 impl Flow {
     /// `None` when the cache lacks the kinds.
-    pub(crate) fn new(cache: &Cache, seats: usize, request_timeout: Duration) -> Option<Self> {
+    pub(crate) fn new(
+        cache: &Cache,
+        seats: usize,
+        request_timeout: Duration,
+        metrics: Metrics,
+    ) -> Option<Self> {
         Some(Self {
             seats,
             schemas: cache.named(GROUP, "flowschemas")?,
@@ -102,6 +118,7 @@ impl Flow {
             book: Arc::default(),
             // As upstream: a quarter, so that there is time left to answer.
             patience: request_timeout / 4,
+            metrics,
         })
     }
 
@@ -114,8 +131,8 @@ impl Flow {
         info: &RequestInfo,
         user: &User,
         found: &Mutex<Found>,
-    ) -> Result<Option<Seat>, Status> {
-        let (level, flow) = {
+    ) -> Result<Option<Admitted>, Status> {
+        let (labels, exempt, flow) = {
             let known = self.known();
             let fits = |s: &&Schema| known.levels.contains_key(&s.level) && s.fits(info, user);
             let Some(schema) = known.schemas.iter().find(fits) else {
@@ -127,26 +144,48 @@ impl Flow {
                 schema: schema.uid.clone(),
                 level: level.uid.clone(),
             };
-            if level.exempt {
-                return Ok(None);
-            }
             let mut hash = DefaultHasher::new();
             (&schema.name, schema.flow(info, user)).hash(&mut hash);
-            (schema.level.clone(), hash.finish())
+            (labels(schema), level.exempt, hash.finish())
         };
+        let metrics = self.metrics.clone();
+        if exempt {
+            return Ok(Some(Admitted {
+                _seat: None,
+                _told: Told::executed(metrics, labels, true),
+            }));
+        }
+        let level = labels.priority_level.clone();
         let asked = self.book.lock().ask(&level, flow);
         let book = self.book.clone();
-        match asked {
-            Asked::Runs => Ok(Some(Seat { book, level })),
-            Asked::Refused(why) => Err(refused(why)),
-            Asked::Waits(waits) => {
+        let (seat, told) = match asked {
+            Asked::Runs => {
+                let told = Told::executed(metrics, labels, false);
+                (Some(Seat { book, level }), told)
+            }
+            Asked::Refused(why) => {
+                metrics.rejected(&labels, why);
+                return Err(refused(why));
+            }
+            Asked::Waits { waits, length } => {
+                let told = Told::queued(metrics, labels, length);
                 let waiting = Waiting {
                     waits,
                     at: Some((book, level)),
                 };
-                waiting.done(self.patience).await
+                match waiting.done(self.patience).await {
+                    Ok(seat) => (seat, told.dispatched()),
+                    Err(why) => {
+                        told.refused(why);
+                        return Err(refused(why));
+                    }
+                }
             }
-        }
+        };
+        Ok(Some(Admitted {
+            _seat: seat,
+            _told: told,
+        }))
     }
 
     /// The objects as they are now, parsed.
@@ -168,9 +207,13 @@ impl Flow {
             .map(|o| Schema::parse(o))
             .collect();
         schemas.sort_by(|a, b| (a.precedence, &a.name).cmp(&(b.precedence, &b.name)));
-        self.book
-            .lock()
-            .set(self.seats, shares(self.seats, &levels));
+        let shares = shares(self.seats, &levels);
+        let exempt = levels.iter().filter(|(_, v)| v["spec"]["type"] == "Exempt");
+        let exempt: Vec<String> = exempt.map(|(name, _)| name.clone()).collect();
+        let all = |schemas: &[Schema]| schemas.iter().map(labels).collect::<BTreeSet<_>>();
+        let gone = &all(&known.schemas) - &all(&schemas);
+        self.metrics.set(self.seats, &shares, &exempt, &gone);
+        self.book.lock().set(self.seats, shares);
         let levels = levels.into_iter().map(|(name, v)| {
             let level = Level {
                 uid: schema::uid(&v),
@@ -195,11 +238,12 @@ struct Waiting {
 }
 
 impl Waiting {
-    async fn done(mut self, patience: Duration) -> Result<Option<Seat>, Status> {
+    /// The error is why there is none.
+    async fn done(mut self, patience: Duration) -> Result<Option<Seat>, &'static str> {
         match tokio::time::timeout(patience, &mut self.waits).await {
             Ok(Ok(())) => Ok(self.at.take().map(|(book, level)| Seat { book, level })),
-            Ok(Err(_)) => Err(refused("cancelled")),
-            Err(_) => Err(refused("time-out")),
+            Ok(Err(_)) => Err("cancelled"),
+            Err(_) => Err("time-out"),
         }
     }
 }
@@ -212,6 +256,13 @@ impl Drop for Waiting {
         {
             drop(Seat { book, level });
         }
+    }
+}
+
+fn labels(schema: &Schema) -> Labels {
+    Labels {
+        priority_level: schema.level.clone(),
+        flow_schema: schema.name.clone(),
     }
 }
 

@@ -120,6 +120,23 @@ async fn a_flow_has_its_seats_and_its_queue_and_no_more() -> Result<()> {
         refused.headers["x-kubernetes-pf-prioritylevel-uid"],
         *level.as_str().context("uid")?
     );
+    const FLOW_LABELS: &str = "priority_level=\"tiny\",flow_schema=\"anna\"";
+    let flow = |name: &str, more: &str, value: &str| format!("{name}{{{FLOW_LABELS}{more}}} {value}");
+    told(
+        &api,
+        &[
+            &flow("current_executing_requests", "", "1"),
+            &flow("current_executing_seats", "", "1"),
+            &flow("current_inqueue_requests", "", "1"),
+            &flow("rejected_requests_total", ",reason=\"queue-full\"", "1"),
+            &flow("dispatched_requests_total", "", "1"),
+            &flow("request_queue_length_after_enqueue_sum", "", "1.0"),
+            "nominal_limit_seats{priority_level=\"tiny\"} 1",
+            "upper_limit_seats{priority_level=\"tiny\"} 1",
+            "nominal_limit_seats{priority_level=\"exempt\"} 0",
+        ],
+    )
+    .await?;
     // Others are not touched by that, watches take no seats.
     let listed = api.call("GET", super::SERVICES, None).await?;
     assert_eq!(listed.code, 200);
@@ -144,7 +161,37 @@ async fn a_flow_has_its_seats_and_its_queue_and_no_more() -> Result<()> {
         .send_as(ANNA, "GET", super::CONFIG_MAPS, &[], Vec::new())
         .await?;
     assert_eq!(listed.code, 200, "{}", listed.text);
+    let waited = |execute: &str| format!(",execute=\"{execute}\"");
+    told(
+        &api,
+        &[
+            &flow("current_executing_requests", "", "0"),
+            &flow("current_inqueue_requests", "", "0"),
+            &flow("dispatched_requests_total", "", "3"),
+            &flow("request_wait_duration_seconds_count", &waited("true"), "3"),
+            &flow("request_execution_seconds_count", ",type=\"regular\"", "3"),
+        ],
+    )
+    .await?;
+    // One whose schema is gone is told of no more.
+    let path = format!("{FLOW}/flowschemas/anna");
+    let gone = api.call("DELETE", &path, None).await?;
+    assert_eq!(gone.code, 200, "{}", gone.text);
+    api.call("GET", &format!("{FLOW}/flowschemas"), None)
+        .await?;
+    let text = api.call("GET", "/metrics", None).await?.text;
+    assert!(!text.contains(FLOW_LABELS), "{text}");
     api.close().await
+}
+
+/// Holds when these lines are among the metrics.
+async fn told(api: &TestApi, lines: &[&str]) -> Result<()> {
+    let text = api.call("GET", "/metrics", None).await?.text;
+    for line in lines {
+        let line = format!("apiserver_flowcontrol_{line}");
+        anyhow::ensure!(text.lines().any(|l| l == line), "{line}:\n{text}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
