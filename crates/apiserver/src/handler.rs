@@ -3,8 +3,8 @@
 use crate::admission::{self, Warnings};
 use crate::aggregation;
 use crate::audit;
-use crate::authn::{Shown, User};
 use crate::authn::impersonate::acting_as;
+use crate::authn::{Shown, User};
 use crate::authz::{self, Attributes, review};
 use crate::convert;
 use crate::discovery;

@@ -58,11 +58,7 @@ pub struct ApiArgs {
     #[arg(long, env = "SALP_OIDC_CA_FILE", value_name = "FILE")]
     pub oidc_ca_file: Option<PathBuf>,
     /// Certificates (PEM) that sign those of proxies which say who asks, beside the site's own.
-    #[arg(
-        long,
-        env = "SALP_REQUESTHEADER_CLIENT_CA_FILE",
-        value_name = "FILE"
-    )]
+    #[arg(long, env = "SALP_REQUESTHEADER_CLIENT_CA_FILE", value_name = "FILE")]
     pub requestheader_client_ca_file: Option<PathBuf>,
     /// Common names of such proxies [default: any that --requestheader-client-ca-file has signed].
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
@@ -151,6 +147,23 @@ impl ApiArgs {
             (None, None) => None,
         };
         Ok(())
+    }
+
+    /// The file that an error of the API server's start is about.
+    pub fn file_of(&self, error: &apiserver::Error) -> Option<&Path> {
+        use apiserver::Error;
+        let file = match error {
+            Error::AuditPolicy(_) => &self.audit_policy_file,
+            Error::AuditLog(_) => &self.audit_log_path,
+            Error::Authentication(_) => match &self.oidc_ca_file {
+                Some(file) if self.authentication_config.is_none() => return Some(file),
+                _ => &self.authentication_config,
+            },
+            Error::Encryption(_) => &self.encryption_provider_config,
+            Error::RequestHeader(_) => &self.requestheader_client_ca_file,
+            _ => return None,
+        };
+        file.as_deref()
     }
 
     fn audit(&self) -> Result<Option<apiserver::AuditConfig>> {

@@ -427,8 +427,15 @@ async fn start_apiserver(
         ca: pki.front_proxy_ca_pem.clone(),
     });
     reached.args.apply(&mut config)?;
-    let server = apiserver::ApiServer::start(config, &scope)
-        .await
+    let started = apiserver::ApiServer::start(config, &scope).await;
+    let server = started
+        .map_err(|error| match reached.args.file_of(&error) {
+            Some(file) => {
+                let file = format!("use {}", file.display());
+                anyhow::Error::new(error).context(file)
+            }
+            None => error.into(),
+        })
         .context("start API server")?;
     stack.push("API server", STOP_DEADLINE, move || async move {
         scope.close().await

@@ -106,7 +106,11 @@ impl Metrics {
         registry.register("dispatched_requests", requests, m.dispatched);
         for (name, gauge, help) in [
             ("current_inqueue_requests", &m.queued, "Requests in queues"),
-            ("current_inqueue_seats", &m.queued, "Seats of requests in queues"),
+            (
+                "current_inqueue_seats",
+                &m.queued,
+                "Seats of requests in queues",
+            ),
             (
                 "current_executing_requests",
                 &m.executing,
@@ -123,8 +127,16 @@ impl Metrics {
         for (name, gauge, help) in [
             ("nominal_limit_seats", m.nominal, "Seats of a level's share"),
             ("lower_limit_seats", m.lower, "Seats that are never lent"),
-            ("upper_limit_seats", m.upper, "Seats with all that may be borrowed"),
-            ("current_limit_seats", m.current, "Seats that a level may have now"),
+            (
+                "upper_limit_seats",
+                m.upper,
+                "Seats with all that may be borrowed",
+            ),
+            (
+                "current_limit_seats",
+                m.current,
+                "Seats that a level may have now",
+            ),
         ] {
             registry.register(name, help, gauge);
         }
@@ -149,7 +161,13 @@ impl Metrics {
     /// Tells of these levels, and of no schemas but these; a level has its share or is exempt.
     /// Seats that are borrowed come and go with each request: what a level may have now is what
     /// it may borrow at most.
-    pub(super) fn set(&self, seats: usize, shares: &[Share], exempt: &[String], gone: &BTreeSet<Labels>) {
+    pub(super) fn set(
+        &self,
+        seats: usize,
+        shares: &[Share],
+        exempt: &[String],
+        gone: &BTreeSet<Labels>,
+    ) {
         for labels in gone {
             self.forget(labels);
         }
@@ -158,8 +176,16 @@ impl Metrics {
         }
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let shares = shares.iter().map(|s| {
-            let upper = s.nominal.saturating_add(s.borrows).min(seats.max(s.nominal));
-            (&s.name, s.nominal, s.nominal - s.lendable.min(s.nominal), upper)
+            let upper = s
+                .nominal
+                .saturating_add(s.borrows)
+                .min(seats.max(s.nominal));
+            (
+                &s.name,
+                s.nominal,
+                s.nominal - s.lendable.min(s.nominal),
+                upper,
+            )
         });
         let exempt = exempt.iter().map(|name| (name, 0, 0, seats));
         for (name, nominal, lower, upper) in shares.chain(exempt) {

@@ -24,6 +24,20 @@ fn config(keys: &[(&str, u8)]) -> String {
     .to_string()
 }
 
+/// The same under these providers, a key each.
+fn config_of(providers: &[(&str, &[u8])]) -> String {
+    let providers: Vec<Value> = providers
+        .iter()
+        .map(|(provider, secret)| {
+            let secret = base64::engine::general_purpose::STANDARD.encode(secret);
+            json!({*provider: {"keys": [{"name": "one", "secret": secret}]}})
+        })
+        .collect();
+    json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
+        "resources": [{"resources": ["secrets"], "providers": providers}]})
+    .to_string()
+}
+
 async fn raw(api: &TestApi, key: &str) -> Result<String> {
     let record = api.store.get(key, None).await?.context("a record")?;
     Ok(String::from_utf8_lossy(&record.value).into_owned())
@@ -93,4 +107,39 @@ async fn secrets_are_encrypted_in_the_store_and_keys_can_be_changed() -> Result<
         "{text}"
     );
     Ok(())
+}
+
+#[tokio::test]
+async fn values_go_from_one_provider_to_another() -> Result<()> {
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "hidden"}});
+    let all: [(&str, &[u8]); 3] = [
+        ("aesgcm", &[1; 16]),
+        ("secretbox", &[2; 32]),
+        ("aescbc", &[3; 24]),
+    ];
+    let text = config_of(&all[..1]);
+    let mut api = TestApi::start_with(|c| c.encryption = Some(text)).await?;
+    let made = api.call("POST", SECRETS, Some(&secret)).await?;
+    anyhow::ensure!(made.code == 201, "{}", made.text);
+    let path = format!("{SECRETS}/s");
+    for pair in all.windows(2) {
+        let (before, now) = (pair[0], pair[1]);
+        let text = config_of(&[now, before]);
+        api = api.restart_with(|c| c.encryption = Some(text)).await?;
+        let read = api.call("GET", &path, None).await?.json;
+        assert_eq!(read["data"]["k"], "aGlkZGVu");
+        let put = api.call("PUT", &path, Some(&read)).await?;
+        assert_eq!(put.code, 200, "{}", put.text);
+        let stored = raw(&api, KEY).await?;
+        let prefix = format!("k8s:enc:{}:v1:one:", now.0);
+        assert!(
+            stored.starts_with(&prefix) && !stored.contains("Secret"),
+            "{stored}"
+        );
+    }
+    let text = config_of(&all[2..]);
+    api = api.restart_with(|c| c.encryption = Some(text)).await?;
+    let read = api.call("GET", &path, None).await?.json;
+    assert_eq!(read["data"]["k"], "aGlkZGVu");
+    api.close().await
 }

@@ -121,7 +121,8 @@ async fn a_flow_has_its_seats_and_its_queue_and_no_more() -> Result<()> {
         *level.as_str().context("uid")?
     );
     const FLOW_LABELS: &str = "priority_level=\"tiny\",flow_schema=\"anna\"";
-    let flow = |name: &str, more: &str, value: &str| format!("{name}{{{FLOW_LABELS}{more}}} {value}");
+    let flow =
+        |name: &str, more: &str, value: &str| format!("{name}{{{FLOW_LABELS}{more}}} {value}");
     told(
         &api,
         &[

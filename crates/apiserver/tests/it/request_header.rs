@@ -78,7 +78,10 @@ async fn who_shows_the_front_proxy_s_certificate_says_who_asks() -> Result<()> {
     // One that the clients' authority has signed is a client by this name, and no proxy.
     let named_so = api.pki.identity("front-proxy-client", &[])?;
     let (code, user) = who(&api, Some(&named_so), &ANNA).await?;
-    assert_eq!((code, &user["username"]), (201, &json!("front-proxy-client")));
+    assert_eq!(
+        (code, &user["username"]),
+        (201, &json!("front-proxy-client"))
+    );
     // A proxy that names nobody is nobody, except by a token.
     assert_eq!(who(&api, Some(&shown), &ANNA[2..]).await?.0, 401);
     super::default_account(&api).await?;

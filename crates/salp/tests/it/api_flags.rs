@@ -1,6 +1,6 @@
 //! Upstream's flags and files of the API server: audit, encryption at rest, proxies in front.
 
-use crate::harness::{Site, text};
+use crate::harness::{Site, free_port, salp, text};
 
 const POLICY: &str = "apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -104,4 +104,51 @@ fn a_proxy_in_front_says_who_asks() {
         told["data"]["requestheader-group-headers"],
         r#"["X-Remote-Group","X-Team"]"#
     );
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_told_with_its_name() {
+    let dir = tempfile::tempdir().expect("directory");
+    let head = "apiVersion: apiserver.config.k8s.io/v1\nkind";
+    for (flag, file, content, want) in [
+        (
+            "--encryption-provider-config",
+            "encryption.yaml",
+            format!(
+                "{head}: EncryptionConfiguration\nresources: [{{resources: [secrets], providers: [{{kms: {{}}}}]}}]"
+            ),
+            "resources[0].providers[0]: Unsupported value: \"kms\"",
+        ),
+        (
+            "--authentication-config",
+            "authentication.yaml",
+            format!("{head}: AuthenticationConfiguration\njwt: [{{issuer: {{url: 'http://x'}}}}]"),
+            "jwt[0].issuer.url: Invalid value: \"http://x\"",
+        ),
+        (
+            "--requestheader-client-ca-file",
+            "ca.crt",
+            "nothing".to_owned(),
+            "read request-header configuration",
+        ),
+    ] {
+        let path = dir.path().join(file).display().to_string();
+        std::fs::write(&path, content).expect("write");
+        let data = dir.path().join("site").display().to_string();
+        let out = salp(&[
+            "up",
+            "--data-dir",
+            &data,
+            "--api-port",
+            &free_port().to_string(),
+            flag,
+            &path,
+        ]);
+        let said = text(&out);
+        assert!(!out.status.success(), "{said}");
+        assert!(
+            said.contains(&format!("use {path}")) && said.contains(want),
+            "{said}"
+        );
+    }
 }

@@ -1,18 +1,18 @@
 //! Encryption at rest: a store around the store, which keeps the resources that a
 //! configuration names encrypted, in upstream's form (`k8s:enc:aesgcm:v1:KEY:…`).
 //!
-//! The key of an object is part of what is authenticated: a value can't be moved to another
-//! object. Snapshots and migrations carry values as they are stored. The reference is
-//! `k8s.io/apiserver/pkg/storage/value` and the documentation "Encrypting Confidential Data at
-//! Rest". Of the providers `aesgcm` and `identity` are known: the others need ciphers that
-//! nothing here has, and KMS another process. Start with [`Encryption::parse`].
+//! [`provider`] has the ciphers. Snapshots and migrations carry values as they are stored. The
+//! reference is `k8s.io/apiserver/pkg/storage/value` and the documentation "Encrypting
+//! Confidential Data at Rest". KMS is refused: its keys are in another process. Start with
+//! [`Encryption::parse`].
+
+mod provider;
 
 use async_trait::async_trait;
-use base64::Engine as _;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use provider::Provider;
 use serde_json::Value;
 use std::sync::Arc;
 use store::{Durability, Error, Event, Range, RangeRequest, Record, Revision, WatchItem, Write};
@@ -30,14 +30,6 @@ struct Rule {
     resources: Vec<String>,
     /// The first encrypts, all decrypt.
     providers: Vec<Provider>,
-}
-
-enum Provider {
-    Identity,
-    AesGcm {
-        prefix: Vec<u8>,
-        key: Box<LessSafeKey>,
-    },
 }
 
 fn list(v: &Value) -> impl Iterator<Item = &Value> {
@@ -76,7 +68,7 @@ impl Encryption {
             }
             let mut providers = Vec::new();
             for (j, p) in list(&r["providers"]).enumerate() {
-                provider(&format!("{at}.providers[{j}]"), p, &mut providers)?;
+                provider::parse(&format!("{at}.providers[{j}]"), p, &mut providers)?;
             }
             if providers.is_empty() {
                 return Err(format!("{at}.providers: Required value"));
@@ -119,25 +111,10 @@ impl Encryption {
     fn encrypt(&self, key: &str, value: &Bytes) -> Result<Bytes, Error> {
         match self.providers(key).and_then(<[Provider]>::first) {
             None | Some(Provider::Identity) => Ok(value.clone()),
-            Some(Provider::AesGcm {
-                prefix,
-                key: cipher,
-            }) => {
-                let mut nonce = [0; NONCE_LEN];
-                rand::fill(&mut nonce);
-                let mut out = Vec::with_capacity(prefix.len() + NONCE_LEN + value.len() + 16);
-                out.extend_from_slice(prefix);
-                out.extend_from_slice(&nonce);
-                let mut sealed = value.to_vec();
-                cipher
-                    .seal_in_place_append_tag(
-                        Nonce::assume_unique_for_key(nonce),
-                        Aad::from(key.as_bytes()),
-                        &mut sealed,
-                    )
-                    .map_err(|_| broken(key, "it can't be encrypted"))?;
-                out.extend_from_slice(&sealed);
-                Ok(out.into())
+            Some(Provider::Keyed { prefix, cipher }) => {
+                let sealed = cipher.seal(key, value);
+                let sealed = sealed.ok_or_else(|| broken(key, "it can't be encrypted"))?;
+                Ok([prefix.as_slice(), &sealed].concat().into())
             }
         }
     }
@@ -156,12 +133,11 @@ impl Encryption {
             match p {
                 Provider::Identity if !value.starts_with(ENCRYPTED) => return Ok(value.clone()),
                 Provider::Identity => {}
-                Provider::AesGcm {
-                    prefix,
-                    key: cipher,
-                } => {
+                Provider::Keyed { prefix, cipher } => {
                     if let Some(sealed) = value.strip_prefix(prefix.as_slice()) {
-                        return open(cipher, key, sealed);
+                        let plain = cipher.open(key, sealed);
+                        let why = "it does not fit its key: it was changed or moved";
+                        return plain.map(Bytes::from).ok_or_else(|| broken(key, why));
                     }
                 }
             }
@@ -178,71 +154,9 @@ impl Encryption {
         match self.providers(key).and_then(<[Provider]>::first) {
             None => false,
             Some(Provider::Identity) => value.starts_with(ENCRYPTED),
-            Some(Provider::AesGcm { prefix, .. }) => !value.starts_with(prefix),
+            Some(Provider::Keyed { prefix, .. }) => !value.starts_with(prefix),
         }
     }
-}
-
-fn provider(at: &str, v: &Value, out: &mut Vec<Provider>) -> Result<(), String> {
-    let mut kinds = v.as_object().into_iter().flatten();
-    let (Some((kind, with)), None) = (kinds.next(), kinds.next()) else {
-        return Err(format!("{at}: Invalid value: name exactly one provider"));
-    };
-    match kind.as_str() {
-        "identity" => out.push(Provider::Identity),
-        "aesgcm" => {
-            let keys: Vec<&Value> = list(&with["keys"]).collect();
-            if keys.is_empty() {
-                return Err(format!("{at}.aesgcm.keys: Required value"));
-            }
-            for (i, k) in keys.into_iter().enumerate() {
-                let at = format!("{at}.aesgcm.keys[{i}]");
-                let name = k["name"].as_str().unwrap_or_default();
-                if name.is_empty() || name.contains(':') {
-                    return Err(format!("{at}.name: Invalid value: {name:?}"));
-                }
-                let secret = base64::engine::general_purpose::STANDARD
-                    .decode(k["secret"].as_str().unwrap_or_default())
-                    .map_err(|_| {
-                        format!("{at}.secret: Invalid value: \"REDACTED\": secrets must be base64 encoded")
-                    })?;
-                let algorithm = match secret.len() {
-                    16 => &AES_128_GCM,
-                    32 => &AES_256_GCM,
-                    n => {
-                        return Err(format!(
-                            "{at}.secret: Invalid value: \"REDACTED\": secret is not of the expected length, got {n}, expected one of [16 32]"
-                        ));
-                    }
-                };
-                let key = UnboundKey::new(algorithm, &secret)
-                    .map_err(|_| format!("{at}.secret: Invalid value: \"REDACTED\""))?;
-                out.push(Provider::AesGcm {
-                    prefix: format!("k8s:enc:aesgcm:v1:{name}:").into_bytes(),
-                    key: Box::new(LessSafeKey::new(key)),
-                });
-            }
-        }
-        other => {
-            return Err(format!(
-                "{at}: Unsupported value: {other:?}: supported values: \"aesgcm\", \"identity\""
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn open(cipher: &LessSafeKey, key: &str, sealed: &[u8]) -> Result<Bytes, Error> {
-    let damaged = || broken(key, "it does not fit its key: it was changed or moved");
-    let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN).ok_or_else(damaged)?;
-    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;
-    let mut plain = sealed.to_vec();
-    let length = cipher
-        .open_in_place(nonce, Aad::from(key.as_bytes()), &mut plain)
-        .map_err(|_| damaged())?
-        .len();
-    plain.truncate(length);
-    Ok(plain.into())
 }
 
 /// What can't be read or written, and why.
@@ -390,6 +304,7 @@ fn plain_events(how: &Encryption, events: Arc<[Event]>) -> Arc<[Event]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
 
     fn config(resources: &str, keys: &[(&str, u8)], identity: bool) -> Encryption {
         let keys: Vec<String> = keys
@@ -466,6 +381,18 @@ mod tests {
             (
                 "resources: [{resources: [secrets], providers: [{kms: {}}]}]",
                 "Unsupported value: \"kms\"",
+            ),
+            (
+                "resources: [{resources: [secrets], providers: [{rot13: {}}]}]",
+                "supported values: \"aescbc\", \"aesgcm\", \"identity\", \"secretbox\"",
+            ),
+            (
+                "resources: [{resources: [secrets], providers: [{secretbox: {keys: [{name: a, secret: AAAAAAAAAAAAAAAAAAAAAA==}]}}]}]",
+                "got 16, expected one of [32]",
+            ),
+            (
+                "resources: [{resources: [secrets], providers: [{aescbc: {}}]}]",
+                "resources[0].providers[0].aescbc.keys: Required value",
             ),
             (
                 "resources: [{resources: ['*'], providers: [{identity: {}}]}]",
