@@ -22,6 +22,7 @@ use crate::pod::{Role, Uid};
 use crate::probes;
 use crate::sleep::{Hints, is_standby};
 use crate::state::{Ended, Image, Run, Sandbox};
+use crate::static_pods::Mirrors;
 use crate::tokens::Tokens;
 use apimachinery::quantity::Quantity;
 use client::{Clock, EventRecorder, EventType, Informer, WorkQueue};
@@ -98,6 +99,8 @@ pub(crate) struct Agent {
     pub(crate) traffic: OnceLock<Arc<dyn Traffic>>,
     /// Pods that stand by and may have changed.
     pub(crate) standby_hints: Hints,
+    /// What the API shows of static pods.
+    pub(crate) mirrors: Mirrors,
     /// Whether the API server has told of all pods since the agent started.
     pub(crate) pods_known: watch::Sender<bool>,
     /// Held for look-ups and never across an await; taken before any record's lock.
@@ -156,6 +159,7 @@ impl Agent {
             adoptable: Mutex::default(),
             traffic: OnceLock::new(),
             standby_hints: Hints::default(),
+            mirrors: Mirrors::default(),
             pods_known: watch::Sender::new(false),
             started_ms: parts.clock.now().as_millisecond(),
             origin: Instant::now(),
@@ -239,7 +243,8 @@ impl Agent {
     /// Every pod that the API server does not have is gone: after a listing.
     pub(crate) fn retain(&self, known: &HashSet<Uid>) {
         for slot in self.slots() {
-            if !known.contains(&slot.uid) {
+            let is_static = slot.lock().desired.is_static;
+            if !is_static && !known.contains(&slot.uid) {
                 self.gone(&slot.uid);
             }
         }

@@ -39,6 +39,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Taints at registration.
     pub taints: Vec<Taint>,
+    /// Directory of files that each describe a pod to run, API server or not.
+    pub static_pods: Option<PathBuf>,
     /// Pods that the node takes.
     pub max_pods: u32,
     /// The watch for pods is shared with others of this process that need all pods; else

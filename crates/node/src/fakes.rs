@@ -290,6 +290,7 @@ pub(crate) struct FakeApi {
     /// `METHOD path` and body of every write.
     pub(crate) writes: Arc<Mutex<Vec<(String, Value)>>>,
     pub(crate) config_maps: Arc<Mutex<BTreeMap<String, Value>>>,
+    pub(crate) nodes: Arc<Mutex<BTreeMap<String, Value>>>,
     /// Nothing answers.
     pub(crate) down: Arc<Mutex<bool>>,
 }
@@ -345,6 +346,10 @@ impl FakeApi {
                     StatusCode::OK,
                     json!({"metadata": {"resourceVersion": "1"}, "items": items}),
                 );
+            }
+            let node = path.strip_prefix("/api/v1/nodes/");
+            if let Some(node) = node.and_then(|name| self.nodes.lock().get(name).cloned()) {
+                return json(StatusCode::OK, node);
             }
             let status = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "message": "no"});
             return json(StatusCode::NOT_FOUND, status);

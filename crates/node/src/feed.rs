@@ -3,6 +3,7 @@
 use crate::agent::Agent;
 use crate::pod::{Uid, uid_of};
 use crate::sleep::is_standby;
+use crate::static_pods::{self, is_mirror};
 use client::{Change, Informer};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -56,9 +57,11 @@ pub(crate) async fn follow_pods(agent: Arc<Agent>, pods: Informer<Pod>) {
                     .filter(|p| mine(p))
                     .filter_map(|p| uid_of(p))
                     .collect();
+                let mirrors = static_pods::keys(all.iter().filter(|p| mine(p)));
                 for pod in all.iter().filter(|p| mine(p)) {
-                    agent.update(pod.clone(), true);
+                    take_in(&agent, pod);
                 }
+                agent.mirrors.retain(&mirrors);
                 agent.retain(&known);
                 agent.adoptable.lock().retain(|uid, _| is_standby(uid));
                 remove_unknown(&agent).await;
@@ -67,17 +70,31 @@ pub(crate) async fn follow_pods(agent: Arc<Agent>, pods: Informer<Pod>) {
             Change::Object { old, new, .. } => {
                 let new = new.filter(|p| mine(p));
                 // One name, another pod: the old one is gone though no delete was told.
-                let replaced = old.filter(|o| mine(o)).and_then(|o| uid_of(&o));
-                if let Some(old) = replaced
+                let old = old.filter(|o| mine(o));
+                if let Some(old) = old.as_ref().filter(|old| is_mirror(old))
+                    && new.is_none()
+                {
+                    agent.mirrors.gone(old);
+                }
+                if let Some(old) = old.and_then(|o| uid_of(&o))
                     && new.as_ref().and_then(|n| uid_of(n)).as_ref() != Some(&old)
                 {
                     agent.gone(&old);
                 }
                 if let Some(new) = new {
-                    agent.update(new, true);
+                    take_in(&agent, &new);
                 }
             }
         }
+    }
+}
+
+/// A pod to run, or one that only shows what runs anyway.
+fn take_in(agent: &Arc<Agent>, pod: &Arc<Pod>) {
+    if is_mirror(pod) {
+        agent.mirrors.told(agent, pod);
+    } else {
+        agent.update(pod.clone(), true);
     }
 }
 

@@ -37,6 +37,7 @@ mod register;
 mod server;
 mod sleep;
 mod state;
+mod static_pods;
 mod status;
 mod tokens;
 mod volumes;

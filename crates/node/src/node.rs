@@ -9,12 +9,13 @@ use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
 use crate::server::{Server, Serving};
+use crate::static_pods::Follower;
 use crate::volumes;
 use client::{EventRecorder, Informer, Selected};
 use k8s_openapi::api::core::v1::Pod;
 use lifecycle::Scope;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,7 +100,7 @@ impl Node {
             let mine = format!("spec.nodeName={}", config.name);
             config.informers.get_selected(Selected::fields(mine))
         };
-        run(&agent, pods, restored, &scope);
+        run(&agent, pods, restored, config.static_pods, &scope);
         if let Some(sleep) = config.sleep {
             crate::sleep::start(&agent, sleep, &config.informers);
         }
@@ -132,13 +133,25 @@ impl Node {
 }
 
 /// The loops, and what feeds them.
-fn run(agent: &Arc<Agent>, pods: Informer<Pod>, restored: Restored, scope: &Scope) {
+fn run(
+    agent: &Arc<Agent>,
+    pods: Informer<Pod>,
+    restored: Restored,
+    static_pods: Option<PathBuf>,
+    scope: &Scope,
+) {
     run_loops(agent, scope);
     let fed = agent.clone();
     scope.spawn_cancellable(async move {
         feed::list_runtimes(&fed).await;
         fed.restore(restored);
-        feed::follow_pods(fed, pods).await;
+        let statics = static_pods.map(|dir| Follower::start(fed.clone(), dir));
+        let follow_statics = async {
+            if let Some(statics) = statics {
+                statics.follow().await;
+            }
+        };
+        tokio::join!(feed::follow_pods(fed, pods), follow_statics);
     });
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Desired {
     pub(crate) grace_s: u64,
     /// `activeDeadlineSeconds`.
     pub(crate) deadline_s: Option<u64>,
+    /// A file on this machine describes it (`static_pods`), not the API.
+    pub(crate) is_static: bool,
     /// What becomes of it when the node is cut off.
     pub(crate) contract: api::partition::Contract,
 }
@@ -147,6 +149,7 @@ impl Desired {
             containers,
             restart,
             deleting,
+            is_static: false,
             grace_s: u64::try_from(grace).unwrap_or(0),
             contract: api::partition::Contract::of(|key| {
                 let annotations = pod.metadata.annotations.as_ref()?;

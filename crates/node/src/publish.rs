@@ -224,15 +224,20 @@ impl Agent {
         };
         let (pods, name, own, patch, next, finish) = {
             let mut record = slot.lock();
-            if record.actual.gone || !record.confirmed {
+            let own = if record.desired.is_static {
+                self.mirrors.uid_of(&record.desired)
+            } else {
+                let uid = record.desired.pod.metadata.uid.clone();
+                uid.filter(|_| record.confirmed)
+            };
+            let Some(own) = own.filter(|_| !record.actual.gone) else {
                 return Ok(());
-            }
+            };
             let status = self.status(&record);
             record.conditions = status.conditions.clone().unwrap_or_default();
             let ip = record.ip;
             let (changed, next) = record.published.difference(&status, ip);
             let pods = Api::<core::Pod>::namespaced(self.client.clone(), &record.desired.namespace);
-            let own = record.desired.pod.metadata.uid.clone();
             let patch = (!changed.is_empty())
                 .then(|| json!({"metadata": {"uid": &own}, "status": changed}));
             let finish = record.actual.finishing && !record.published.deleted;
@@ -258,7 +263,7 @@ impl Agent {
             let params = DeleteParams {
                 grace_period_seconds: Some(0),
                 preconditions: Some(Preconditions {
-                    uid: own,
+                    uid: Some(own),
                     resource_version: None,
                 }),
                 ..DeleteParams::default()

@@ -187,6 +187,23 @@ pub struct UpArgs {
         value_name = "IP"
     )]
     pub bind_address: Option<IpAddr>,
+    /// Apply manifests (a file or directory) once the site is up, and print the URLs that answer.
+    #[arg(short = 'f', long = "filename", value_name = "PATH")]
+    pub filename: Vec<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeFlags,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    #[command(flatten)]
+    pub lattice: LatticeArgs,
+}
+
+/// Flags of whatever runs pods: `salp up` and `salp node join`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Node")]
+pub struct NodeFlags {
     /// Port of the kubelet API [default: 10250, or any free one].
     #[arg(
         long,
@@ -206,9 +223,6 @@ pub struct UpArgs {
     /// Most pods on this node [default: 10000].
     #[arg(long, env = "SALP_MAX_PODS", hide_env_values = true, value_name = "N")]
     pub max_pods: Option<u32>,
-    /// Apply manifests (a file or directory) once the site is up, and print the URLs that answer.
-    #[arg(short = 'f', long = "filename", value_name = "PATH")]
-    pub filename: Vec<PathBuf>,
     /// Registries that are asked over plain HTTP (host:port); loopback always is.
     #[arg(
         long,
@@ -218,12 +232,32 @@ pub struct UpArgs {
         value_name = "HOST"
     )]
     pub insecure_registry: Vec<String>,
-    #[command(flatten)]
-    pub store: StoreArgs,
-    #[command(flatten)]
-    pub api: ApiArgs,
-    #[command(flatten)]
-    pub lattice: LatticeArgs,
+    /// Directory of files that each describe a pod to run here, API server or not (static pods).
+    #[arg(
+        long,
+        env = "SALP_POD_MANIFEST_PATH",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Labels of this node: KEY=VALUE.
+    #[arg(
+        long,
+        env = "SALP_NODE_LABELS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "LABEL"
+    )]
+    pub node_labels: Vec<String>,
+    /// Taints that this node has when it is first seen: KEY=VALUE:EFFECT.
+    #[arg(
+        long,
+        env = "SALP_REGISTER_WITH_TAINTS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "TAINT"
+    )]
+    pub register_with_taints: Vec<String>,
 }
 
 /// How a site meets others.

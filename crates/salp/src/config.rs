@@ -5,7 +5,9 @@ use crate::cli::{DataDir, LatticeArgs, UpArgs};
 use crate::store_commands::{StoreArgs, StoreSettings};
 use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Taint;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -22,10 +24,15 @@ struct File {
     kubelet_port: Option<u16>,
     node_name: Option<String>,
     max_pods: Option<u32>,
+    pod_manifest_path: Option<PathBuf>,
+    #[serde(default)]
+    node_labels: Vec<String>,
+    #[serde(default)]
+    register_with_taints: Vec<String>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
-    registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    registry_mirrors: BTreeMap<String, Vec<String>>,
     store: Option<String>,
     store_ca: Option<PathBuf>,
     store_cert: Option<PathBuf>,
@@ -206,8 +213,13 @@ pub struct Site {
     pub kubelet_port: Option<u16>,
     pub node_name: String,
     pub max_pods: u32,
+    /// Directory of static pods.
+    pub pod_manifest_path: Option<PathBuf>,
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints that the Node has when it is first seen.
+    pub node_taints: Vec<Taint>,
     pub insecure_registries: Vec<String>,
-    pub registry_mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    pub registry_mirrors: BTreeMap<String, Vec<String>>,
     /// Folders of manifests that are applied as they change, by a name of each.
     pub manifests: Vec<(String, PathBuf)>,
     /// Where its objects are kept.
@@ -240,7 +252,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         Some(dir) => dir,
         None => default_data_dir()?,
     };
-    let node_name = match args.node_name.clone().or(file.node_name.clone()) {
+    let node_name = match args.node.node_name.clone().or(file.node_name.clone()) {
         Some(name) => {
             if let Err(why) = apimachinery::names::dns1123_subdomain(&name) {
                 bail!("use node name {name:?}: {why}");
@@ -265,6 +277,11 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             .clone()
             .or(file.store_prefix.clone()),
     };
+    let node = &args.node;
+    let pod_manifest_path = node
+        .pod_manifest_path
+        .clone()
+        .or(file.pod_manifest_path.clone());
     Ok(Site {
         store: store.settings()?,
         api: args.api.clone().or(file.api()),
@@ -273,17 +290,63 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             .with_context(|| format!("find data directory {}", data_dir.display()))?,
         api_port: args.api_port.or(file.api_port).unwrap_or(6443),
         bind_address,
-        kubelet_port: args.kubelet_port.or(file.kubelet_port),
+        kubelet_port: node.kubelet_port.or(file.kubelet_port),
         node_name,
-        max_pods: args.max_pods.or(file.max_pods).unwrap_or(10_000),
-        insecure_registries: if args.insecure_registry.is_empty() {
-            file.insecure_registries
-        } else {
-            args.insecure_registry.clone()
-        },
+        max_pods: node.max_pods.or(file.max_pods).unwrap_or(10_000),
+        pod_manifest_path: pod_manifest_path
+            .map(std::path::absolute)
+            .transpose()
+            .context("find directory of static pods")?,
+        node_labels: labels(either(&node.node_labels, &file.node_labels))?,
+        node_taints: taints(either(
+            &node.register_with_taints,
+            &file.register_with_taints,
+        ))?,
+        insecure_registries: either(&node.insecure_registry, &file.insecure_registries).to_vec(),
         registry_mirrors: file.registry_mirrors,
         manifests: manifests_dirs(),
     })
+}
+
+/// Flags overrule the file.
+fn either<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
+    if flags.is_empty() { file } else { flags }
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let split = texts.iter().map(|text| {
+        let (key, value) = text
+            .split_once('=')
+            .with_context(|| format!("use node label {text:?}: want KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    });
+    split.collect()
+}
+
+/// As `kubectl taint` has them: `KEY=VALUE:EFFECT` or `KEY:EFFECT`.
+fn taints(texts: &[String]) -> Result<Vec<Taint>> {
+    let parse = |text: &String| {
+        let (what, effect) = text.rsplit_once(':')?;
+        let (key, value) = match what.split_once('=') {
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (what, None),
+        };
+        let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect);
+        (known && !key.is_empty()).then(|| Taint {
+            key: key.to_owned(),
+            value: value.filter(|v| !v.is_empty()),
+            effect: effect.to_owned(),
+            time_added: None,
+        })
+    };
+    let all = texts.iter().map(|text| {
+        parse(text).with_context(|| {
+            format!(
+                "use node taint {text:?}: want KEY=VALUE:EFFECT, EFFECT one of NoSchedule, PreferNoSchedule, NoExecute"
+            )
+        })
+    });
+    all.collect()
 }
 
 fn lattice_settings(
@@ -609,6 +672,31 @@ mod tests {
         assert_eq!(read(&["shop", "till"]).unwrap(), Answered::Namespaces(some));
         for wrong in [&["off", "shop"][..], &["Shop"], &[""]] {
             assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn labels_and_taints_are_read_as_kubectl_writes_them() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let found = labels(&words(&["zone=a", "empty="])).unwrap();
+        assert_eq!(found["zone"], "a");
+        assert_eq!(found["empty"], "");
+        assert!(labels(&words(&["zone"])).is_err());
+        let found = taints(&words(&["a/b=c:NoSchedule", "d:NoExecute", "e=:NoExecute"])).unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|t| (t.key.as_str(), t.value.as_deref(), t.effect.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("a/b", Some("c"), "NoSchedule"),
+                ("d", None, "NoExecute"),
+                ("e", None, "NoExecute"),
+            ]
+        );
+        for wrong in ["a=b", "a=b:Never", ":NoExecute", "=b:NoExecute"] {
+            assert!(taints(&words(&[wrong])).is_err(), "{wrong}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! and a data plane of its own, and no control plane.
 
 use crate::api_access::{self, Access, block_on};
-use crate::cli::DataDir;
+use crate::cli::{DataDir, NodeFlags};
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::node_credentials::{self, Invitation};
 use crate::output::{self, Phases};
@@ -37,7 +37,7 @@ pub enum NodeCommand {
     #[command(
         after_help = "Examples:\n  salp node join --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --ca-hash sha256:1a2b\n  salp node join"
     )]
-    Join(JoinArgs),
+    Join(Box<JoinArgs>),
     /// Move this node's pods to others, delete its Node and stop.
     #[command(after_help = "Examples:\n  salp node leave\n  salp node leave --data-dir ./node-2")]
     Leave(DataDir),
@@ -64,32 +64,17 @@ pub struct JoinArgs {
     /// Hash of the site's CA: `sha256:` and 64 digits.
     #[arg(long, env = "SALP_CA_HASH", value_name = "HASH")]
     pub ca_hash: Option<String>,
-    /// Name of this node [default: the host name].
-    #[arg(long, env = "SALP_NODE_NAME", value_name = "NAME")]
-    pub node_name: Option<String>,
     /// Address by which other machines of the site reach this one [default: that of the default route].
     #[arg(long, env = "SALP_NODE_IP", value_name = "IP")]
     pub node_ip: Option<IpAddr>,
-    /// Port of the kubelet API [default: 10250, or any free one].
-    #[arg(long, env = "SALP_KUBELET_PORT", value_name = "N")]
-    pub kubelet_port: Option<u16>,
-    /// Most pods on this node [default: 10000].
-    #[arg(long, env = "SALP_MAX_PODS", value_name = "N")]
-    pub max_pods: Option<u32>,
-    /// Registries that are asked over plain HTTP (host:port); loopback always is.
-    #[arg(
-        long,
-        env = "SALP_INSECURE_REGISTRIES",
-        value_delimiter = ',',
-        value_name = "HOST"
-    )]
-    pub insecure_registry: Vec<String>,
+    #[command(flatten)]
+    pub node: NodeFlags,
 }
 
 /// `salp node`.
 pub fn node(args: NodeArgs) -> Result<ExitCode> {
     match args.command {
-        NodeCommand::Join(args) => join(args),
+        NodeCommand::Join(args) => join(*args),
         NodeCommand::Leave(dir) => leave(&config::data_dir(&dir)?),
     }
 }
@@ -108,11 +93,8 @@ fn join(args: JoinArgs) -> Result<ExitCode> {
         config: None,
         api_port: None,
         bind_address: args.node_ip,
-        kubelet_port: args.kubelet_port,
-        node_name: args.node_name,
-        max_pods: args.max_pods,
         filename: Vec::new(),
-        insecure_registry: args.insecure_registry,
+        node: args.node,
         store: crate::store_commands::StoreArgs::default(),
         api: crate::api_args::ApiArgs::default(),
         lattice: crate::cli::LatticeArgs::default(),

@@ -97,6 +97,25 @@ impl Agent {
                 return;
             }
         };
+        self.take_in(desired, confirmed);
+    }
+
+    /// Takes in a pod that a file describes.
+    pub(crate) fn run_static(self: &Arc<Self>, pod: Arc<core::Pod>) {
+        match Desired::parse(pod) {
+            Ok(desired) => {
+                let is_static = true;
+                let desired = Desired {
+                    is_static,
+                    ..desired
+                };
+                self.take_in(desired, false);
+            }
+            Err(error) => tracing::warn!(%error, "static pod left out"),
+        }
+    }
+
+    fn take_in(self: &Arc<Self>, desired: Desired, confirmed: bool) {
         let uid = desired.uid.clone();
         let mut pods = self.pods.write();
         match pods.get(&uid).cloned() {

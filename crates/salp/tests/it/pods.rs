@@ -1,6 +1,6 @@
 //! What a pod may say, and what becomes of it: exit codes, restarts, jobs, bad images.
 
-use crate::harness::{Registry, Site, eventually, salp, text};
+use crate::harness::{Registry, Site, eventually, get_ok, repo_file, salp, text};
 use std::path::{Path, PathBuf};
 
 /// A preview-1 command module that prints a line and exits with a code.
@@ -222,4 +222,86 @@ fn unknown_fields_are_refused_and_nothing_is_made() {
         "{said}"
     );
     assert!(site.fails(&["get", "pod", "odd"]).contains("NotFound"));
+}
+
+#[test]
+fn static_pods_run_by_their_files_and_are_shown() {
+    let registry = Registry::start();
+    let hello = registry.push(&repo_file("examples/hello/hello.wasm"), "hello:1");
+    let mut site = Site::new();
+    let home = tempfile::tempdir().expect("directory");
+    let dir = home.path().join("static");
+    std::fs::create_dir(&dir).expect("directory");
+    let file = dir.join("web.yaml");
+    let manifest = pod(
+        "web",
+        &hello,
+        "Always",
+        "    ports: [{containerPort: 8080}]\n",
+    )
+    .replace("name: web", "name: web\n  labels: {app: web}");
+    std::fs::write(&file, &manifest).expect("write");
+    let path = dir.display().to_string();
+    let args = [
+        "--pod-manifest-path",
+        &path,
+        "--node-name",
+        "edge",
+        "--node-labels",
+        "shelf=top",
+        "--register-with-taints",
+        "salp.dev/only=wasm:NoSchedule",
+    ];
+    site.up(&args);
+    let node = site.json(&["get", "node", "edge"]);
+    assert_eq!(node["metadata"]["labels"]["shelf"], "top");
+    assert_eq!(node["spec"]["taints"][0]["key"], "salp.dev/only");
+
+    // The mirror tells how the pod is, and is no way to end it.
+    let ready = |v: &serde_json::Value| v == true;
+    let is_ready = "/status/containerStatuses/0/ready";
+    let first = site.wait_for(&["get", "pod", "web-edge"], is_ready, ready);
+    let (id, uid) = ("/status/containerStatuses/0/containerID", "/metadata/uid");
+    assert_eq!(first["metadata"]["ownerReferences"][0]["kind"], "Node");
+    site.ok(&["delete", "pod", "web-edge", "--now"]);
+    let second = site.wait_for(&["get", "pod", "web-edge"], is_ready, ready);
+    assert_ne!(first.pointer(uid), second.pointer(uid));
+    assert_eq!(first.pointer(id), second.pointer(id));
+    assert_eq!(second["status"]["containerStatuses"][0]["restartCount"], 0);
+    let ip = second["status"]["podIP"]
+        .as_str()
+        .expect("address")
+        .to_owned();
+    eventually("it answers", || get_ok(&format!("{ip}:8080"), "/"));
+    assert!(
+        site.ok(&["describe", "pod", "web-edge"])
+            .contains("Started")
+    );
+
+    // It runs on without the agent, and the next finds it.
+    site.signal("-KILL");
+    get_ok(&format!("{ip}:8080"), "/").expect("an answer");
+    site.up(&args);
+    let third = site.wait_for(&["get", "pod", "web-edge"], is_ready, ready);
+    assert_eq!(second.pointer(id), third.pointer(id));
+
+    // What its file says now; what can't run is named, and changes nothing.
+    std::fs::write(&file, "kind: Pod\n").expect("write");
+    site.expects("no static pod in it");
+    eventually("the file is named", || {
+        match site.up_log().contains("web.yaml") {
+            true => Ok(()),
+            false => Err("not yet".to_owned()),
+        }
+    });
+    get_ok(&format!("{ip}:8080"), "/").expect("an answer");
+    std::fs::write(&file, manifest.replace("app: web", "app: other")).expect("write");
+    site.wait_for(&["get", "pod", "web-edge"], "/metadata/labels/app", |v| {
+        v == "other"
+    });
+    std::fs::remove_file(&file).expect("remove");
+    eventually("it ends", || {
+        let left = site.ok(&["get", "pods", "-o", "name"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
 }
