@@ -7,7 +7,7 @@
 mod autoscaler;
 mod webhook;
 
-pub(crate) use webhook::{prepare, stored};
+pub(crate) use webhook::{into, prepare, stored};
 
 use crate::cache::Object;
 use crate::definitions::Custom;
@@ -60,8 +60,8 @@ pub(crate) fn view(row: &Row, object: &Object) -> Value {
     }
 }
 
-/// An object of one version in another of the same resource.
-pub(crate) fn between(from: &Row, to: &Row, value: &Value) -> Value {
+/// An object of one version in another of the same resource, for which no webhook is asked.
+fn between(from: &Row, to: &Row, value: &Value) -> Value {
     if from.version() == to.version() && from.group() == to.group() {
         return value.clone();
     }

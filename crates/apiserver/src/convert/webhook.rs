@@ -69,6 +69,27 @@ pub(crate) async fn stored<'v>(
     }
 }
 
+/// An object of one version in another of the same resource.
+pub(crate) async fn into(
+    core: &Arc<Core>,
+    from: &Row,
+    to: &Row,
+    value: &Value,
+) -> Result<Value, Status> {
+    let (Row::Custom(_), Row::Custom(custom)) = (from, to) else {
+        return Ok(super::between(from, to, value));
+    };
+    match &custom.conversion {
+        Some(endpoint) if from.version() != to.version() => {
+            let wanted = to.api_version();
+            let one = std::slice::from_ref(value);
+            let mut made = converted(core, custom, endpoint, &wanted, one).await?;
+            Ok(renewed(custom, to, made.pop().unwrap_or_default()))
+        }
+        _ => Ok(super::between(from, to, value)),
+    }
+}
+
 /// Asks the webhook.
 async fn converted(
     core: &Arc<Core>,

@@ -306,7 +306,7 @@ const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// `spec.hostPort` of v1 is `spec.host` and `spec.port` of v2: the example of the
 /// documentation, "Versions in CustomResourceDefinitions".
-fn converted(request: &Value) -> Value {
+pub(super) fn converted(request: &Value) -> Value {
     let wanted = request["desiredAPIVersion"].as_str().unwrap_or_default();
     let turned = |v: &Value| {
         let mut v = v.clone();
@@ -332,7 +332,7 @@ fn converted(request: &Value) -> Value {
         "uid": request["uid"], "result": {"status": "Success"}, "convertedObjects": objects}})
 }
 
-fn versions(server: &Server, storage: &str) -> Value {
+pub(super) fn versions(server: &Server, storage: &str) -> Value {
     let version = |name: &str, properties: Value| {
         json!({"name": name, "served": true, "storage": name == storage, "schema": {"openAPIV3Schema": {
             "type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}}})
@@ -351,12 +351,10 @@ fn versions(server: &Server, storage: &str) -> Value {
     })
 }
 
-#[tokio::test]
-async fn objects_are_converted_by_a_webhook() -> Result<()> {
-    let api = TestApi::start().await?;
-    let server = serve(|_, request| converted(request)).await?;
+/// Serves crontabs in two versions, of which the first is stored.
+async fn define(api: &TestApi, server: &Server) -> Result<()> {
     let made = api
-        .call("POST", CRDS, Some(&versions(&server, "v1")))
+        .call("POST", CRDS, Some(&versions(server, "v1")))
         .await?;
     anyhow::ensure!(made.code == 201, "{}", made.text);
     let established =
@@ -367,7 +365,131 @@ async fn objects_are_converted_by_a_webhook() -> Result<()> {
         .await?
         .is_none_or(|e| e.to_string().contains("\"Established\""))
     {}
-    let tab = |version: &str, name: &str, spec: Value| json!({"apiVersion": format!("stable.example.com/{version}"), "kind": "CronTab", "metadata": {"name": name}, "spec": spec});
+    Ok(())
+}
+
+fn tab(version: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": format!("stable.example.com/{version}"), "kind": "CronTab",
+        "metadata": {"name": name}, "spec": spec})
+}
+
+// test/integration/apiserver/admissionwebhook/match_conditions_test.go and
+// `generic.VersionedAttributes` of k8s.io/apiserver.
+#[tokio::test]
+async fn admission_is_asked_in_the_version_of_its_rule() -> Result<()> {
+    let api = TestApi::start().await?;
+    let conversion = serve(|_, request| converted(request)).await?;
+    define(&api, &conversion).await?;
+    let server = serve(|path, request| {
+        if path == "/mutate" {
+            let set = json!([{"op": "replace", "path": "/spec/port", "value": "99"}]);
+            return patched(request, set);
+        }
+        let allowed = request["object"]["spec"]["port"] != "13";
+        reviewed(request, json!({"allowed": allowed}))
+    })
+    .await?;
+    let hook = |name: &str, path: &str, more: Value| {
+        let mut hook = hook(name, &server, path);
+        hook["rules"] = json!([{"apiGroups": ["stable.example.com"], "apiVersions": ["v2"],
+            "operations": ["*"], "resources": ["crontabs"]}]);
+        hook["matchConditions"] =
+            json!([{"name": "host", "expression": "object == null || object.spec.host != 'free'"}]);
+        for (key, value) in more.as_object().into_iter().flatten() {
+            hook[key] = value.clone();
+        }
+        hook
+    };
+    let mutating = hook(
+        "port.example.com",
+        "/mutate",
+        json!({"objectSelector": {"matchLabels": {"port": "given"}}}),
+    );
+    configure(&api, "mutatingwebhookconfigurations", json!([mutating])).await?;
+    let exact = hook(
+        "exact.example.com",
+        "/exact",
+        json!({"matchPolicy": "Exact"}),
+    );
+    let validating = hook("rule.example.com", "/validate", json!({}));
+    configure(
+        &api,
+        "validatingwebhookconfigurations",
+        json!([exact, validating]),
+    )
+    .await?;
+    let mut one = tab("v1", "one", json!({"hostPort": "a:1"}));
+    one["metadata"]["labels"] = json!({"port": "given"});
+    let made = api.call("POST", TABS, Some(&one)).await?;
+    // What it changed in its version is changed in the version that was written.
+    assert_eq!(
+        (made.code, &made.json["spec"]),
+        (201, &json!({"hostPort": "a:99"})),
+        "{}",
+        made.text
+    );
+    assert_eq!(made.json["apiVersion"], "stable.example.com/v1");
+    {
+        let seen = server.seen.lock();
+        // Not the one that wants its own version alone.
+        assert_eq!(seen.len(), 2, "{seen:?}");
+        for (request, port) in seen.iter().zip(["1", "99"]) {
+            assert_eq!(request["object"]["apiVersion"], "stable.example.com/v2");
+            assert_eq!(
+                request["object"]["spec"],
+                json!({"host": "a", "port": port})
+            );
+            assert_eq!(request["kind"]["version"], "v2");
+            assert_eq!(request["requestKind"]["version"], "v1");
+            assert_eq!(request["resource"]["version"], "v2");
+            assert_eq!(request["requestResource"]["version"], "v1");
+        }
+    }
+    let mut other = tab("v1", "two", json!({"hostPort": "b:13"}));
+    let refused = api.call("POST", TABS, Some(&other)).await?;
+    assert_eq!(refused.code, 400, "{}", refused.text);
+    // Conditions are held against the converted object.
+    other["spec"]["hostPort"] = "free:13".into();
+    let made = api.call("POST", TABS, Some(&other)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let mut changed = made.json.clone();
+    changed["spec"]["hostPort"] = "c:3".into();
+    let put = api
+        .call("PUT", &format!("{TABS}/two"), Some(&changed))
+        .await?;
+    assert_eq!(put.code, 200, "{}", put.text);
+    let last = server.seen.lock().last().cloned().unwrap_or_default();
+    assert_eq!(last["oldObject"]["spec"]["host"], "free", "{last}");
+    assert_eq!(last["object"]["spec"]["host"], "c", "{last}");
+    let gone = api.call("DELETE", &format!("{TABS}/two"), None).await?;
+    assert_eq!(gone.code, 200, "{}", gone.text);
+    let last = server.seen.lock().last().cloned().unwrap_or_default();
+    assert_eq!(
+        (&last["operation"], &last["oldObject"]["spec"]),
+        (&json!("DELETE"), &json!({"host": "c", "port": "3"}))
+    );
+    // Who can't be told in his version can't say yes.
+    drop(conversion);
+    let refused = api
+        .call(
+            "POST",
+            TABS,
+            Some(&tab("v1", "three", json!({"hostPort": "d:4"}))),
+        )
+        .await?;
+    assert!(
+        refused.code == 500 && refused.text.contains("conversion webhook"),
+        "{}",
+        refused.text
+    );
+    api.close().await
+}
+
+#[tokio::test]
+async fn objects_are_converted_by_a_webhook() -> Result<()> {
+    let api = TestApi::start().await?;
+    let server = serve(|_, request| converted(request)).await?;
+    define(&api, &server).await?;
     let one = tab("v1", "one", json!({"hostPort": "a:1"}));
     let made = api.call("POST", TABS, Some(&one)).await?;
     assert_eq!(made.code, 201, "{}", made.text);

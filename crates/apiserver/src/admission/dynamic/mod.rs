@@ -169,6 +169,6 @@ pub(crate) async fn validate(
     if is_exempt(call) {
         return Ok(());
     }
-    validating::run(call, operation, new, old)?;
+    validating::run(call, operation, new, old).await?;
     webhook::validate(call, operation, new, old).await
 }

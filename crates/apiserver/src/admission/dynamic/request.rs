@@ -4,6 +4,7 @@ use crate::admission::Operation;
 use crate::convert;
 use crate::registry::{Call, subresource};
 use crate::row::Row;
+use apimachinery::Status;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -55,19 +56,24 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// The same in another version of the resource.
-    pub(super) fn in_version(&self, row: &Row) -> Subject<'_> {
-        let turned = |v: &'_ Value| match v {
-            Value::Null => Value::Null,
-            v => convert::between(self.call.row, row, v),
-        };
-        Subject {
+    /// The same in another version of the resource, which a conversion webhook may be asked for.
+    pub(super) async fn in_version(&self, row: &Row) -> Result<Subject<'_>, Status> {
+        let of = |object: Cow<'a, Value>, old: Cow<'a, Value>| Subject {
             call: self.call,
             operation: self.operation,
             row: row.clone(),
-            object: Cow::Owned(turned(&self.object)),
-            old: Cow::Owned(turned(&self.old)),
+            object,
+            old,
+        };
+        let own = self.call.row;
+        let same = row.version() == own.version() && row.group() == own.group();
+        // Scales and options of connections are of a version of their own.
+        if same || self.call.subresource == "scale" || self.operation == Operation::Connect {
+            return Ok(of(self.object.clone(), self.old.clone()));
         }
+        let object = turned(self.call, row, &self.object).await?;
+        let old = turned(self.call, row, &self.old).await?;
+        Ok(of(Cow::Owned(object), Cow::Owned(old)))
     }
 
     /// Namespace of the object, empty for one of the cluster.
@@ -158,4 +164,12 @@ impl<'a> Subject<'a> {
         }
         out
     }
+}
+
+/// An object in another version; none stays none.
+async fn turned(call: &Call<'_>, row: &Row, object: &Value) -> Result<Value, Status> {
+    if object.is_null() {
+        return Ok(Value::Null);
+    }
+    convert::into(call.core, call.row, row, object).await
 }

@@ -32,7 +32,7 @@ struct Denial {
     reason: String,
 }
 
-pub(super) fn run(
+pub(super) async fn run(
     call: &Call<'_>,
     operation: Operation,
     new: &Value,
@@ -69,7 +69,7 @@ pub(super) fn run(
             if row.version() == subject.row.version() && row.group() == subject.row.group() {
                 &subject
             } else {
-                turned = subject.in_version(&row);
+                turned = Box::pin(subject.in_version(&row)).await?;
                 &turned
             };
         if let Some(denial) = ask(subject, &asked) {

@@ -58,11 +58,11 @@ impl Hook {
     }
 
     /// What it is asked about, if it is asked.
-    fn asked<'s>(&self, s: &'s Subject<'s>) -> Result<Option<Subject<'s>>, Status> {
+    async fn asked<'s>(&self, s: &'s Subject<'s>) -> Result<Option<Subject<'s>>, Status> {
         let Some(row) = self.matches.matches(s) else {
             return Ok(None);
         };
-        let s = s.in_version(&row);
+        let s = s.in_version(&row).await?;
         if !self.conditions.is_empty() {
             let given = Given::new(&s);
             let held = Condition::hold(&self.conditions, &given.activation(&s, None));
@@ -177,7 +177,7 @@ pub(super) async fn mutate(
             }
             let before = new.clone();
             let subject = Subject::new(call, operation, &before, old);
-            let Some(asked) = hook.asked(&subject)? else {
+            let Some(asked) = Box::pin(hook.asked(&subject)).await? else {
                 continue;
             };
             let answer = Box::pin(hook.call(&asked)).await?;
@@ -192,7 +192,8 @@ pub(super) async fn mutate(
                 let patched =
                     apimachinery::patch::json_patch(&mut object, patch).map_err(|e| e.message);
                 if hook.told(patched)?.is_some() {
-                    *new = convert::between(&asked.row, call.row, &object);
+                    let back = convert::into(call.core, &asked.row, call.row, &object);
+                    *new = Box::pin(back).await?;
                 }
             }
             if call.core.audit.is_some() {
@@ -228,7 +229,7 @@ pub(super) async fn validate(
     let subject = Subject::new(call, operation, new, old);
     let mut asked = Vec::new();
     for hook in all.iter().flat_map(|one| one.made.iter()) {
-        if let Some(s) = hook.asked(&subject)? {
+        if let Some(s) = Box::pin(hook.asked(&subject)).await? {
             asked.push((hook, s));
         }
     }
