@@ -5,7 +5,9 @@ pub(crate) use crate::http::respond::BoxError;
 use crate::handler::Incoming;
 use crate::serving::Identity;
 use crate::trust::Bundle;
-use http::Request;
+use bytes::Bytes;
+use http::header::IF_NONE_MATCH;
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
 use hyper_util::client::legacy;
@@ -70,19 +72,36 @@ pub(crate) async fn json(
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<Value, String> {
+    let answer = answer(client, request, bytes_max, timeout).await?;
+    serde_json::from_slice(answer.body()).map_err(|e| e.to_string())
+}
+
+/// What a request is answered with, if it succeeds or what is asked for has not changed (304).
+///
+/// # Errors
+/// Why there is none, in words.
+pub(crate) async fn answer(
+    client: &Client,
+    request: Request<Incoming>,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Response<Bytes>, String> {
     let url = request.uri().to_string();
+    let asked = request.headers().contains_key(IF_NONE_MATCH);
     let work = async {
         let response = client.request(request).await.map_err(|e| innermost(&e))?;
-        let code = response.status();
-        let body = Limited::new(response.into_body(), bytes_max)
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, bytes_max)
             .collect()
             .await
             .map_err(|e| e.to_string())?
             .to_bytes();
-        if !code.is_success() {
+        let code = parts.status;
+        let same = asked && code == StatusCode::NOT_MODIFIED;
+        if !(code.is_success() || same) {
             return Err(format!("bad status from {url}: {}", code.as_u16()));
         }
-        serde_json::from_slice(&body).map_err(|e| e.to_string())
+        Ok(Response::from_parts(parts, body))
     };
     tokio::time::timeout(timeout, work)
         .await

@@ -8,7 +8,7 @@
 pub(crate) mod remote;
 mod settle;
 
-pub(crate) use remote::{Remote, forward};
+pub(crate) use remote::{Part, Remote, forward};
 pub(crate) use settle::start;
 
 use crate::config::FrontProxy;

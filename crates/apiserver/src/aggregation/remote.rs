@@ -8,17 +8,23 @@ use crate::kubelet::{hop_by_hop, pass_on, unreachable, upgrade};
 use crate::server_state::Core;
 use crate::serving::Identity;
 use crate::webhook;
-use apimachinery::Status;
+use apimachinery::{Status, openapi};
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::upgrade::OnUpgrade;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::io::{self, BufReader, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +57,36 @@ pub(crate) struct Told {
     pub(crate) resources: Vec<Value>,
     /// Hash of its OpenAPI v3 document, if it has one.
     pub(crate) openapi: Option<String>,
+    /// Of its OpenAPI v2 document, if it has one.
+    pub(crate) v2: Option<Arc<Part>>,
+}
+
+/// What an OpenAPI v2 document has of this group-version, packed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Part {
+    /// By which the server knows the document, if it names it.
+    tag: Option<HeaderValue>,
+    pub(crate) hash: String,
+    /// Gzipped.
+    packed: Bytes,
+}
+
+impl Part {
+    /// Packs what a document has of the paths that start so.
+    fn pack(document: Value, prefix: &str, tag: Option<HeaderValue>) -> Result<Self, io::Error> {
+        let part = openapi::v2::part(document, prefix).to_string();
+        let hash = hex::encode(Sha256::digest(&part));
+        let mut packer = GzEncoder::new(Vec::new(), Compression::default());
+        packer.write_all(part.as_bytes())?;
+        let packed = packer.finish()?.into();
+        Ok(Self { tag, hash, packed })
+    }
+
+    pub(crate) fn unpack(&self) -> Result<Value, io::Error> {
+        Ok(serde_json::from_reader(BufReader::new(GzDecoder::new(
+            &*self.packed,
+        )))?)
+    }
 }
 
 impl Remote {
@@ -111,7 +147,9 @@ impl Remote {
         let url = format!("{base}{path}");
         let failed = |e: String| format!("failing or missing response from {url}: {e}");
         let list = self.get(&url).await.map_err(failed)?;
-        let index = self.get(&format!("{base}/openapi/v3")).await.ok();
+        let url = format!("{base}/openapi/v3");
+        let (index, v2) = tokio::join!(self.get(&url), self.v2(&base));
+        let index = index.ok();
         let document = path.trim_start_matches('/');
         let openapi = index
             .as_ref()
@@ -120,31 +158,56 @@ impl Remote {
                 let hash = url.split_once("hash=").map_or("", |(_, hash)| hash);
                 hash.to_owned()
             });
+        let known = || self.resources().0.and_then(|t| t.v2.clone());
         Ok(Told {
             resources: aggregated(&self.group, &self.version, &list),
             openapi,
+            v2: v2.unwrap_or_else(|error| {
+                tracing::debug!(error, group = &*self.group, "no OpenAPI v2 document");
+                known()
+            }),
         })
     }
 
-    async fn get(&self, url: &str) -> Result<Value, String> {
-        let body = Empty::new()
-            .map_err(|e| -> BoxError { match e {} })
-            .boxed_unsync();
-        let mut request = Request::new(body);
-        *request.uri_mut() = url.parse().map_err(|_| "not a URL".to_owned())?;
-        let user = User::new("system:kube-aggregator", &["system:masters"]);
-        identify(request.headers_mut(), &user);
-        request
-            .headers_mut()
-            .insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        https::json(
-            &self.client,
-            request,
-            DISCOVERY_BYTES_MAX,
-            DISCOVERY_TIMEOUT,
-        )
-        .await
+    /// What its OpenAPI v2 document has of this group-version; what is known if it has not
+    /// changed.
+    async fn v2(&self, base: &str) -> Result<Option<Arc<Part>>, String> {
+        let known = self.resources().0.and_then(|t| t.v2.clone());
+        let mut request = request(&format!("{base}/openapi/v2"))?;
+        if let Some(tag) = known.as_ref().and_then(|k| k.tag.clone()) {
+            request.headers_mut().insert(header::IF_NONE_MATCH, tag);
+        }
+        let (max, timeout) = (DISCOVERY_BYTES_MAX, DISCOVERY_TIMEOUT);
+        let answer = https::answer(&self.client, request, max, timeout).await?;
+        if answer.status() == StatusCode::NOT_MODIFIED {
+            return Ok(known);
+        }
+        let tag = answer.headers().get(header::ETAG).cloned();
+        let document = serde_json::from_slice(answer.body()).map_err(|e| e.to_string())?;
+        let prefix = format!("/apis/{}/{}/", self.group, self.version);
+        let part = Part::pack(document, &prefix, tag).map_err(|e| e.to_string())?;
+        Ok(Some(Arc::new(part)))
     }
+
+    async fn get(&self, url: &str) -> Result<Value, String> {
+        let (max, timeout) = (DISCOVERY_BYTES_MAX, DISCOVERY_TIMEOUT);
+        https::json(&self.client, request(url)?, max, timeout).await
+    }
+}
+
+/// Asks for a document in this server's own name.
+fn request(url: &str) -> Result<Request<Incoming>, String> {
+    let body = Empty::new()
+        .map_err(|e| -> BoxError { match e {} })
+        .boxed_unsync();
+    let mut request = Request::new(body);
+    *request.uri_mut() = url.parse().map_err(|_| "not a URL".to_owned())?;
+    let user = User::new("system:kube-aggregator", &["system:masters"]);
+    identify(request.headers_mut(), &user);
+    request
+        .headers_mut()
+        .insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    Ok(request)
 }
 
 /// Passes a request on in its user's name.

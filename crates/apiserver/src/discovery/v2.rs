@@ -1,8 +1,9 @@
 //! `/openapi/v2`: one document of everything, made of the v3 documents of this server's
-//! group-versions one after another, in the form that a client asks for. What extension
-//! servers serve is not in it.
+//! group-versions one after another, in the form that a client asks for, and of what extension
+//! servers last said of theirs: none is asked for it.
 
 use super::{Served, document, document_hash, document_value};
+use crate::aggregation::Part;
 use crate::http::respond::{self, Body};
 use crate::server_state::Core;
 use apimachinery::Status;
@@ -11,6 +12,7 @@ use http::header::{ACCEPT, HeaderValue, VARY};
 use http::{HeaderMap, Response};
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
+use std::sync::Arc;
 
 /// Media types that are answered, as upstream's `k8s.io/kube-openapi/pkg/handler` has them.
 /// The first two are the same: the `@` is no letter of a media type, and still asked for.
@@ -54,7 +56,7 @@ pub(super) fn answer(core: &Core, headers: &HeaderMap) -> Result<Response<Body>,
         Format::Json => "application/json",
         Format::Protobuf => MEDIA[0].0,
     };
-    let served = Served::local(core);
+    let served = Served::now(core);
     let hash = hash(&served);
     let mut response = document(headers, media, &hash, || {
         let name = match format {
@@ -79,7 +81,16 @@ fn hash(served: &Served) -> String {
             hash.update(document_hash(group, version, rows));
         }
     }
+    for part in parts(served) {
+        hash.update(&part.hash);
+    }
     hex::encode_upper(hash.finalize())
+}
+
+/// What extension servers have.
+fn parts(served: &Served) -> impl Iterator<Item = Arc<Part>> {
+    let told = served.1.iter().filter_map(|remote| remote.resources().0);
+    told.filter_map(|told| told.v2.clone())
 }
 
 fn text(served: &Served, format: Format) -> Vec<u8> {
@@ -88,6 +99,13 @@ fn text(served: &Served, format: Format) -> Vec<u8> {
     for (group, version) in served.group_versions() {
         if let Some(rows) = by_version.get(&(group, version)) {
             document.add(document_value(group, version, rows));
+        }
+    }
+    // After all of this server's own: those keep their names.
+    for part in parts(served) {
+        match part.unpack() {
+            Ok(part) => document.merge(part),
+            Err(error) => tracing::error!(%error, "unpacking an OpenAPI v2 document"),
         }
     }
     document.finish(api::constants::KUBERNETES_VERSION)

@@ -55,6 +55,38 @@ async fn extension(pki: &Pki, proxy_ca: &str, scope: &Scope) -> Result<u16> {
     Ok(port)
 }
 
+/// What the extension server says in OpenAPI v2, of another group too.
+fn swagger() -> Value {
+    let of = |group: &str| {
+        let schema = json!({"$ref": "#/definitions/com.example.sea.v1.Fish"});
+        let answer = json!({"200": {"description": "OK", "schema": schema}});
+        let get = json!({"operationId": format!("list{group}"), "responses": answer,
+            "parameters": [{"$ref": "#/parameters/pretty"}],
+            "produces": ["application/json"], "schemes": ["https"]});
+        json!({"get": get})
+    };
+    json!({
+        "swagger": "2.0", "info": {"title": "Sea", "version": "v1"},
+        "paths": {"/apis/sea.example.com/v1/fish": of("sea"), "/apis/land.example.com/v1/mice": of("land")},
+        "parameters": {"pretty": {"in": "query", "name": "pretty", "type": "string", "uniqueItems": true}},
+        "definitions": {
+            "com.example.sea.v1.Fish": {
+                "type": "object", "description": "Fish lives in the sea.",
+                "properties": {
+                    "apiVersion": {"type": "string"}, "kind": {"type": "string"},
+                    "metadata": {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"},
+                    "fins": {"type": "integer", "format": "int32", "description": "How many fins it has."},
+                },
+                "x-kubernetes-group-version-kind": [{"group": "sea.example.com", "version": "v1", "kind": "Fish"}],
+            },
+            "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta": {
+                "type": "object", "description": "As the sea knows it.",
+                "properties": {"name": {"type": "string"}},
+            },
+        },
+    })
+}
+
 async fn answer(request: Request<hyper::body::Incoming>) -> Result<Response<Full<Bytes>>> {
     let header = |name: &str| -> Vec<String> {
         let all = request.headers().get_all(name).iter();
@@ -71,6 +103,7 @@ async fn answer(request: Request<hyper::body::Incoming>) -> Result<Response<Full
                 {"name": "fish", "singularName": "fish", "namespaced": true, "kind": "Fish",
                     "verbs": ["create", "get", "list", "watch"], "shortNames": ["fi"]}]})
         }
+        ("GET", "/openapi/v2") => swagger(),
         ("GET", "/openapi/v3") => json!({"paths": {"apis/sea.example.com/v1": {
             "serverRelativeURL": "/openapi/v3/apis/sea.example.com/v1?hash=ABC"}}}),
         ("GET", p) if p.starts_with("/openapi/v3/apis/") => json!({"openapi": "3.0.0"}),
@@ -236,6 +269,35 @@ async fn an_extension_server_answers_its_group() -> Result<()> {
         .call("GET", "/openapi/v3/apis/sea.example.com/v1", None)
         .await?;
     assert_eq!(document.json, json!({"openapi": "3.0.0"}));
+    // Of v2 there is one document, with what clients need of it.
+    let explained = k
+        .run(true, "explain fish --output plaintext-openapiv2", "")
+        .await?;
+    for part in ["Fish lives in the sea.", "fins", "How many fins it has."] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
+    let explained = k
+        .run(
+            true,
+            "explain pod.metadata --output plaintext-openapiv2",
+            "",
+        )
+        .await?;
+    assert!(explained.contains("generateName"), "{explained}");
+    let document = api.call("GET", "/openapi/v2", None).await?.json;
+    assert!(document["paths"]["/apis/sea.example.com/v1/fish"]["get"].is_object());
+    assert!(document["paths"]["/apis/land.example.com/v1/mice"].is_null());
+    let meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let definitions = &document["definitions"];
+    assert_eq!(
+        definitions["com.example.sea.v1.Fish"]["properties"]["metadata"]["$ref"],
+        format!("#/definitions/{meta}_v2")
+    );
+    assert_eq!(
+        definitions[format!("{meta}_v2")]["description"],
+        "As the sea knows it."
+    );
+    assert!(definitions[meta]["properties"]["generateName"].is_object());
     scope.close().await;
     api.close().await
 }
@@ -274,6 +336,13 @@ async fn a_server_that_is_away_is_told_of_and_holds_nobody_up() -> Result<()> {
         "Stale"
     );
     assert_eq!(group("apps")["versions"][0]["freshness"], "Current");
+    let fish = async || -> Result<Value> {
+        let document = api.call("GET", "/openapi/v2", None).await?;
+        anyhow::ensure!(document.code == 200, "{}", document.text);
+        anyhow::ensure!(document.json["paths"]["/api/v1/pods"].is_object());
+        Ok(document.json["definitions"]["com.example.sea.v1.Fish"]["description"].clone())
+    };
+    assert_eq!(fish().await?, Value::Null);
     let put = async |object: &mut Value| -> Result<()> {
         let path = format!("{API_SERVICES}/v1.sea.example.com");
         let now = api.call("GET", &path, None).await?.json;
@@ -289,6 +358,8 @@ async fn a_server_that_is_away_is_told_of_and_holds_nobody_up() -> Result<()> {
     assert_eq!(gone.code, 200, "{}", gone.text);
     available(&api, "EndpointsNotFound").await?;
     assert_eq!(api.call("GET", FISH, None).await?.code, 503);
+    // What it last said is known while it is away.
+    assert_eq!(fish().await?, "Fish lives in the sea.");
     wrong["spec"]["service"]["port"] = 8443.into();
     put(&mut wrong).await?;
     available(&api, "ServicePortError").await?;

@@ -1,14 +1,20 @@
 //! The OpenAPI v2 document (Swagger 2.0) of everything that is served, put together from the
-//! v3 documents of its group-versions, one after another: [`Document`].
+//! v3 documents of its group-versions, one after another: [`Document`]. What others serve is
+//! merged into it ([`part`]).
 //!
 //! It says less than they do: no `oneOf`, `anyOf`, `not` or `nullable`; what could be null or
 //! has unknown fields is published without a type, as upstream does, so that clients which
 //! check objects by it refuse none that is valid (`ToStructuralOpenAPIV2` of
 //! `k8s.io/apiextensions-apiserver`).
 
+mod part;
+
+pub use part::part;
+
 use super::gnostic;
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 /// How the document is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,8 +31,10 @@ pub struct Document {
     format: Format,
     paths: Vec<u8>,
     definitions: Vec<u8>,
-    /// Names of definitions that are there: versions share some.
-    defined: HashSet<String>,
+    /// Names of definitions that are there, with the hash of each: versions share some.
+    defined: HashMap<String, u64>,
+    /// Paths that are there.
+    routed: HashSet<String>,
 }
 
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
@@ -40,7 +48,8 @@ impl Document {
             format,
             paths: Vec::new(),
             definitions: Vec::new(),
-            defined: HashSet::new(),
+            defined: HashMap::new(),
+            routed: HashSet::new(),
         }
     }
 
@@ -48,27 +57,58 @@ impl Document {
     pub fn add(&mut self, mut v3: Value) {
         if let Value::Object(paths) = v3["paths"].take() {
             for (path, item) in paths {
-                let item = path_item(item);
-                match self.format {
-                    Format::Json => member(&mut self.paths, &path, &item),
-                    Format::Protobuf => gnostic::path(&mut self.paths, &path, &item),
-                }
+                self.path(path, &path_item(item));
             }
         }
         if let Value::Object(schemas) = v3["components"]["schemas"].take() {
             for (name, mut definition) in schemas {
-                if !self.defined.insert(name.clone()) {
-                    continue;
-                }
-                schema(&mut definition);
-                match self.format {
-                    Format::Json => member(&mut self.definitions, &name, &definition),
-                    Format::Protobuf => {
-                        gnostic::definition(&mut self.definitions, &name, &definition);
-                    }
+                if !self.defined.contains_key(&name) {
+                    schema(&mut definition);
+                    self.definition(name, &definition);
                 }
             }
         }
+    }
+
+    /// Merges a [`part`] of another v2 document. A definition that has another's name and
+    /// differs gets a name of its own; a path that is there already stays.
+    pub fn merge(&mut self, mut part: Value) {
+        let new = part::renamed(&mut part, |name, definition| {
+            let known = self.defined.get(name)?;
+            Some(*known == hash(definition))
+        });
+        for (name, definition, own) in new {
+            self.definition_as(name, &definition, own);
+        }
+        if let Value::Object(paths) = part["paths"].take() {
+            for (path, item) in paths {
+                self.path(path, &item);
+            }
+        }
+    }
+
+    fn path(&mut self, path: String, item: &Value) {
+        if self.routed.contains(&path) {
+            return;
+        }
+        match self.format {
+            Format::Json => member(&mut self.paths, &path, item),
+            Format::Protobuf => gnostic::path(&mut self.paths, &path, item),
+        }
+        self.routed.insert(path);
+    }
+
+    fn definition(&mut self, name: String, definition: &Value) {
+        self.definition_as(name, definition, hash(definition));
+    }
+
+    /// The same with the hash of what it was before its references were renamed.
+    fn definition_as(&mut self, name: String, definition: &Value, own: u64) {
+        match self.format {
+            Format::Json => member(&mut self.definitions, &name, definition),
+            Format::Protobuf => gnostic::definition(&mut self.definitions, &name, definition),
+        }
+        self.defined.insert(name, own);
     }
 
     /// The whole document; `version` is the API's own.
@@ -104,6 +144,17 @@ impl Document {
             }
         }
     }
+}
+
+/// Of what a definition says; not of whose it is, which every server says of its own.
+fn hash(definition: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut rest = definition.clone();
+    if let Some(rest) = rest.as_object_mut() {
+        rest.remove("x-kubernetes-group-version-kind");
+    }
+    rest.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn member(out: &mut Vec<u8>, name: &str, value: &Value) {
