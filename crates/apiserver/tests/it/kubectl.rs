@@ -35,6 +35,7 @@ impl Kubectl {
             .args(args)
             .env("KUBECONFIG", &self.config)
             .env("HOME", &self.home)
+            .env("KUBECTL_APPLYSET", "true")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -228,5 +229,103 @@ spec:
     // A scale is a resource of its own, which the policy does not name.
     k.run(true, "scale deployment nginx --replicas=6", "")
         .await?;
+    api.close().await
+}
+
+/// ConfigMaps of one set, with a value each.
+fn set(all: &[(&str, &str)]) -> String {
+    let each = all.iter().map(|(name, value)| {
+        format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, labels: {{set: shop}}}}, data: {{k: {value}}}}}\n---\n"
+        )
+    });
+    each.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn diff_shows_what_apply_would_change() -> Result<()> {
+    let api = TestApi::start().await?;
+    let k = Kubectl::of(&api)?;
+    let shown = k.run(false, "diff -f -", &set(&[("one", "a")])).await?;
+    assert!(
+        shown.contains("+  k: a") && shown.contains("+kind: ConfigMap"),
+        "{shown}"
+    );
+    assert!(
+        k.run(false, "get configmap one", "")
+            .await?
+            .contains("NotFound")
+    );
+    k.run(true, "apply -f -", &set(&[("one", "a")])).await?;
+    assert_eq!(k.run(true, "diff -f -", &set(&[("one", "a")])).await?, "");
+    for how in ["diff -f -", "diff --server-side --force-conflicts -f -"] {
+        let shown = k.run(false, how, &set(&[("one", "b")])).await?;
+        assert!(
+            shown.contains("-  k: a") && shown.contains("+  k: b"),
+            "{how}: {shown}"
+        );
+        assert!(!shown.contains("resourceVersion:"), "{how}: {shown}");
+    }
+    let shown = k
+        .run(
+            false,
+            "diff --prune -l set=shop -f -",
+            &set(&[("two", "b")]),
+        )
+        .await?;
+    assert!(
+        shown.contains("-  name: one") && shown.contains("+  name: two"),
+        "{shown}"
+    );
+    let kept = k
+        .run(true, "get configmap one -o jsonpath={.data.k}", "")
+        .await?;
+    assert_eq!(kept, "a");
+    api.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_prunes_what_is_no_more_in_the_set() -> Result<()> {
+    let api = TestApi::start().await?;
+    let k = Kubectl::of(&api)?;
+    let both = set(&[("one", "a"), ("two", "b")]);
+    let other = both
+        .replace("one", "other")
+        .replace("set: shop", "set: else");
+    k.run(true, "apply -f -", &other.replace("two", "more"))
+        .await?;
+    k.run(true, "apply --prune -l set=shop -f -", &both).await?;
+    let said = k
+        .run(
+            true,
+            "apply --prune -l set=shop -f -",
+            &set(&[("two", "b")]),
+        )
+        .await?;
+    assert!(
+        said.contains("configmap/two unchanged") && said.contains("configmap/one pruned"),
+        "{said}"
+    );
+    let left = k.run(true, "get configmaps -o name", "").await?;
+    for (name, there) in [
+        ("one", false),
+        ("two", true),
+        ("other", true),
+        ("more", true),
+    ] {
+        let line = format!("configmap/{name}");
+        assert_eq!(left.lines().any(|l| l == line), there, "{line}: {left}");
+    }
+    // By an object that knows the set's members.
+    let apply = "apply --server-side --prune --applyset=secret/set -n default -f -";
+    let third = set(&[("three", "c"), ("four", "d")]);
+    k.run(true, apply, &third).await?;
+    let said = k.run(true, apply, &set(&[("four", "d")])).await?;
+    assert!(said.contains("configmap/three pruned"), "{said}");
+    let left = k.run(true, "get configmaps -o name", "").await?;
+    assert!(
+        left.contains("configmap/four") && !left.contains("configmap/three"),
+        "{left}"
+    );
     api.close().await
 }

@@ -11,6 +11,7 @@ mod discovery;
 mod encryption;
 mod events;
 mod flow;
+mod helm;
 mod kubectl;
 mod kubelet;
 mod list;
