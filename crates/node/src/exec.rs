@@ -22,7 +22,9 @@ impl Exec {
             stdin: false,
             tty: false,
         };
-        let Session { input, mut output } = self.runtime.exec(spec).await?;
+        let Session {
+            input, mut output, ..
+        } = self.runtime.exec(spec).await?;
         drop(input);
         let mut said = Vec::new();
         while let Some(piece) = output.next().await {

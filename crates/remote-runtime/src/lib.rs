@@ -15,4 +15,4 @@ pub use log_file::{LineWriter, LogFile, LogLimits, OutputStream};
 pub use protocol::{Frames, PROTOCOL, ProtocolError};
 pub use remote::{Peer, Remote, hints};
 pub use server::{Served, listen};
-pub use session::input;
+pub use session::{input, sizes};

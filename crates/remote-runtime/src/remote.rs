@@ -140,9 +140,9 @@ impl Remote {
             Ok::<_, ProtocolError>((reply, reader.into_inner(), writer.into_inner()))
         };
         match open.await {
-            Ok((FromHost::Reply { result, .. }, reader, writer)) => {
+            Ok((FromHost::Reply { id, result }, reader, writer)) => {
                 result?;
-                Ok(crate::session::of(reader, writer, &self.scope))
+                Ok(crate::session::of(reader, writer, id, &self.scope))
             }
             Ok(_) => Err(self.confused()),
             Err(ProtocolError::Io(_)) => Err(self.unavailable()),

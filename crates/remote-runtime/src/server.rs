@@ -176,7 +176,8 @@ async fn session(
         Ok(session) => (Some(session), Ok(Answer::Done)),
         Err(error) => (None, Err(error)),
     };
-    writer.write(&FromHost::Reply { id: 0, result }).await?;
+    let id = crate::session::KNOWN;
+    writer.write(&FromHost::Reply { id, result }).await?;
     if let Some(session) = session {
         let (reader, writer) = (reader.into_inner(), writer.into_inner());
         let ended = crate::session::serve(session, reader, writer).await;

@@ -8,7 +8,7 @@ mod linux;
 mod session;
 
 pub use linux::{LinuxContainer, LinuxSandbox, Seccomp};
-pub use session::{AttachSpec, ExecSpec, Said, Session};
+pub use session::{AttachSpec, ExecSpec, Said, Session, TerminalSize};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;

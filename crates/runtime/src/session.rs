@@ -35,6 +35,18 @@ pub struct Session {
     pub input: mpsc::Sender<Bytes>,
     /// What it says, last of all how it ended; without that it was stopped.
     pub output: BoxStream<'static, Said>,
+    /// Where the size of who asked's terminal goes, first and whenever it changes; none where the
+    /// program has no terminal that has a size.
+    pub sizes: Option<mpsc::Sender<TerminalSize>>,
+}
+
+/// How much a terminal shows, in letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// In a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 impl std::fmt::Debug for Session {

@@ -13,13 +13,13 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use runtime::{AttachSpec, ContainerId, ExecSpec, PodRuntime, RuntimeError, Said, Session};
+use runtime::{AttachSpec, ContainerId, ExecSpec, PodRuntime, RuntimeError, Said, Session, TerminalSize};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use streaming::spdy::CommandStreams;
-use streaming::{DialError, Dialled, Ended, FromClient, Ports, ToClient, spdy, websocket};
+use streaming::{DialError, Dialled, Ended, FromClient, Ports, Resize, ToClient, spdy, websocket};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -294,7 +294,11 @@ async fn take_part(
     mut heard: mpsc::Receiver<FromClient>,
     say: &mpsc::Sender<ToClient>,
 ) -> Ended {
-    let Session { input, mut output } = match begun {
+    let Session {
+        input,
+        mut output,
+        mut sizes,
+    } = match begun {
         Ok(session) => session,
         Err(RuntimeError::Exec { code, message }) => {
             let message = format!("exec: {message}");
@@ -323,8 +327,14 @@ async fn take_part(
                     }
                 }
                 (FromClient::StdinEnds, _) => input = None,
-                // Wasm guests have no terminal whose size they could ask for.
-                (FromClient::Stdin(_) | FromClient::Resize(_), _) => {}
+                (FromClient::Stdin(_), _) => {}
+                (FromClient::Resize(Resize { width, height }), _) => {
+                    if let Some(to) = &mut sizes {
+                        let (columns, rows) = (width, height);
+                        // A program that has ended shows no more.
+                        drop(to.send(TerminalSize { columns, rows }).await);
+                    }
+                }
             }
         }
         // The client has left, or will say no more: its output tells which.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use remote_runtime::{LogFile, OutputStream};
 use runtime::{
     ContainerId, ContainerSpec, ContainerState, ContainerStatus, Exit, ExitReason, RuntimeError,
-    SandboxId, SandboxSpec,
+    SandboxId, SandboxSpec, TerminalSize,
 };
 use rustix::process::Signal;
 use std::io;
@@ -54,6 +54,8 @@ pub(super) struct Container {
     child: Mutex<Option<Arc<Child>>>,
     /// Where input goes, where its spec has any.
     input: Mutex<Option<mpsc::Sender<Bytes>>>,
+    /// Its terminal, where its spec has one, while it runs.
+    terminal: Mutex<Option<Stream>>,
     /// Starts and removals are one at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -104,6 +106,7 @@ impl Container {
             state: watch::Sender::new(ContainerState::Created),
             child: Mutex::default(),
             input: Mutex::default(),
+            terminal: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             spec,
         })
@@ -141,6 +144,15 @@ impl Container {
         }
     }
 
+    /// Tells its terminal how large it is now; one without has no size.
+    pub(super) fn resize(&self, size: TerminalSize) {
+        if let Some(terminal) = &*self.terminal.lock()
+            && let Err(error) = terminal.resize(size)
+        {
+            tracing::warn!(container = self.spec.id.0, %error, "terminal not resized");
+        }
+    }
+
     /// Runs it. That its program can't be run is its end, not an error.
     pub(super) async fn start(
         self: &Arc<Self>,
@@ -164,6 +176,7 @@ impl Container {
                 });
             }
             Err(error) => {
+                self.terminal.lock().take();
                 self.clear().await;
                 self.state.send_replace(ContainerState::Exited(Exit {
                     code: START_ERROR,
@@ -190,6 +203,7 @@ impl Container {
             );
             let (child, terminal) = both(create, &console).await?;
             let terminal = Stream::terminal(terminal).map_err(io)?;
+            *self.terminal.lock() = Some(terminal.clone());
             let ends = Ends {
                 input: self.spec.stdin.then(|| terminal.clone()),
                 outputs: vec![(OutputStream::Stdout, terminal)],
@@ -260,6 +274,7 @@ impl Container {
             }
         };
         self.child.lock().take();
+        self.terminal.lock().take();
         let code = ended.unwrap_or_else(|error| {
             tracing::error!(container = self.spec.id.0, %error, "end of container not seen");
             255

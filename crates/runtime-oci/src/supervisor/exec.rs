@@ -68,14 +68,18 @@ pub(super) async fn exec(
     let process = serde_json::to_vec(&process).map_err(|e| io(e.into()))?;
     std::fs::write(&file, process).map_err(io)?;
     let (runtime, name) = (&container.runtime, container.name.as_str());
-    let (child, outputs, input): (Child, Vec<_>, Option<Stream>) = if spec.tty {
+    let (child, program) = if spec.tty {
         let console = Console::listen(&place.0).map_err(io)?;
         let path = Some(console.path());
         let run = runtime.exec(name, &place.0, &file, Streams::none(), path);
         let (child, terminal) = both(run, &console).await.map_err(failure)?;
         let terminal = Stream::terminal(terminal).map_err(io)?;
-        let input = spec.stdin.then(|| terminal.clone());
-        (child, vec![(OutputStream::Stdout, terminal)], input)
+        let program = Program {
+            input: spec.stdin.then(|| terminal.clone()),
+            terminal: Some(terminal.clone()),
+            outputs: vec![(OutputStream::Stdout, terminal)],
+        };
+        (child, program)
     } else {
         let (stdout, to_stdout) = streams::output().map_err(io)?;
         let (stderr, to_stderr) = streams::output().map_err(io)?;
@@ -83,24 +87,36 @@ pub(super) async fn exec(
         let (input, from_input): (Option<Stream>, Option<OwnedFd>) = input.unzip();
         let theirs = Streams::of(from_input, to_stdout, to_stderr);
         let run = runtime.exec(name, &place.0, &file, theirs, None).await;
-        let outputs = vec![
-            (OutputStream::Stdout, stdout),
-            (OutputStream::Stderr, stderr),
-        ];
-        (run.map_err(failure)?, outputs, input)
+        let program = Program {
+            input,
+            terminal: None,
+            outputs: vec![
+                (OutputStream::Stdout, stdout),
+                (OutputStream::Stderr, stderr),
+            ],
+        };
+        (run.map_err(failure)?, program)
     };
-    Ok(session(child, outputs, input, place, scope))
+    Ok(session(child, program, place, scope))
+}
+
+/// A program's streams, this side of them.
+struct Program {
+    outputs: Vec<(OutputStream, Stream)>,
+    input: Option<Stream>,
+    terminal: Option<Stream>,
 }
 
 /// Joins a program's streams with who asked for it.
-fn session(
-    child: Child,
-    outputs: Vec<(OutputStream, Stream)>,
-    input: Option<Stream>,
-    place: Place,
-    scope: &Scope,
-) -> Session {
+fn session(child: Child, program: Program, place: Place, scope: &Scope) -> Session {
+    let Program {
+        outputs,
+        input,
+        terminal,
+    } = program;
     let (to_program, mut given) = remote_runtime::input();
+    let (sizes, mut resized) = remote_runtime::sizes();
+    let sizes = terminal.is_some().then_some(sizes);
     let (said, output) = mpsc::channel(PIECES_MAX);
     scope.spawn_cancellable(async move {
         let _place = place;
@@ -135,6 +151,11 @@ fn session(
             tokio::select! {
                 ended = child.ended() => break ended.unwrap_or(255),
                 () = &mut feed => {}
+                Some(size) = resized.next() => if let Some(terminal) = &terminal
+                    && let Err(error) = terminal.resize(size)
+                {
+                    tracing::warn!(%error, "terminal not resized");
+                },
                 _ = &mut talk, if !said_all => said_all = true,
                 _ = watch.tick() => if last.is_closed() {
                     // Whoever asked has left: the program ends with them.
@@ -150,6 +171,7 @@ fn session(
     Session {
         input: to_program,
         output: output.boxed(),
+        sizes,
     }
 }
 
@@ -159,6 +181,8 @@ pub(super) fn attach(container: &Arc<Container>, stdin: bool, scope: &Scope) -> 
     let input = container.take_input().filter(|_| stdin);
     let input = input.unwrap_or_else(|| remote_runtime::input().0);
     let (mut said, output) = mpsc::channel(PIECES_MAX);
+    let (sizes, mut resized) = remote_runtime::sizes();
+    let sizes = container.spec.tty.then_some(sizes);
     let container = container.clone();
     scope.spawn_cancellable(async move {
         let mut state = container.watch();
@@ -173,6 +197,10 @@ pub(super) fn attach(container: &Arc<Container>, stdin: bool, scope: &Scope) -> 
                     Err(RecvError::Closed) => return,
                 },
                 ended = ended(&mut state) => Said::Exited { code: ended },
+                Some(size) = resized.next() => {
+                    container.resize(size);
+                    continue;
+                }
             };
             let over = matches!(next, Said::Exited { .. });
             if said.send(next).await.is_err() || over {
@@ -183,6 +211,7 @@ pub(super) fn attach(container: &Arc<Container>, stdin: bool, scope: &Scope) -> 
     Session {
         input,
         output: output.boxed(),
+        sizes,
     }
 }
 

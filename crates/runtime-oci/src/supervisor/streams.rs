@@ -1,8 +1,10 @@
 //! Descriptors of processes, read and written without blocking: pipes, and terminals' outer ends.
 
 use bytes::Bytes;
+use runtime::TerminalSize;
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
+use rustix::termios::Winsize;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,6 +34,17 @@ impl Stream {
     /// A terminal's outer end.
     pub(super) fn terminal(fd: OwnedFd) -> io::Result<Self> {
         Self::of(fd, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Tells a terminal, and those that run in it, how large it is now.
+    pub(super) fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        let size = Winsize {
+            ws_col: size.columns,
+            ws_row: size.rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(rustix::termios::tcsetwinsize(self.0.get_ref(), size)?)
     }
 
     fn of(fd: OwnedFd, interest: Interest) -> io::Result<Self> {

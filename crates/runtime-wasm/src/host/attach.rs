@@ -157,6 +157,8 @@ impl Host {
         Ok(Session {
             input,
             output: stream(output),
+            // Guests have no terminal whose size they could ask for.
+            sizes: None,
         })
     }
 }

@@ -50,6 +50,8 @@ impl Host {
         Ok(Session {
             input,
             output: stream(output),
+            // Guests have no terminal whose size they could ask for.
+            sizes: None,
         })
     }
 

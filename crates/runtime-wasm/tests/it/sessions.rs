@@ -135,7 +135,9 @@ async fn sessions_are_bounded_and_end_with_either_end() {
     };
     sessions.push(session);
     // A program that is told that input has ended ends by itself.
-    let Session { input, mut output } = sessions.remove(0);
+    let Session {
+        input, mut output, ..
+    } = sessions.remove(0);
     drop(input);
     assert_eq!(output.next().await, Some(Said::Exited { code: 0 }));
     // Those that are left end with the container, and have no end of their own.

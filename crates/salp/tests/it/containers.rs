@@ -13,7 +13,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Whether there can be container pods; tells that there are none otherwise.
 #[allow(clippy::print_stderr, reason = "a skipped test says so")]
-fn possible() -> bool {
+pub(crate) fn possible() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: container pods need root");
@@ -58,7 +58,7 @@ enum Entry<'a> {
 }
 
 /// busybox in two layers, the second of which hides a file of the first.
-fn busybox(registry: &Registry) -> String {
+pub(crate) fn busybox(registry: &Registry) -> String {
     let program = std::fs::read(tool("busybox")).expect("busybox");
     let mut base = vec![
         (0o755, "bin/", Entry::Dir),
@@ -79,7 +79,7 @@ fn busybox(registry: &Registry) -> String {
     ];
     for name in [
         "sh", "cat", "echo", "env", "false", "hostname", "httpd", "id", "ls", "mount", "nslookup",
-        "sleep", "stat", "touch", "true", "tail", "dd", "nc", "tty",
+        "sleep", "stat", "touch", "true", "tail", "dd", "nc", "tty", "stty",
     ] {
         let path = Box::leak(format!("bin/{name}").into_boxed_str());
         base.push((0o777, path, Entry::Link("busybox")));
@@ -103,7 +103,7 @@ fn busybox(registry: &Registry) -> String {
 }
 
 /// A pod of one container.
-fn pod(name: &str, container: Value, spec: Value) -> String {
+pub(crate) fn pod(name: &str, container: Value, spec: Value) -> String {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
         "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1},
@@ -117,7 +117,7 @@ fn pod(name: &str, container: Value, spec: Value) -> String {
     pod.to_string()
 }
 
-fn phase(site: &Site, pod: &str, phase: &str) -> Value {
+pub(crate) fn phase(site: &Site, pod: &str, phase: &str) -> Value {
     site.wait_for(&["get", "pod", pod], "/status/phase", |p| p == phase)
 }
 

@@ -7,6 +7,7 @@ mod charts;
 mod cli;
 mod clients;
 mod commands;
+mod container_sessions;
 mod containers;
 mod crds;
 mod disk;

@@ -9,11 +9,11 @@ use std::num::NonZero;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
-const ROWS: NonZero<u16> = NonZero::new(12).unwrap();
-const COLUMNS: NonZero<u16> = NonZero::new(120).unwrap();
+pub(crate) const ROWS: NonZero<u16> = NonZero::new(12).unwrap();
+pub(crate) const COLUMNS: NonZero<u16> = NonZero::new(120).unwrap();
 
 /// A command in a terminal: what it draws, and keys for it.
-struct Terminal {
+pub(crate) struct Terminal {
     process: Running,
     keys: ChildStdin,
     screen: Arc<(Mutex<vt100::Parser>, Condvar)>,
@@ -22,7 +22,7 @@ struct Terminal {
 
 impl Terminal {
     /// Runs a shell command line; `$SALP` is the program under test.
-    fn run(site: &Site, line: &str) -> Self {
+    pub(crate) fn run(site: &Site, line: &str) -> Self {
         let line = format!("stty rows {ROWS} cols {COLUMNS}; {line}");
         let mut child = Command::new("script")
             .args([
@@ -61,12 +61,12 @@ impl Terminal {
         }
     }
 
-    fn press(&mut self, keys: &str) {
+    pub(crate) fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).expect("press keys");
     }
 
     /// Waits until the screen is as wanted; its text then.
-    fn wait_for(&self, accept: impl Fn(&vt100::Screen) -> bool) -> String {
+    pub(crate) fn wait_for(&self, accept: impl Fn(&vt100::Screen) -> bool) -> String {
         let parser = self.screen.0.lock().expect("lock");
         let waiting = |parser: &mut vt100::Parser| !accept(parser.screen());
         let (parser, waited) = self
@@ -80,7 +80,7 @@ impl Terminal {
     }
 
     /// Waits for the end; the exit code and the last screen.
-    fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let code = eventually("it ends", || {
             let status = self.process.0.try_wait().expect("wait");
             let shown = || self.screen.0.lock().expect("lock").screen().contents();
