@@ -23,7 +23,7 @@ mod users;
 
 pub use agent::{Containers, Launch, connect};
 pub use by_image::ByImage;
-pub use programs::find as find_programs;
+pub use programs::{Program, Stated as StatedProgram, find as find_programs};
 pub use remote_runtime::LogLimits;
 pub use supervisor::{Config, SuperviseError, supervise};
 

@@ -1,14 +1,41 @@
 //! Which OCI runtimes a machine has, and which is used where a pod names none.
 
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// An OCI runtime of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// What the handler of a RuntimeClass calls it.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is given whatever is asked of it: `--platform=ptrace`.
+    pub args: Vec<String>,
+}
+
+/// What a machine's owner says of a runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stated {
+    /// Where it is; nothing for one that is found by its name.
+    pub path: Option<PathBuf>,
+    /// See [`Program::args`].
+    pub args: Vec<String>,
+}
 
 /// The names that runtimes are known by; a RuntimeClass's handler is one of them. The first that
 /// is there is used where a pod names none: crun starts in a third of runc's time, but refuses
 /// machines with both versions of control groups.
 const NAMES: &[&str] = &["crun", "runc", "runsc", "youki", "kata-runtime"];
 
-/// Those that are on this machine, by name: in the directories given, then where systems have them.
-pub fn find(path: &str) -> Vec<(String, PathBuf)> {
+/// Those that are on this machine: in the directories given, then where systems have them, and
+/// those that its owner tells of, by name.
+///
+/// # Errors
+/// The name of one that its owner tells of and that is not there.
+pub fn find(path: &str, stated: &BTreeMap<String, Stated>) -> Result<Vec<Program>, String> {
     let dirs: Vec<&Path> = path
         .split(':')
         .filter(|dir| !dir.is_empty())
@@ -22,25 +49,39 @@ pub fn find(path: &str) -> Vec<(String, PathBuf)> {
         ])
         .map(Path::new)
         .collect();
-    let found = NAMES.iter().filter_map(|name| {
-        let mut places = dirs.iter().map(|dir| dir.join(name));
-        let program = places.find(|place| place.is_file())?;
-        Some(((*name).to_owned(), program))
-    });
-    found.collect()
+    let unstated = NAMES.iter().filter(|name| !stated.contains_key(**name));
+    let unstated = unstated.map(|name| (*name, Stated::default()));
+    let stated_ones = stated.iter().map(|(name, s)| (name.as_str(), s.clone()));
+    let mut found = Vec::new();
+    for (name, Stated { path, args }) in stated_ones.chain(unstated) {
+        let place = match path {
+            Some(path) => Some(path).filter(|path| path.is_file()),
+            None => {
+                let mut places = dirs.iter().map(|dir| dir.join(name));
+                places.find(|place| place.is_file())
+            }
+        };
+        match place {
+            Some(path) => found.push(Program {
+                name: name.to_owned(),
+                path,
+                args,
+            }),
+            None if stated.contains_key(name) => return Err(name.to_owned()),
+            None => {}
+        }
+    }
+    Ok(found)
 }
 
 /// The one that is used where a pod names none.
-pub(crate) fn preferred(
-    runtimes: &[(String, PathBuf)],
-    unified: bool,
-) -> Option<&(String, PathBuf)> {
+pub(crate) fn preferred(runtimes: &[Program], unified: bool) -> Option<&Program> {
     let order: &[&str] = if unified {
         &["crun", "runc"]
     } else {
         &["runc", "crun"]
     };
-    let named = |name: &&str| runtimes.iter().find(|(known, _)| known == name);
+    let named = |name: &&str| runtimes.iter().find(|known| known.name == **name);
     order.iter().find_map(named).or_else(|| runtimes.first())
 }
 
@@ -59,11 +100,13 @@ mod tests {
     #[test]
     fn crun_is_preferred_where_it_works() {
         let all: Vec<_> = ["runsc", "runc", "crun"]
-            .map(|name| (name.to_owned(), PathBuf::from(name)))
+            .map(|name| Program {
+                name: name.to_owned(),
+                path: name.into(),
+                args: Vec::new(),
+            })
             .into();
-        let name = |list: &[(String, PathBuf)], unified| {
-            preferred(list, unified).map(|(name, _)| name.clone())
-        };
+        let name = |list: &[Program], unified| preferred(list, unified).map(|p| p.name.clone());
         assert_eq!(name(&all, true).as_deref(), Some("crun"));
         assert_eq!(name(&all, false).as_deref(), Some("runc"));
         assert_eq!(name(&all[..1], true).as_deref(), Some("runsc"));
@@ -71,10 +114,32 @@ mod tests {
     }
 
     #[test]
-    fn runtimes_are_found_by_name() {
+    fn runtimes_are_found_by_name_or_where_they_are_said_to_be() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("crun"), "").unwrap();
-        let found = find(dir.path().to_str().unwrap());
-        assert_eq!(found[0], ("crun".to_owned(), dir.path().join("crun")));
+        for name in ["crun", "runsc"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let path = dir.path().to_str().unwrap();
+        let of = |stated: &[(&str, Option<PathBuf>)]| {
+            let stated = stated.iter().map(|(name, path)| {
+                let (path, args) = (path.clone(), vec!["--x".to_owned()]);
+                ((*name).to_owned(), Stated { path, args })
+            });
+            find(path, &stated.collect())
+        };
+        let shown = |found: &[Program], name: &str| {
+            let found = found.iter().filter(|p| p.name == name);
+            let all = found.map(|p| (p.path.strip_prefix(path).unwrap().to_owned(), p.args.len()));
+            all.collect::<Vec<_>>()
+        };
+        let found = of(&[]).unwrap();
+        assert_eq!(shown(&found, "crun"), [("crun".into(), 0)]);
+        let found = of(&[("runsc", None), ("gvisor", Some(dir.path().join("runsc")))]).unwrap();
+        assert_eq!(shown(&found, "crun"), [("crun".into(), 0)]);
+        assert_eq!(shown(&found, "runsc"), [("runsc".into(), 1)]);
+        assert_eq!(shown(&found, "gvisor"), [("runsc".into(), 1)]);
+        assert_eq!(of(&[("gvisor", None)]), Err("gvisor".to_owned()));
+        let nowhere = Some(dir.path().join("none"));
+        assert_eq!(of(&[("crun", nowhere)]), Err("crun".to_owned()));
     }
 }

@@ -2,6 +2,7 @@
 //! `start`, `kill`, `delete`, `exec`), so that any of them on the machine can be used.
 
 use crate::process::{self, Child};
+use crate::programs::Program;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,7 +29,7 @@ pub(crate) enum SeamError {
 /// A runtime on this machine.
 #[derive(Clone, Debug)]
 pub(crate) struct OciRuntime {
-    program: PathBuf,
+    program: Program,
     /// Where it keeps what it knows of containers.
     state: PathBuf,
 }
@@ -59,7 +60,7 @@ impl Streams {
 }
 
 impl OciRuntime {
-    pub(crate) fn new(program: PathBuf, state: PathBuf) -> Self {
+    pub(crate) fn new(program: Program, state: PathBuf) -> Self {
         Self { program, state }
     }
 
@@ -140,8 +141,9 @@ impl OciRuntime {
     ) -> Result<(), SeamError> {
         let log = dir.join(format!("{operation}.log"));
         let _old = fs::remove_file(&log);
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.program.path);
         command
+            .args(&self.program.args)
             .arg("--root")
             .arg(&self.state)
             // Its own words apart from the container's.
@@ -152,7 +154,7 @@ impl OciRuntime {
             .stdin(streams.stdin)
             .stdout(streams.stdout)
             .stderr(streams.stderr);
-        let failed = |source| SeamError::Run(self.program.clone(), source);
+        let failed = |source| SeamError::Run(self.program.path.clone(), source);
         let child = process::spawn(&mut command).map_err(failed)?;
         // Its ends of the streams are this process's no more.
         drop(command);

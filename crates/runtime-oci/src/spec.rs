@@ -152,10 +152,10 @@ pub(crate) fn config(
         "process": process(spec, identity, &sandbox.hostname, places.rights),
         "root": {"path": places.root, "readonly": linux.read_only_root},
         "mounts": mounts(spec, linux, pod, places),
+        // None says that it is a container of a sandbox: runtimes that make machines of sandboxes
+        // (runsc, kata) would look for the one that it belongs to.
         "annotations": {
             "io.kubernetes.cri.container-name": spec.name,
-            "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.sandbox-id": sandbox.id.0,
             "io.kubernetes.cri.sandbox-name": sandbox.name,
             "io.kubernetes.cri.sandbox-namespace": sandbox.namespace,
         },

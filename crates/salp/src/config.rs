@@ -6,6 +6,7 @@ use crate::store_commands::{StoreArgs, StoreSettings};
 use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Taint;
+use runtime_oci::StatedProgram;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,6 +34,8 @@ struct File {
     insecure_registries: Vec<String>,
     #[serde(default)]
     registry_mirrors: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    oci_runtimes: BTreeMap<String, StatedProgram>,
     store: Option<String>,
     store_ca: Option<PathBuf>,
     store_cert: Option<PathBuf>,
@@ -220,6 +223,8 @@ pub struct Site {
     pub node_taints: Vec<Taint>,
     pub insecure_registries: Vec<String>,
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// What the file says of OCI runtimes, by RuntimeClass handler.
+    pub oci_runtimes: BTreeMap<String, StatedProgram>,
     /// Folders of manifests that are applied as they change, by a name of each.
     pub manifests: Vec<(String, PathBuf)>,
     /// Where its objects are kept.
@@ -304,6 +309,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         ))?,
         insecure_registries: either(&node.insecure_registry, &file.insecure_registries).to_vec(),
         registry_mirrors: file.registry_mirrors,
+        oci_runtimes: file.oci_runtimes,
         manifests: manifests_dirs(),
     })
 }

@@ -3,11 +3,12 @@
 
 use crate::config::{Layout, write_atomic};
 use crate::{process, stop};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use lifecycle::{Scope, Stack};
 use pod_network::Prefix;
 use runtime::PodRuntime;
-use runtime_oci::{ByImage, Config, Containers, find_programs};
+use runtime_oci::{ByImage, Config, Containers, StatedProgram, find_programs};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Between looks at whether it does.
 const LOOK: Duration = Duration::from_millis(5);
+/// The handler of the runtime that pods have which name none.
+const WASM: &str = "wasm";
 /// Why there are no container pods, and what to do.
 const NEED_ROOT: &str = "container pods need root: start salp as root, or run Wasm images";
 
@@ -31,13 +34,19 @@ pub fn is_possible() -> bool {
 pub fn runtimes(
     layout: &Layout,
     pods: Prefix,
+    stated: &BTreeMap<String, StatedProgram>,
     wasm: Arc<dyn PodRuntime>,
     stack: &mut Stack,
-) -> Vec<(String, Arc<dyn PodRuntime>)> {
+) -> Result<Vec<(String, Arc<dyn PodRuntime>)>> {
     let scope = Scope::new();
     let path = std::env::var("PATH").unwrap_or_default();
-    let programs = find_programs(&path);
-    let handlers: Vec<String> = programs.iter().map(|(name, _)| name.clone()).collect();
+    let programs = find_programs(&path, stated).map_err(|name| {
+        anyhow!("use oci-runtimes: no program {name} is where it should be; state its path")
+    })?;
+    let handlers: Vec<String> = programs.iter().map(|p| p.name.clone()).collect();
+    if handlers.iter().any(|name| name == WASM) {
+        bail!("use oci-runtimes: {WASM:?} is the node's own: name it otherwise");
+    }
     let config = Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         socket: layout.supervisor_socket(),
@@ -58,14 +67,14 @@ pub fn runtimes(
     );
     let mut runtimes: Vec<(String, Arc<dyn PodRuntime>)> = Vec::new();
     let by_image = ByImage::new(wasm, containers.clone());
-    runtimes.push(("wasm".to_owned(), Arc::new(by_image)));
+    runtimes.push((WASM.to_owned(), Arc::new(by_image)));
     if is_possible() {
         runtimes.extend(handlers.into_iter().map(|name| {
             let runtime: Arc<dyn PodRuntime> = Arc::new(containers.with_handler(&name));
             (name, runtime)
         }));
     }
-    runtimes
+    Ok(runtimes)
 }
 
 /// The first address of the pods' block: the machine answers for it and no pod has it.

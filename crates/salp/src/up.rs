@@ -608,7 +608,8 @@ pub async fn start_node(
         client,
         traffic: Arc::new(remote.clone()),
     });
-    let runtimes = supervisor::runtimes(layout, pod_cidr, Arc::new(remote), stack);
+    let wasm = Arc::new(remote);
+    let runtimes = supervisor::runtimes(layout, pod_cidr, &config.oci_runtimes, wasm, stack)?;
     let scope = Scope::new();
     scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
     let node = node::Node::start(

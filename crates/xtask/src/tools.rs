@@ -108,6 +108,11 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["crun", "libyajl2"], "usr/bin/crun"),
     },
     Tool {
+        name: "runsc",
+        version: (&["--version"], "runsc version "),
+        source: Source::Debian(&["runsc"], "usr/bin/runsc"),
+    },
+    Tool {
         name: "busybox",
         version: (&["--help"], "BusyBox v1."),
         source: Source::Debian(&["busybox-static"], "bin/busybox"),
@@ -166,6 +171,8 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "etcd",
     "python-clients",
     "runc",
+    "crun",
+    "runsc",
     "busybox",
 ];
 

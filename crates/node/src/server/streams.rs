@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use runtime::{AttachSpec, ContainerId, ExecSpec, PodRuntime, RuntimeError, Said, Session, TerminalSize};
+use runtime::{
+    AttachSpec, ContainerId, ExecSpec, PodRuntime, RuntimeError, Said, Session, TerminalSize,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;

@@ -10,11 +10,12 @@ mod exec;
 mod streams;
 
 use crate::cgroup;
+use crate::mounts;
 use crate::process;
+use crate::programs::{self, Program};
 use crate::sandbox::Surroundings;
 use crate::seam::OciRuntime;
 use crate::spec::Rights;
-use crate::{mounts, programs};
 use async_trait::async_trait;
 use container::{Container, chain};
 use futures::stream::BoxStream;
@@ -59,8 +60,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// The machine's address in the pods' network: their way out.
     pub gateway: Ipv4Addr,
-    /// OCI runtimes by the name that a RuntimeClass's handler has, in no order.
-    pub runtimes: Vec<(String, PathBuf)>,
+    /// The machine's OCI runtimes, in no order.
+    pub runtimes: Vec<Program>,
     /// How much log a container keeps.
     #[serde(skip)]
     pub log_limits: LogLimits,
@@ -200,12 +201,12 @@ impl Shared {
     fn oci_runtime(&self, handler: Option<&str>) -> Result<OciRuntime, RuntimeError> {
         let runtimes = &self.config.runtimes;
         let found = match handler {
-            Some(handler) => runtimes.iter().find(|(name, _)| name == handler),
+            Some(handler) => runtimes.iter().find(|known| known.name == handler),
             None => programs::preferred(runtimes, cgroup::is_unified()),
         };
-        let (name, program) =
+        let program =
             found.ok_or_else(|| RuntimeError::CreateContainer(programs::none_found(handler)))?;
-        let state = self.config.dir.join("state").join(name);
+        let state = self.config.dir.join("state").join(&program.name);
         Ok(OciRuntime::new(program.clone(), state))
     }
 
@@ -246,8 +247,9 @@ impl Supervisor {
     /// Ends what a supervisor left that was killed; nobody has its output any more.
     async fn clear_leftovers(&self) {
         let dir = &self.shared.config.dir;
-        for (name, program) in &self.shared.config.runtimes {
-            let runtime = OciRuntime::new(program.clone(), dir.join("state").join(name));
+        for program in &self.shared.config.runtimes {
+            let state = dir.join("state").join(&program.name);
+            let runtime = OciRuntime::new(program.clone(), state);
             for id in runtime.known() {
                 if let Err(error) = runtime.delete(&id, dir).await {
                     tracing::warn!(

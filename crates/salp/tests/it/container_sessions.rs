@@ -17,7 +17,8 @@ fn a_terminal_has_the_size_of_who_looks_at_it() {
     let registry = Registry::start();
     let image = busybox(&registry);
     let site = Site::start();
-    let container = json!({"image": image, "command": ["sh", "-c", SIZES], "tty": true, "stdin": true});
+    let container =
+        json!({"image": image, "command": ["sh", "-c", SIZES], "tty": true, "stdin": true});
     site.apply(&pod("box", container, json!({})));
     site.ok(&["wait", "--for=condition=Ready", "pod/box", "--timeout=60s"]);
     let kubectl = format!(

@@ -79,7 +79,7 @@ pub(crate) fn busybox(registry: &Registry) -> String {
     ];
     for name in [
         "sh", "cat", "echo", "env", "false", "hostname", "httpd", "id", "ls", "mount", "nslookup",
-        "sleep", "stat", "touch", "true", "tail", "dd", "nc", "tty", "stty",
+        "sleep", "stat", "touch", "true", "tail", "dd", "nc", "tty", "stty", "readlink", "grep",
     ] {
         let path = Box::leak(format!("bin/{name}").into_boxed_str());
         base.push((0o777, path, Entry::Link("busybox")));
@@ -418,7 +418,7 @@ fn a_container_pod_is_reached_and_taken_part_in() {
     assert_eq!(leftovers(&site, &uid, &supervisor), 0);
 }
 
-fn now_supervisor(site: &Site) -> String {
+pub(crate) fn now_supervisor(site: &Site) -> String {
     pid_of(&site.dir, "supervisor")
 }
 
@@ -434,7 +434,7 @@ fn ticks(site: &Site) -> usize {
 }
 
 /// Mounts, directories and control groups that there are of a pod.
-fn leftovers(site: &Site, uid: &str, supervisor: &str) -> usize {
+pub(crate) fn leftovers(site: &Site, uid: &str, supervisor: &str) -> usize {
     let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", supervisor.trim()));
     let mounts = mounts.expect("mounts");
     let mounts = mounts.lines().filter(|line| line.contains(uid)).count();

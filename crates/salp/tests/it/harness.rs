@@ -351,6 +351,22 @@ impl Site {
         site
     }
 
+    /// Starts a site by a shell command, which is given the program and its arguments.
+    pub(crate) fn start_by(command: &str, args: &[&str]) -> Self {
+        let mut site = Self::new();
+        site.program = site.home.path().join("start");
+        let program = program();
+        let script = format!(
+            "#!/bin/sh\nset -- '{}' \"$@\"\n{command}\n",
+            program.display()
+        );
+        std::fs::write(&site.program, script).expect("script");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&site.program, mode).expect("script");
+        site.up(args);
+        site
+    }
+
     /// Starts a site whose data directory is in `dir`.
     pub(crate) fn start_in(dir: &Path) -> Self {
         let mut site = Self::new();

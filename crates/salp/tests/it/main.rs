@@ -7,6 +7,8 @@ mod charts;
 mod cli;
 mod clients;
 mod commands;
+mod container_images;
+mod container_runtimes;
 mod container_sessions;
 mod containers;
 mod crds;
