@@ -1,13 +1,14 @@
 //! HorizontalPodAutoscalers: size what they name by what its pods use.
 //!
 //! Every autoscaler is looked at when it changes and every quarter of a minute. What pods use
-//! comes from `metrics.k8s.io`, whoever serves it. [`usage`] says what a metric asks for,
-//! [`plan`] what is done of it; both are pure. Resource and ContainerResource metrics are
-//! known; others make a metric invalid, as upstream does of a metrics API that is not there.
+//! comes from `metrics.k8s.io`, whoever serves it, and other metrics from the extension servers
+//! that [`custom`] asks. [`usage`] says what a metric asks for, [`plan`] what is done of it; both
+//! are pure.
 //!
 //! Objects are handled as JSON: few there are, and typed they would cost more of the program
 //! than all that happens here. The reference is `pkg/controller/podautoscaler`.
 
+mod custom;
 mod plan;
 mod target;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod usage;
 
 use crate::context::Context;
 use crate::error::Error;
+use apimachinery::quantity::{Format, Quantity};
 use client::informer::watch_metadata;
 use client::k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use client::{EventRecorder, Informer, ObjectKey};
@@ -27,7 +29,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use target::Target;
-use usage::{Proposal, Tolerances};
+use usage::Tolerances;
 
 const NAME: &str = "horizontal-pod-autoscaler";
 /// How often each is looked at, as upstream.
@@ -183,6 +185,16 @@ struct Round<'a> {
     about: ObjectReference,
 }
 
+/// What a metric asks for, its name, and its present value as `currentMetrics` has it.
+struct Found {
+    replicas: i64,
+    name: String,
+    shown: Value,
+}
+
+/// Reason and words of a metric's failure.
+type Failed = (&'static str, String);
+
 /// A size with the name of the metric that asked for it.
 struct Wanted {
     replicas: i64,
@@ -335,27 +347,44 @@ impl Round<'_> {
         let metrics = spec["metrics"].as_array().map_or(&[][..], Vec::as_slice);
         let (mut best, mut shown, mut failed) = (None::<Wanted>, Vec::new(), Vec::new());
         let current = target.replicas();
-        let readings = target::read(
-            &self.controller.context.client,
+        let client = &self.controller.context.client;
+        let by_use = |m: &Value| m["type"] == "Resource" || m["type"] == "ContainerResource";
+        let readings = if metrics.iter().any(by_use) {
+            target::read(client, namespace, target.selector_text()).await
+        } else {
+            Ok(Vec::new())
+        };
+        let tolerance = |side: &str| {
+            let stated = Quantity::from_json(&spec["behavior"][side]["tolerance"]);
+            stated.map_or(usage::TOLERANCE, |q| q.nano as f64 / 1e9)
+        };
+        let look = custom::Look {
+            client,
             namespace,
-            target.selector_text(),
-        )
-        .await;
+            current,
+            present: target.present(),
+            pod_selector: target.selector_text(),
+            pods: &pods,
+            tolerances: Tolerances {
+                up: tolerance("scaleUp"),
+                down: tolerance("scaleDown"),
+            },
+            now: self.now,
+        };
         for metric in metrics {
-            match one(
-                metric,
-                &spec["behavior"],
-                current,
-                &pods,
-                &readings,
-                self.now,
-            ) {
-                Ok((proposal, name, now)) => {
-                    shown.push(now);
-                    if best.as_ref().is_none_or(|b| proposal.replicas > b.replicas) {
+            let found = match metric["type"].as_str().unwrap_or_default() {
+                "Pods" => look.pods(metric).await,
+                "Object" => look.object(metric).await,
+                "External" => look.external(metric).await,
+                _ => of_use(metric, &look, &readings),
+            };
+            match found {
+                Ok(found) => {
+                    shown.push(found.shown);
+                    if best.as_ref().is_none_or(|b| found.replicas > b.replicas) {
                         best = Some(Wanted {
-                            replicas: proposal.replicas,
-                            metric: name,
+                            replicas: found.replicas,
+                            metric: found.name,
                         });
                     }
                 }
@@ -390,16 +419,12 @@ impl Round<'_> {
     }
 }
 
-/// What one metric asks for, its name, and its present value as `currentMetrics` has it; or
-/// the reason and words of its failure.
-fn one(
+/// What a metric of the pods' use of a resource asks for.
+fn of_use(
     metric: &Value,
-    behavior: &Value,
-    current: i64,
-    pods: &[&Pod],
+    look: &custom::Look<'_>,
     readings: &Result<target::Used, String>,
-    now: jiff::Timestamp,
-) -> Result<(Proposal, String, Value), (&'static str, String)> {
+) -> Result<Found, Failed> {
     let kind = metric["type"].as_str().unwrap_or_default();
     let (field, reason, of) = match kind {
         "Resource" => ("resource", "FailedGetResourceMetric", "resource"),
@@ -408,9 +433,6 @@ fn one(
             "FailedGetContainerResourceMetric",
             "container resource",
         ),
-        "Pods" => return Err(("FailedGetPodsMetric", no_api("custom"))),
-        "Object" => return Err(("FailedGetObjectMetric", no_api("custom"))),
-        "External" => return Err(("FailedGetExternalMetric", no_api("external"))),
         other => {
             let why = format!("unknown metric source type {other:?}");
             return Err(("InvalidMetricSourceType", why));
@@ -421,9 +443,8 @@ fn one(
     let (target, value_name) = match source["target"]["averageUtilization"].as_i64() {
         Some(percent) => (usage::Target::Utilization(percent), "utilization"),
         None => {
-            let value =
-                apimachinery::quantity::Quantity::from_json(&source["target"]["averageValue"]);
-            let milli = value.map(apimachinery::quantity::Quantity::milli_value);
+            let value = Quantity::from_json(&source["target"]["averageValue"]);
+            let milli = value.map(Quantity::milli_value);
             let why = || {
                 (
                     reason,
@@ -438,18 +459,11 @@ fn one(
             )
         }
     };
-    let tolerance = |side: &str| {
-        let stated = apimachinery::quantity::Quantity::from_json(&behavior[side]["tolerance"]);
-        stated.map_or(usage::TOLERANCE, |q| q.nano as f64 / 1e9)
-    };
     let asked = usage::Asked {
         resource: name,
         container: source["container"].as_str(),
         target,
-        tolerances: Tolerances {
-            up: tolerance("scaleUp"),
-            down: tolerance("scaleDown"),
-        },
+        tolerances: look.tolerances,
     };
     let failed = |why: String| (reason, format!("failed to get {name} {value_name}: {why}"));
     let used = readings.as_ref().map_err(|e| {
@@ -462,7 +476,8 @@ fn one(
         let why = "no metrics returned from resource metrics API";
         failed(format!("unable to get metrics for resource {name}: {why}"))
     })?;
-    let proposal = usage::propose(asked, current, pods, &readings, now).map_err(failed)?;
+    let proposal = usage::propose(asked, look.current, look.pods, &readings, look.now);
+    let proposal = proposal.map_err(failed)?;
     let mut shown = json!({"averageValue": quantity(name, proposal.average)});
     let mut words = format!("{name} {of}");
     if let Some(percent) = proposal.utilization {
@@ -473,15 +488,14 @@ fn one(
     if let Some(container) = asked.container {
         of_now["container"] = container.into();
     }
-    Ok((proposal, words, json!({"type": kind, field: of_now})))
-}
-
-fn no_api(which: &str) -> String {
-    format!("unable to get metric: no {which} metrics API is known to this controller")
+    Ok(Found {
+        replicas: proposal.replicas,
+        name: words,
+        shown: json!({"type": kind, field: of_now}),
+    })
 }
 
 fn quantity(resource: &str, milli: i64) -> String {
-    use apimachinery::quantity::{Format, Quantity};
     let format = if resource == "memory" {
         Format::BinarySi
     } else {

@@ -27,22 +27,7 @@ impl Target {
     ) -> Result<Self, String> {
         let text = |key: &str| reference[key].as_str().unwrap_or_default();
         let (kind, name) = (text("kind"), text("name"));
-        let (group, version) = match text("apiVersion").split_once('/') {
-            Some((group, version)) => (group, version),
-            None => ("", text("apiVersion")),
-        };
-        let resource = match api::find_kind(group, version, kind) {
-            Some(row) => ApiResource {
-                api_version: text("apiVersion").to_owned(),
-                ..resource(group, version, kind, row.plural)
-            },
-            None => {
-                let wanted = GroupVersionKind::gvk(group, version, kind);
-                let found = kube::discovery::pinned_kind(client, &wanted).await;
-                let none = |_| format!("no matches for kind {kind:?} in group {group:?}");
-                found.map_err(none)?.0
-            }
-        };
+        let (resource, _) = mapped(client, text("apiVersion"), kind).await?;
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
         let scale = api.get_scale(name).await.map_err(said)?;
         Ok(Self {
@@ -56,6 +41,12 @@ impl Target {
     pub(super) fn replicas(&self) -> i64 {
         let spec = self.scale.spec.as_ref();
         spec.and_then(|s| s.replicas).unwrap_or(0).into()
+    }
+
+    /// How many there are.
+    pub(super) fn present(&self) -> i64 {
+        let status = self.scale.status.as_ref();
+        status.map_or(0, |s| s.replicas).into()
     }
 
     pub(super) fn selector_text(&self) -> &str {
@@ -88,8 +79,30 @@ impl Target {
     }
 }
 
+/// The resource of a kind, and its group; the error is in words.
+pub(super) async fn mapped(
+    client: &kube::Client,
+    api_version: &str,
+    kind: &str,
+) -> Result<(ApiResource, String), String> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let resource = match api::find_kind(group, version, kind) {
+        Some(row) => ApiResource {
+            api_version: api_version.to_owned(),
+            ..resource(group, version, kind, row.plural)
+        },
+        None => {
+            let wanted = GroupVersionKind::gvk(group, version, kind);
+            let found = kube::discovery::pinned_kind(client, &wanted).await;
+            let none = |_| format!("no matches for kind {kind:?} in group {group:?}");
+            found.map_err(none)?.0
+        }
+    };
+    Ok((resource, group.to_owned()))
+}
+
 /// What the server said, without what this client makes of it.
-fn said(error: kube::Error) -> String {
+pub(super) fn said(error: kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),

@@ -2,7 +2,9 @@
 //! documentation's examples.
 
 use super::plan::{Bounds, Memory, Sized, size};
-use super::usage::{Asked, Proposal, Reading, Readings, Target, Tolerances, propose};
+use super::usage::{
+    Asked, Proposal, Reading, Readings, Target, Tolerances, by_average, by_ratio, propose,
+};
 use crate::fixture::{now, object};
 use client::k8s_openapi::api::core::v1::Pod;
 use jiff::{SignedDuration, Timestamp};
@@ -164,6 +166,51 @@ fn what_is_shown_is_what_was_found() {
     };
     // 35 of 50 % of two pods are 1.4 pods.
     assert_eq!(found, Ok(want));
+}
+
+// `TestReplicaCalcScaleUpCMObject`, `…ScaleDown…External`, `…FromZero…` of upstream.
+#[test]
+fn values_of_objects_ask_for_as_many_as_upstream() {
+    let tolerances = Tolerances { up: 0.1, down: 0.1 };
+    let unready = json!({"conditions": [{"type": "Ready", "status": "False"}]});
+    let pods: Vec<Pod> = [json!({}), json!({}), json!({}), unready]
+        .into_iter()
+        .enumerate()
+        .map(|(i, more)| pod(i, 100, more))
+        .collect();
+    let pods: Vec<&Pod> = pods.iter().collect();
+    for (current, used, wanted, want) in [
+        (3, 20_000, 15_000, 4),
+        (3, 26_000, 10_000, 8),
+        // Within the tolerance it stays what it is, whatever is ready.
+        (5, 10_500, 10_000, 5),
+        (4, 8_600, 14_400, 2),
+        (0, 10_000, 4_000, 3),
+        (0, 0, 4_000, 0),
+    ] {
+        let ratio = f64::from(used) / f64::from(wanted);
+        assert_eq!(
+            by_ratio(current, ratio, tolerances, &pods),
+            Ok(want),
+            "{used}"
+        );
+    }
+    assert_eq!(by_ratio(1, 1.05, tolerances, &[]), Ok(1));
+    let error = by_ratio(1, 2.0, tolerances, &[]).unwrap_err();
+    assert!(error.starts_with("unable to calculate ready pods: no pods returned by selector"));
+    for (present, used, wanted, want) in [
+        (3, 8_600, 2_150, (4, 2_867)),
+        (5, 8_600, 2_867, (3, 1_720)),
+        (3, 8_600, 2_867, (3, 2_867)),
+        (0, 8_600, 2_867, (3, 8_600)),
+        (0, 0, 2_867, (0, 0)),
+    ] {
+        assert_eq!(
+            by_average(present, used, wanted, tolerances),
+            want,
+            "{used}"
+        );
+    }
 }
 
 fn at(seconds: i64) -> Timestamp {

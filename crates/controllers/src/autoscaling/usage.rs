@@ -146,6 +146,59 @@ pub(super) fn propose(
     Ok(proposal(replicas))
 }
 
+/// The replicas that a value for all of them asks for, by its ratio to what is wanted.
+///
+/// # Errors
+/// Upstream's words for what is missing.
+pub(super) fn by_ratio(
+    current: i64,
+    ratio: f64,
+    tolerances: Tolerances,
+    pods: &[&Pod],
+) -> Result<i64, String> {
+    if current == 0 {
+        return Ok(ceil(ratio));
+    }
+    if tolerances.hold(ratio) {
+        return Ok(current);
+    }
+    if pods.is_empty() {
+        let why = "no pods returned by selector while calculating replica count";
+        return Err(format!("unable to calculate ready pods: {why}"));
+    }
+    let ready = pods.iter().filter(|p| is_ready(p)).count();
+    Ok(ceil(ratio * ready as f64))
+}
+
+/// The replicas that a value asks for of which each is to have a share, and the share that each
+/// has, in thousandths.
+pub(super) fn by_average(
+    present: i64,
+    used: i64,
+    wanted: i64,
+    tolerances: Tolerances,
+) -> (i64, i64) {
+    let all = wanted as f64 * present as f64;
+    let replicas = if tolerances.hold(used as f64 / all) {
+        present
+    } else {
+        ceil(used as f64 / wanted as f64)
+    };
+    let average = match present {
+        0 => used,
+        n => ceil(used as f64 / n as f64),
+    };
+    (replicas, average)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let running = status.is_some_and(|s| s.phase.as_deref() == Some("Running"));
+    let conditions = status.and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    running && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
 fn ceil(n: f64) -> i64 {
     n.ceil() as i64
 }
