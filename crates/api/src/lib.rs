@@ -17,6 +17,7 @@ mod strategy;
 mod validate;
 
 pub use columns::human_duration;
+pub use validate::pod_parts::part_errors as pod_part_errors;
 
 use apimachinery::status::FieldError;
 use serde_json::Value;

@@ -10,6 +10,7 @@ pub(crate) mod definition;
 pub(crate) mod flow;
 pub(crate) mod network;
 pub(crate) mod pod;
+pub(crate) mod pod_parts;
 mod pod_update;
 mod policies;
 pub(crate) mod volumes;

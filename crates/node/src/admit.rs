@@ -1,8 +1,10 @@
 //! Whether the node has room for a pod, by the requests of those it has.
 
+use crate::resources::{Which, total};
 use crate::state::Ended;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1 as core;
+use runtime::AppArmor;
 use std::collections::BTreeMap;
 
 /// Resources that are counted.
@@ -15,35 +17,41 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// The containers' sum, or the largest init container's where that is more; sidecars
-    /// count with both.
+    /// As the scheduler counts.
     pub(crate) fn of(pod: &core::Pod) -> Self {
-        let Some(spec) = pod.spec.as_ref() else {
-            return Self::default();
+        let count = |name: &&str| {
+            let spec = pod.spec.as_ref();
+            spec.map_or(0, |spec| total(spec, Which::Requests, name))
         };
-        let mut nano = [0; 2];
-        for (place, name) in COUNTED.iter().enumerate() {
-            let of = |c: &core::Container| -> i128 {
-                let resources = c.resources.as_ref();
-                resources
-                    .and_then(|r| r.requests.as_ref()?.get(*name))
-                    .and_then(|q| q.0.parse::<Quantity>().ok())
-                    .map_or(0, |q| q.nano)
-            };
-            let (mut sidecars, mut init_max) = (0, 0);
-            for init in spec.init_containers.iter().flatten() {
-                if init.restart_policy.as_deref() == Some("Always") {
-                    sidecars += of(init);
-                    init_max = init_max.max(sidecars);
-                } else {
-                    init_max = init_max.max(sidecars + of(init));
-                }
-            }
-            let sum: i128 = spec.containers.iter().map(of).sum();
-            nano[place] = (sum + sidecars).max(init_max);
+        Self {
+            nano: COUNTED.each_ref().map(count),
         }
-        Self { nano }
     }
+}
+
+/// Refuses a pod that asks for what the machine can't enforce.
+pub(crate) fn enforceable(pod: &core::Pod, apparmor_enabled: bool) -> Result<(), Ended> {
+    let spec = pod.spec.as_ref();
+    let init = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+    let mut all = spec.iter().flat_map(|s| &s.containers).chain(init);
+    let asks = all.any(|c| {
+        let wanted = crate::linux::apparmor(pod, c);
+        !matches!(wanted, AppArmor::Usual | AppArmor::Unconfined)
+    });
+    if apparmor_enabled || !asks {
+        return Ok(());
+    }
+    let why = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    Err(Ended {
+        reason: "AppArmor".to_owned(),
+        message: format!("Pod was rejected: {why}"),
+    })
+}
+
+/// Whether the kernel confines by AppArmor.
+pub(crate) fn has_apparmor() -> bool {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.trim() == "Y")
 }
 
 /// What all admitted pods of the node take.
@@ -144,6 +152,17 @@ mod tests {
                 .reason,
             "OutOfpods"
         );
+    }
+
+    #[test]
+    fn what_can_t_be_enforced_is_refused() {
+        let asks = pod(json!({"containers": [{"name": "a", "image": "i:1",
+            "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}]}));
+        let refused = enforceable(&asks.pod, false).unwrap_err();
+        assert_eq!(refused.reason, "AppArmor");
+        assert_eq!(enforceable(&asks.pod, true), Ok(()));
+        let plain = pod(json!({"containers": [{"name": "a", "image": "i:1"}]}));
+        assert_eq!(enforceable(&plain.pod, false), Ok(()));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use contract::Verdict;
 pub(crate) use record::{Record, Slot};
 
 use crate::addresses::Addresses;
-use crate::admit::{Requests, Totals};
+use crate::admit::{self, Requests, Totals};
 use crate::checkpoint::Checkpoint;
 use crate::contact::Contact;
 use crate::image::ImageSource;
@@ -55,6 +55,7 @@ pub(crate) struct Fixed {
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     pub(crate) pods_max: u32,
+    pub(crate) pod_pids_limit: Option<u64>,
     pub(crate) allocatable: BTreeMap<String, Quantity>,
 }
 
@@ -460,6 +461,7 @@ impl Agent {
         let list = match wanted.role {
             Role::App => "containers",
             Role::Init | Role::Sidecar => "initContainers",
+            Role::Ephemeral => "ephemeralContainers",
         };
         let about = core::ObjectReference {
             field_path: Some(format!("spec.{list}{{{}}}", wanted.name)),
@@ -535,10 +537,12 @@ impl Agent {
             return;
         }
         let requests = Requests::of(&record.desired.pod);
-        let admitted =
-            self.totals
-                .lock()
-                .admit(requests, &self.fixed.allocatable, self.fixed.pods_max);
+        let enforceable = admit::enforceable(&record.desired.pod, admit::has_apparmor());
+        let room = || {
+            let mut totals = self.totals.lock();
+            totals.admit(requests, &self.fixed.allocatable, self.fixed.pods_max)
+        };
+        let admitted = enforceable.and_then(|()| room());
         match admitted {
             Ok(()) => record.counted = Some(requests),
             Err(ended) => {

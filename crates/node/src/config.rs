@@ -43,6 +43,8 @@ pub struct Config {
     pub static_pods: Option<PathBuf>,
     /// Pods that the node takes.
     pub max_pods: u32,
+    /// Processes and threads that a container pod may have.
+    pub pod_pids_limit: Option<u64>,
     /// The watch for pods is shared with others of this process that need all pods; else
     /// the node watches only its own.
     pub share_pod_informer: bool,

@@ -23,6 +23,8 @@ pub(crate) enum SpecError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Volume(#[from] VolumeError),
+    #[error("{0}")]
+    NonRoot(String),
     #[error("failed to create log directory for container: {0}")]
     LogDir(std::io::Error),
 }
@@ -69,7 +71,7 @@ pub(crate) fn sandbox_spec(
         dns: dns(desired, fixed),
         standby,
         dies_after_silence_ms: dies_after_silence_ms(desired),
-        linux: linux::sandbox(desired, &fixed.cluster_domain),
+        linux: linux::sandbox(desired, &fixed.cluster_domain, fixed.pod_pids_limit),
     }
 }
 
@@ -208,7 +210,16 @@ pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Sp
         linux: match from.image.artifact {
             Artifact::Wasm { .. } => None,
             Artifact::Container { .. } => {
-                Some(linux::container(from.facts.pod, container, from.image))
+                let memory = from.fixed.allocatable.get("memory");
+                let machine = linux::Machine {
+                    memory_bytes: memory.map_or(0, |quantity| quantity.value().into()),
+                    seccomp_profiles: &from.fixed.dir.with_file_name("seccomp"),
+                    target: from.desired.target_of(&container.name),
+                };
+                linux::verify_non_root(from.facts.pod, container, from.image)
+                    .map_err(SpecError::NonRoot)?;
+                let pod = from.facts.pod;
+                Some(linux::container(pod, container, from.image, &machine))
             }
         },
     })

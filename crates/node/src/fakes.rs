@@ -470,6 +470,7 @@ impl Rig {
                 cluster_dns: vec![],
                 cluster_domain: "cluster.local".into(),
                 pods_max: 5000,
+                pod_pids_limit: None,
                 allocatable: BTreeMap::new(),
             },
             events: EventRecorder::new(client.clone(), "kubelet", "n1", clock.clone(), &scope),

@@ -34,6 +34,7 @@ mod pod;
 mod probes;
 mod publish;
 mod register;
+mod resources;
 mod server;
 mod sleep;
 mod state;

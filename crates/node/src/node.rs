@@ -74,6 +74,7 @@ impl Node {
                 cluster_dns: config.cluster_dns.clone(),
                 cluster_domain: config.cluster_domain.clone(),
                 pods_max: config.max_pods,
+                pod_pids_limit: config.pod_pids_limit,
                 allocatable: capacity.quantities(),
             },
             client: config.client.clone(),

@@ -142,10 +142,12 @@ pub(crate) fn references(pod: &core::Pod) -> BTreeSet<(Kind, String)> {
             secrets.extend(source.secret.as_ref().map(|v| v.name.clone()));
         }
     }
+    let ephemeral = crate::pod::ephemeral(spec);
     let containers = spec
         .containers
         .iter()
-        .chain(spec.init_containers.iter().flatten());
+        .chain(spec.init_containers.iter().flatten())
+        .chain(&ephemeral);
     for container in containers {
         for from in container.env_from.iter().flatten() {
             if let Some(r) = &from.config_map_ref {

@@ -106,7 +106,8 @@ fn run(desired: &Desired, actual: &Actual, now: u64, plan: &mut Plan) {
                 blocked = !initialised && !container.is_started();
             }
             Role::App if blocked => {}
-            Role::App => drive(desired, actual, index, now, plan),
+            // Somebody wants to see why the others do not run.
+            Role::App | Role::Ephemeral => drive(desired, actual, index, now, plan),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! asks about. No decision is made here.
 
 use api::constants::ANNOTATION_WOKEN_ON;
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Probe};
 use std::fmt;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub(crate) enum Role {
     Sidecar,
     /// One of `spec.containers`.
     App,
+    /// One of `spec.ephemeralContainers`: runs once, beside whatever runs.
+    Ephemeral,
 }
 
 /// `imagePullPolicy`.
@@ -89,8 +91,10 @@ pub(crate) struct Desired {
     pub(crate) uid: Uid,
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
-    /// Init containers in order, then the others.
+    /// Init containers in order, then the others, then the ephemeral ones.
     pub(crate) containers: Vec<DesiredContainer>,
+    /// The ephemeral ones' own words, as those of containers.
+    pub(crate) ephemeral: Arc<[Container]>,
     pub(crate) restart: RestartPolicy,
     /// `deletionTimestamp` is set.
     pub(crate) deleting: bool,
@@ -119,6 +123,7 @@ impl Desired {
             _ => RestartPolicy::Always,
         };
         let init = spec.init_containers.as_deref().unwrap_or_default();
+        let ephemeral = ephemeral(spec);
         let containers = init
             .iter()
             .map(|c| DesiredContainer::parse(c, init_role(c), restart))
@@ -126,6 +131,11 @@ impl Desired {
                 spec.containers
                     .iter()
                     .map(|c| DesiredContainer::parse(c, Role::App, restart)),
+            )
+            .chain(
+                ephemeral
+                    .iter()
+                    .map(|c| DesiredContainer::parse(c, Role::Ephemeral, RestartPolicy::Never)),
             )
             .collect();
         let deleting = meta.deletion_timestamp.is_some();
@@ -147,6 +157,7 @@ impl Desired {
                 .ok_or(ParsePodError("metadata.name"))?
                 .into(),
             containers,
+            ephemeral: ephemeral.into(),
             restart,
             deleting,
             is_static: false,
@@ -166,8 +177,18 @@ impl Desired {
     pub(crate) fn container(&self, index: usize) -> Option<&Container> {
         let spec = self.pod.spec.as_ref()?;
         let init = spec.init_containers.as_deref().unwrap_or_default();
+        let own = spec.containers.len();
         init.get(index)
             .or_else(|| spec.containers.get(index.checked_sub(init.len())?))
+            .or_else(|| self.ephemeral.get(index.checked_sub(init.len() + own)?))
+    }
+
+    /// Whose processes an ephemeral container sees.
+    pub(crate) fn target_of(&self, name: &str) -> Option<String> {
+        let spec = self.pod.spec.as_ref()?;
+        let mut all = spec.ephemeral_containers.iter().flatten();
+        let target = all.find(|c| c.name == name)?.target_container_name.clone();
+        target.filter(|name| !name.is_empty())
     }
 
     /// The place of a container.
@@ -190,6 +211,7 @@ impl DesiredContainer {
     fn parse(c: &Container, role: Role, pod: RestartPolicy) -> Self {
         let image = c.image.as_deref().unwrap_or_default();
         let restart = match (role, c.restart_policy.as_deref()) {
+            (Role::Ephemeral, _) => RestartPolicy::Never,
             (Role::Sidecar, _) | (_, Some("Always")) => RestartPolicy::Always,
             (_, Some("OnFailure")) => RestartPolicy::OnFailure,
             (_, Some("Never")) => RestartPolicy::Never,
@@ -208,6 +230,30 @@ impl DesiredContainer {
             has_liveness: has_action(c.liveness_probe.as_ref()),
         }
     }
+}
+
+/// Ephemeral containers as containers: they have most of their fields.
+pub(crate) fn ephemeral(spec: &PodSpec) -> Vec<Container> {
+    let all = spec.ephemeral_containers.iter().flatten().cloned();
+    all.map(|c| Container {
+        name: c.name,
+        image: c.image,
+        image_pull_policy: c.image_pull_policy,
+        command: c.command,
+        args: c.args,
+        working_dir: c.working_dir,
+        env: c.env,
+        env_from: c.env_from,
+        volume_mounts: c.volume_mounts,
+        security_context: c.security_context,
+        stdin: c.stdin,
+        stdin_once: c.stdin_once,
+        tty: c.tty,
+        termination_message_path: c.termination_message_path,
+        termination_message_policy: c.termination_message_policy,
+        ..Container::default()
+    })
+    .collect()
 }
 
 fn init_role(c: &Container) -> Role {
@@ -276,7 +322,8 @@ pub(crate) mod tests {
                 {"name": "b", "image": "i:1", "restartPolicy": "Always"},
             ],
             "containers": [{"name": "c", "image": "i:1"}],
-            "restartPolicy": "Never",
+            "ephemeralContainers": [{"name": "d", "image": "i:1", "targetContainerName": "c"}],
+            "restartPolicy": "OnFailure",
         }));
         let seen: Vec<_> = d
             .containers
@@ -286,12 +333,15 @@ pub(crate) mod tests {
         assert_eq!(
             seen,
             [
-                ("a", Role::Init, RestartPolicy::Never),
+                ("a", Role::Init, RestartPolicy::OnFailure),
                 ("b", Role::Sidecar, RestartPolicy::Always),
-                ("c", Role::App, RestartPolicy::Never),
+                ("c", Role::App, RestartPolicy::OnFailure),
+                ("d", Role::Ephemeral, RestartPolicy::Never),
             ]
         );
         assert_eq!(d.container(2).map(|c| c.name.as_str()), Some("c"));
+        assert_eq!(d.container(3).map(|c| c.name.as_str()), Some("d"));
+        assert_eq!(d.target_of("d").as_deref(), Some("c"));
     }
 
     #[test]

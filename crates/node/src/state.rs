@@ -327,6 +327,7 @@ impl Actual {
             .map(|c| {
                 let list = status.and_then(|s| match c.role {
                     Role::App => s.container_statuses.as_ref(),
+                    Role::Ephemeral => s.ephemeral_container_statuses.as_ref(),
                     Role::Init | Role::Sidecar => s.init_container_statuses.as_ref(),
                 });
                 statuses(list, &c.name).unwrap_or_default()

@@ -44,6 +44,7 @@ pub(crate) fn pod_status(
     core::PodStatus {
         conditions: Some(conditions(desired, actual, phase, around)),
         container_statuses: list(&[Role::App]).filter(|_| !rejected),
+        ephemeral_container_statuses: list(&[Role::Ephemeral]).filter(|_| !rejected),
         init_container_statuses: list(&[Role::Init, Role::Sidecar]).filter(|_| !rejected),
         host_ip: Some(around.node_ip.to_string()),
         host_ips: Some(vec![core::HostIP {
@@ -57,7 +58,7 @@ pub(crate) fn pod_status(
         pod_ips: around
             .pod_ip
             .map(|ip| vec![core::PodIP { ip: ip.to_string() }]),
-        qos_class: Some(qos_class(&desired.pod).into()),
+        qos_class: Some(qos_class(&desired.pod)),
         start_time: Some(Time(around.start_time)),
         ..core::PodStatus::default()
     }
@@ -147,6 +148,7 @@ impl Count {
                 }
                 None => self.waiting += 1,
             },
+            (Role::Ephemeral, _) => {}
         }
         // An init container that failed and runs again still holds the pod back.
         if role == Role::Init && !initialised && code.is_some_and(|c| c != 0) {
@@ -221,9 +223,9 @@ fn container_status(
             .to_string(),
         last_state: Some(last.map(|exit| terminated(exit)).unwrap_or_default()),
         name: wanted.name.to_string(),
-        ready: container.is_ready() || done,
+        ready: (container.is_ready() && wanted.role != Role::Ephemeral) || done,
         restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
-        started: Some(container.is_started()),
+        started: (wanted.role != Role::Ephemeral).then(|| container.is_started()),
         state: Some(state),
         ..core::ContainerStatus::default()
     }
@@ -333,12 +335,12 @@ fn conditions(
     };
     let unready = names(&|i| {
         let role = desired.containers[i].role;
-        role != Role::Init && !actual.containers[i].is_ready()
+        !matches!(role, Role::Init | Role::Ephemeral) && !actual.containers[i].is_ready()
     });
     let incomplete = names(&|i| match desired.containers[i].role {
         Role::Init => !actual.initialised && actual.containers[i].run.exit_code() != Some(0),
         Role::Sidecar => !actual.initialised && !actual.containers[i].is_started(),
-        Role::App => false,
+        Role::App | Role::Ephemeral => false,
     });
     let containers_ready = match over {
         Some(reason) => Verdict::no(reason, String::new()),
@@ -474,32 +476,14 @@ fn set(
     }
 }
 
-/// `status.qosClass`, by requests and limits of cpu and memory.
-pub(crate) fn qos_class(pod: &core::Pod) -> &'static str {
-    let Some(spec) = pod.spec.as_ref() else {
-        return "BestEffort";
+/// `status.qosClass`: as the API server set it, for it stays as it is.
+fn qos_class(pod: &core::Pod) -> String {
+    let set = pod.status.as_ref().and_then(|s| s.qos_class.clone());
+    let own = || {
+        let class = pod.spec.as_ref().map(crate::resources::class);
+        class.unwrap_or_default().name().to_owned()
     };
-    let all = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten());
-    let (mut any, mut guaranteed) = (false, true);
-    for container in all {
-        let resources = container.resources.as_ref();
-        for name in ["cpu", "memory"] {
-            let limit = resources.and_then(|r| r.limits.as_ref()?.get(name));
-            let request = resources
-                .and_then(|r| r.requests.as_ref()?.get(name))
-                .or(limit);
-            any |= limit.is_some() || request.is_some();
-            guaranteed &= limit.is_some() && request.map(|r| &r.0) == limit.map(|l| &l.0);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
+    set.unwrap_or_else(own)
 }
 
 fn time(ms: i64) -> Time {

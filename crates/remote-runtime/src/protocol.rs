@@ -235,6 +235,7 @@ mod tests {
                     host_path: name.clone().into(),
                     guest_path: "/data".into(),
                     read_only: flag,
+                    ..Mount::default()
                 }],
                 ports: vec![Port {
                     name: name.clone(),

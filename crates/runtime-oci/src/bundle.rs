@@ -1,6 +1,8 @@
 //! A container's files: its root directory (the image's layers with one to write into over them),
 //! and what an OCI runtime is told.
 
+use crate::cgroup::Tree;
+use crate::confine::{self, ConfineError};
 use crate::mounts;
 use crate::sandbox::Surroundings;
 use crate::spec::{self, Places, Rights};
@@ -32,8 +34,21 @@ pub(crate) enum BundleError {
     NoLayers,
     #[error("no command specified")]
     NoCommand,
-    #[error("seccomp profiles of type Localhost are not supported yet")]
-    Seccomp,
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+}
+
+/// Mounts a volume in memory, and makes what a container is shown of it.
+fn in_memory(shown: &Path, volume: &runtime::Memory) -> Result<(), BundleError> {
+    let failed = |e| BundleError::Write(shown.to_owned(), e);
+    mounts::memory(volume).map_err(failed)?;
+    fs::create_dir_all(shown).map_err(failed)?;
+    // Whoever wrote into it before may have left a link there.
+    let (top, found) = (volume.dir.canonicalize(), shown.canonicalize());
+    if !found.map_err(failed)?.starts_with(top.map_err(failed)?) {
+        return Err(failed(io::ErrorKind::PermissionDenied.into()));
+    }
+    Ok(())
 }
 
 /// Where a container's files are.
@@ -55,14 +70,15 @@ impl Bundle {
         self.dir.join("termination-log")
     }
 
-    /// Makes it; who the container runs as. Blocking.
+    /// Makes it; who the container runs as. It sees the processes of `target`. Blocking.
     pub(crate) fn make(
         &self,
         sandbox: &SandboxSpec,
         spec: &ContainerSpec,
         surroundings: &Surroundings,
-        cgroup: &str,
+        (tree, cgroup): (&Tree, &str),
         rights: Rights,
+        target: Option<i32>,
     ) -> Result<Identity, BundleError> {
         let layers = match &spec.artifact {
             Artifact::Container { layers, .. } if layers.is_empty() => {
@@ -76,9 +92,11 @@ impl Bundle {
         }
         let usual = runtime::LinuxContainer::default();
         let linux = spec.linux.as_deref().unwrap_or(&usual);
-        if matches!(linux.seccomp, runtime::Seccomp::Localhost(_)) {
-            return Err(BundleError::Seccomp);
-        }
+        let seccomp = match &linux.seccomp {
+            runtime::Seccomp::Localhost(path) => Some(confine::seccomp(path)?),
+            _ => None,
+        };
+        let apparmor = confine::apparmor(&linux.apparmor)?;
         let (upper, work, root) = (self.dir.join("upper"), self.dir.join("work"), self.root());
         for dir in [&upper, &work, &root] {
             // The upper one's own is the root directory's, for whoever the container runs as.
@@ -92,6 +110,11 @@ impl Bundle {
             }
         })?;
         let identity = users::find(linux, &root)?;
+        for mount in &spec.mounts {
+            if let Some(volume) = &mount.memory {
+                in_memory(&mount.host_path, volume)?;
+            }
+        }
         let termination = self.termination();
         let write = |path: &Path, text: &[u8]| {
             fs::write(path, text).map_err(|e| BundleError::Write(path.to_owned(), e))
@@ -101,6 +124,11 @@ impl Bundle {
         let open = fs::Permissions::from_mode(0o666);
         fs::set_permissions(&termination, open)
             .map_err(|e| BundleError::Write(termination.clone(), e))?;
+        let processes = match target {
+            _ if surroundings.shared_processes => Some(surroundings.namespace("pid")),
+            Some(pid) => Some(format!("/proc/{pid}/ns/pid").into()),
+            None => None,
+        };
         let kinds: &[&'static str] = match (surroundings.host_network, surroundings.host_ipc) {
             (true, _) => &[],
             (false, true) => &["network", "uts"],
@@ -113,7 +141,8 @@ impl Bundle {
         );
         let namespaces = kinds
             .iter()
-            .map(|kind| (*kind, surroundings.namespace(kind)));
+            .map(|kind| (*kind, surroundings.namespace(kind)))
+            .chain(processes.map(|path| ("pid", path)));
         let places = Places {
             root: &root,
             hosts: &hosts,
@@ -124,7 +153,10 @@ impl Bundle {
                 .as_deref()
                 .map(|path| (termination.as_path(), path)),
             namespaces: namespaces.collect(),
+            seccomp,
+            apparmor,
             cgroup,
+            unified: tree.is_unified(),
             rights,
         };
         let config = spec::config(sandbox, spec, &identity, &places);

@@ -10,8 +10,10 @@ mod agent;
 mod bundle;
 mod by_image;
 mod cgroup;
+mod confine;
 mod console;
 mod mounts;
+mod pause;
 mod process;
 mod programs;
 mod sandbox;
@@ -23,6 +25,7 @@ mod users;
 
 pub use agent::{Containers, Launch, connect};
 pub use by_image::ByImage;
+pub use pause::pause;
 pub use programs::{Program, Stated as StatedProgram, find as find_programs};
 pub use remote_runtime::LogLimits;
 pub use supervisor::{Config, SuperviseError, supervise};

@@ -3,13 +3,15 @@
 
 #![allow(
     unsafe_code,
-    reason = "mount(2), umount2(2) and unshare(2) have no safe wrapper in what is linked"
+    reason = "mount(2), umount2(2), unshare(2) and signal(2) have no safe wrapper in what is linked"
 )]
 
 use rustix::thread::UnshareFlags;
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Mounts of this process and those it starts are their own from now on: they end with them, and
@@ -25,6 +27,16 @@ pub(crate) fn leave_machine() -> io::Result<()> {
     )
 }
 
+/// Children of this process are reaped by the kernel from now on.
+pub(crate) fn ignore_children() -> io::Result<()> {
+    // SAFETY: ignoring a signal runs no code of this process.
+    let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    if before == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Leaves what the flags name, this thread alone.
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     debug_assert!(
@@ -38,6 +50,30 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
 /// Shows a file or directory at another place.
 pub(crate) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(Some(source), target, None, libc::MS_BIND, "")
+}
+
+/// Mounts memory at a directory, for any user or a group; nothing is done where there is some.
+pub(crate) fn memory(volume: &runtime::Memory) -> io::Result<()> {
+    let inside = fs::metadata(&volume.dir)?;
+    let outside = fs::metadata(volume.dir.parent().unwrap_or(Path::new("/")))?;
+    if inside.dev() != outside.dev() {
+        return Ok(());
+    }
+    let mut options = "mode=0777".to_owned();
+    if let Some(group) = volume.group {
+        options = format!("mode=2777,gid={group}");
+    }
+    if let Some(bytes) = volume.size_bytes {
+        options.push_str(&format!(",size={bytes}"));
+    }
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    mount(
+        Some(Path::new("tmpfs")),
+        &volume.dir,
+        Some("tmpfs"),
+        flags,
+        &options,
+    )
 }
 
 /// Mounts layers, the highest first, with a directory over them that takes what is written.

@@ -5,6 +5,7 @@
 //! costs a few files.
 
 use crate::mounts;
+use crate::pause::Pause;
 use pod_network::veth;
 use runtime::{LinuxSandbox, SandboxSpec};
 use rustix::thread::UnshareFlags;
@@ -27,8 +28,6 @@ pub(crate) enum SandboxError {
     Link(#[from] veth::Error),
     #[error("use address {0}: container pods need one that is no loopback address")]
     Address(IpAddr),
-    #[error("shareProcessNamespace is not supported for container pods yet")]
-    SharedProcesses,
 }
 
 /// Where a pod's namespaces and files are.
@@ -38,6 +37,8 @@ pub(crate) struct Surroundings {
     /// In the machine's own network: it has no network or host name of its own.
     pub(crate) host_network: bool,
     pub(crate) host_ipc: bool,
+    /// Its containers see each other's processes.
+    pub(crate) shared_processes: bool,
     link: String,
 }
 
@@ -47,6 +48,7 @@ impl Surroundings {
         Self {
             host_network: linux.is_some_and(|l| l.host_network),
             host_ipc: linux.is_some_and(|l| l.host_ipc),
+            shared_processes: linux.is_some_and(|l| l.share_process_namespace && !l.host_pid),
             link: link_name(&spec.id.0),
             dir,
         }
@@ -73,9 +75,6 @@ impl Surroundings {
     pub(crate) fn make(&self, spec: &SandboxSpec, gateway: Ipv4Addr) -> Result<(), SandboxError> {
         let usual = LinuxSandbox::default();
         let linux = spec.linux.as_deref().unwrap_or(&usual);
-        if linux.share_process_namespace {
-            return Err(SandboxError::SharedProcesses);
-        }
         let write = |path: PathBuf, text: String| {
             fs::write(&path, text).map_err(|source| SandboxError::Write(path, source))
         };
@@ -146,8 +145,20 @@ impl Surroundings {
         })
     }
 
+    /// Starts the first of its processes, where containers share them. Blocking.
+    pub(crate) fn pause(&self, program: &[PathBuf]) -> Result<Option<Pause>, SandboxError> {
+        if !self.shared_processes {
+            return Ok(None);
+        }
+        let root = self.dir.join("pause");
+        fs::create_dir_all(&root).map_err(|e| SandboxError::Write(root.clone(), e))?;
+        let started = Pause::start(program, &root, &self.namespace("pid"));
+        Ok(Some(started.map_err(SandboxError::Namespaces)?))
+    }
+
     /// Takes all of it away; what is not there is passed over.
     pub(crate) async fn remove(&self) -> Result<(), SandboxError> {
+        mounts::unmount(&self.namespace("pid")).map_err(SandboxError::Namespaces)?;
         if !self.host_network {
             // At once, not when the kernel gets to it: another pod may get the address.
             veth::remove(&self.link).await?;

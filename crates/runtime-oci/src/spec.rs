@@ -1,6 +1,7 @@
 //! From what a pod's container must be to the OCI runtime specification's `config.json`. Pure:
 //! nothing is read or written. Start with [`config`]; a further program's process is [`process`].
 
+use crate::cgroup;
 use crate::seccomp;
 use crate::users::Identity;
 use runtime::{ContainerSpec, LinuxContainer, LinuxSandbox, SandboxSpec, Seccomp};
@@ -71,22 +72,29 @@ const ALL_CAPABILITIES: &[&str] = &[
     "CHECKPOINT_RESTORE",
 ];
 
-/// What the supervisor itself may do, a bit for each of the kernel's numbers: nobody can be given
-/// more.
+/// What the supervisor itself may do: nobody can be given more.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rights(pub(crate) u64);
+pub(crate) struct Rights {
+    /// Capabilities, a bit for each of the kernel's numbers.
+    capabilities: u64,
+    /// The lowest [`LinuxContainer::oom_score_adj`] that the machine takes.
+    pub(crate) oom_score_adj_min: i32,
+}
 
 impl Rights {
     /// Of a process, by what the kernel tells of it.
-    pub(crate) fn of(status: &str) -> Self {
+    pub(crate) fn of(status: &str, oom_score_adj_min: i32) -> Self {
         let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
         let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        Self(bits.unwrap_or(u64::MAX))
+        Self {
+            capabilities: bits.unwrap_or(u64::MAX),
+            oom_score_adj_min,
+        }
     }
 
     fn has(self, name: &str) -> bool {
         let number = ALL_CAPABILITIES.iter().position(|known| *known == name);
-        number.is_some_and(|number| self.0 & (1 << number) != 0)
+        number.is_some_and(|number| self.capabilities & (1 << number) != 0)
     }
 }
 
@@ -115,10 +123,6 @@ const READ_ONLY: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
-/// The period of processor limits, as a kubelet has it.
-const CPU_PERIOD_US: u64 = 100_000;
-/// The least quota that the kernel takes.
-const CPU_QUOTA_MIN_US: u64 = 1000;
 /// Where programs are looked for when an image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -132,7 +136,12 @@ pub(crate) struct Places<'a> {
     pub(crate) termination: Option<(&'a Path, &'a str)>,
     /// Namespaces by kind that the pod has already.
     pub(crate) namespaces: Vec<(&'static str, std::path::PathBuf)>,
+    /// The machine's own profiles that confine it.
+    pub(crate) seccomp: Option<Value>,
+    pub(crate) apparmor: Option<String>,
     pub(crate) cgroup: &'a str,
+    /// Control groups of version 2.
+    pub(crate) unified: bool,
     pub(crate) rights: Rights,
 }
 
@@ -162,16 +171,24 @@ pub(crate) fn config(
         "linux": {
             "cgroupsPath": places.cgroup,
             "namespaces": namespaces(pod, places),
-            "resources": resources(spec, linux),
+            "resources": resources(spec, linux, places.unified),
         },
     });
+    if let Some(name) = places.apparmor.as_ref().filter(|_| !linux.privileged) {
+        config["process"]["apparmorProfile"] = json!(name);
+    }
+    if spec.mounts.iter().any(|mount| mount.follows_machine) {
+        config["linux"]["rootfsPropagation"] = json!("rslave");
+    }
     let kernel = &mut config["linux"];
     if !linux.privileged {
         if !linux.unmasked_proc {
             kernel["maskedPaths"] = json!(MASKED);
             kernel["readonlyPaths"] = json!(READ_ONLY);
         }
-        if linux.seccomp == Seccomp::RuntimeDefault {
+        if let Some(profile) = &places.seccomp {
+            kernel["seccomp"] = profile.clone();
+        } else if linux.seccomp == Seccomp::RuntimeDefault {
             kernel["seccomp"] = seccomp::usual(&capabilities(linux));
         }
     }
@@ -222,6 +239,7 @@ pub(crate) fn process(
         "cwd": spec.working_dir.as_deref().filter(|d| !d.is_empty()).unwrap_or("/"),
         "capabilities": {"bounding": caps, "effective": held, "permitted": held},
         "noNewPrivileges": linux.no_new_privileges,
+        "oomScoreAdj": linux.oom_score_adj.max(rights.oom_score_adj_min),
     })
 }
 
@@ -260,7 +278,8 @@ fn capabilities(linux: &LinuxContainer) -> BTreeSet<String> {
 
 fn namespaces(pod: &LinuxSandbox, places: &Places<'_>) -> Vec<Value> {
     let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    if !pod.host_pid {
+    let joined = |kind: &str| places.namespaces.iter().any(|(known, _)| *known == kind);
+    if !pod.host_pid && !joined("pid") {
         list.push(json!({"type": "pid"}));
     }
     let joined = places.namespaces.iter();
@@ -312,8 +331,16 @@ fn mounts(
     let mut volumes: Vec<_> = spec.mounts.iter().collect();
     volumes.sort_by_key(|mount| mount.guest_path.matches('/').count());
     for mount in volumes {
-        let access = if mount.read_only { "ro" } else { "rw" };
-        list.push(bind(&mount.guest_path, &mount.host_path, access));
+        let access = match (mount.read_only, mount.recursive_read_only) {
+            (true, true) => "rro",
+            (true, false) => "ro",
+            (false, _) => "rw",
+        };
+        let mut shown = bind(&mount.guest_path, &mount.host_path, access);
+        if mount.follows_machine {
+            shown["options"][1] = json!("rslave");
+        }
+        list.push(shown);
     }
     if let Some((file, path)) = places.termination.filter(|(_, path)| !own(path)) {
         list.push(bind(path, file, "rw"));
@@ -326,7 +353,7 @@ fn bind(destination: &str, source: &Path, access: &str) -> Value {
         "options": ["rbind", "rprivate", access]})
 }
 
-fn resources(spec: &ContainerSpec, linux: &LinuxContainer) -> Value {
+fn resources(spec: &ContainerSpec, linux: &LinuxContainer, unified: bool) -> Value {
     let device = |kind: &str, major: Option<u32>, minor: Option<u32>, access: &str| {
         let mut rule = json!({"allow": true, "type": kind, "access": access});
         rule["major"] = major.map_or(Value::Null, |n| json!(n));
@@ -346,22 +373,20 @@ fn resources(spec: &ContainerSpec, linux: &LinuxContainer) -> Value {
             device("b", None, None, "m"),
         ]
     };
-    let mut cpu = json!({"shares": shares(spec.cpu_request_millis)});
+    let mut cpu = json!({"shares": cgroup::shares(spec.cpu_request_millis)});
     if let Some(limit) = spec.cpu_limit_millis {
-        let quota = limit.saturating_mul(CPU_PERIOD_US) / 1000;
-        cpu["quota"] = json!(quota.max(CPU_QUOTA_MIN_US));
-        cpu["period"] = json!(CPU_PERIOD_US);
+        cpu["quota"] = json!(cgroup::quota_us(limit));
+        cpu["period"] = json!(cgroup::CPU_PERIOD_US);
     }
     let mut resources = json!({"devices": devices, "cpu": cpu});
     if let Some(limit) = spec.memory_limit_bytes {
         resources["memory"] = json!({"limit": limit});
     }
+    if unified {
+        // A container for want of memory ends as a whole, as a kubelet has it.
+        resources["unified"] = json!({"memory.oom.group": "1"});
+    }
     resources
-}
-
-/// As upstream turns a request into shares: 1024 a core, at least 2.
-fn shares(millis: u64) -> u64 {
-    (millis.saturating_mul(1024) / 1000).clamp(2, 262_144)
 }
 
 #[cfg(test)]

@@ -37,13 +37,6 @@ pub(crate) enum UserError {
     NoUser(String),
     #[error("unable to find group {0}: no matching entries in group file")]
     NoGroup(String),
-    #[error("container has runAsNonRoot and image will run as root")]
-    Root,
-    #[error(
-        "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is \
-         non-root"
-    )]
-    NotVerified(String),
 }
 
 /// Looks in an image's root directory.
@@ -78,12 +71,6 @@ fn identity(linux: &LinuxContainer, passwd: &str, group: &str) -> Result<Identit
             .or_else(|| number(found.as_ref()?[2]))
             .ok_or_else(|| UserError::NoUser(user.to_owned()))?,
     };
-    if linux.non_root && linux.user.is_none() && !user.is_empty() && number(user).is_none() {
-        return Err(UserError::NotVerified(user.to_owned()));
-    }
-    if linux.non_root && uid == 0 {
-        return Err(UserError::Root);
-    }
     let own_group = found.as_ref().and_then(|f| number(f[3]));
     let gid = match (linux.group, image_group.filter(|_| linux.user.is_none())) {
         (Some(gid), _) => gid,
@@ -183,21 +170,5 @@ mod tests {
             "1000:0 [8, 9] /",
         );
         check(|l| (l.user, l.group) = (Some(33), Some(1)), "33:1 [4] /srv");
-    }
-
-    #[test]
-    fn who_may_not_be_root_is_not() {
-        let root = "container has runAsNonRoot and image will run as root";
-        check(|l| l.non_root = true, root);
-        check(|l| (l.non_root, l.user) = (true, Some(0)), root);
-        check(
-            |l| (l.non_root, l.image_user) = (true, Some("33".into())),
-            "33:34 [4] /srv",
-        );
-        check(
-            |l| (l.non_root, l.image_user) = (true, Some("web".into())),
-            "container has runAsNonRoot and image has non-numeric user (web), cannot verify user \
-             is non-root",
-        );
     }
 }

@@ -7,7 +7,7 @@
 mod linux;
 mod session;
 
-pub use linux::{LinuxContainer, LinuxSandbox, Seccomp};
+pub use linux::{AppArmor, Limits, LinuxContainer, LinuxSandbox, PodGroup, QosClass, Seccomp};
 pub use session::{AttachSpec, ExecSpec, Said, Session, TerminalSize};
 
 use async_trait::async_trait;
@@ -154,7 +154,7 @@ pub enum Artifact {
 }
 
 /// A host path shown to the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// On the host.
     pub host_path: PathBuf,
@@ -162,6 +162,26 @@ pub struct Mount {
     pub guest_path: String,
     /// Guests may not write.
     pub read_only: bool,
+    /// Nor to what is mounted below it (`recursiveReadOnly`).
+    #[serde(default)]
+    pub recursive_read_only: bool,
+    /// What is mounted below it on the machine later shows to containers too (`HostToContainer`).
+    #[serde(default)]
+    pub follows_machine: bool,
+    /// It is in memory: containers see this in place of the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+}
+
+/// A volume in memory that the containers of a pod share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Where it is mounted; [`Mount::host_path`] is this or below it.
+    pub dir: PathBuf,
+    /// Bytes at most.
+    pub size_bytes: Option<u64>,
+    /// The group that it belongs to (`fsGroup`).
+    pub group: Option<u32>,
 }
 
 /// A declared container port.
@@ -369,7 +389,8 @@ pub trait PodRuntime: Send + Sync + 'static {
     /// One sandbox.
     async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, RuntimeError>;
 
-    /// What each container of all sandboxes has used.
+    /// What each container of all sandboxes has used; a sandbox that is measured as a whole is
+    /// told of too, by its own id.
     async fn stats(&self) -> Result<Vec<(ContainerId, ContainerStats)>, RuntimeError>;
 
     /// Hints from now on. The stream ends when the runtime is lost; subscribe and list again.

@@ -25,6 +25,56 @@ pub struct LinuxSandbox {
     pub sysctls: Vec<(String, String)>,
     /// `HOSTNAME.SUBDOMAIN.NAMESPACE.svc.DOMAIN`, where the pod has a subdomain.
     pub fqdn: Option<String>,
+    /// The control group that its containers' are in.
+    pub group: PodGroup,
+}
+
+/// A pod's control group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodGroup {
+    /// By which it is placed.
+    pub class: QosClass,
+    /// What the pod as a whole may use.
+    pub limits: Limits,
+}
+
+/// A pod's quality of service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QosClass {
+    /// Nothing is asked for: the first to give way.
+    #[default]
+    BestEffort,
+    /// Some is.
+    Burstable,
+    /// All that it may use is.
+    Guaranteed,
+}
+
+impl QosClass {
+    /// As the API writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BestEffort => "BestEffort",
+            Self::Burstable => "Burstable",
+            Self::Guaranteed => "Guaranteed",
+        }
+    }
+}
+
+/// What may be used of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Processor time that it gets when cores are busy, thousandths of a core.
+    pub cpu_request_millis: u64,
+    /// Processor time at most, thousandths of a core.
+    pub cpu_limit_millis: Option<u64>,
+    /// Memory at most, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads at most.
+    pub pids: Option<u64>,
 }
 
 /// What a container's process is on Linux.
@@ -37,8 +87,6 @@ pub struct LinuxContainer {
     pub group: Option<u32>,
     /// `USER` of the image: `name`, `uid`, or either with a group behind a colon.
     pub image_user: Option<String>,
-    /// It may not run as root (`runAsNonRoot`).
-    pub non_root: bool,
     /// `supplementalGroups` and `fsGroup`.
     pub groups: Vec<u32>,
     /// `privileged`.
@@ -55,12 +103,32 @@ pub struct LinuxContainer {
     pub unmasked_proc: bool,
     /// Which system calls it may use.
     pub seccomp: Seccomp,
+    /// Which AppArmor profile confines it.
+    pub apparmor: AppArmor,
+    /// The container whose processes it sees.
+    pub target: Option<String>,
+    /// How soon the kernel ends it for want of memory: -1000 is never, 1000 is first.
+    pub oom_score_adj: i32,
     /// `STOPSIGNAL` of the image or the pod.
     pub stop_signal: Option<String>,
     /// `terminationMessagePath`.
     pub termination_path: Option<String>,
     /// `terminationMessagePolicy: FallbackToLogsOnError`.
     pub termination_from_log: bool,
+}
+
+/// `appArmorProfile`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// The machine's usual one, where it has one.
+    #[default]
+    Usual,
+    /// The machine's usual one, and nothing without it.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// One that is loaded on the machine.
+    Localhost(String),
 }
 
 /// `seccompProfile`.

@@ -166,6 +166,12 @@ pub enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// The first process of a pod whose containers share theirs (started by the supervisor).
+    #[command(hide = true)]
+    Pause {
+        /// What it sees as its root directory.
+        dir: PathBuf,
+    },
 }
 
 /// Flags of `salp up`; the configuration file has the same names.
@@ -223,6 +229,14 @@ pub struct NodeFlags {
     /// Most pods on this node [default: 10000].
     #[arg(long, env = "SALP_MAX_PODS", hide_env_values = true, value_name = "N")]
     pub max_pods: Option<u32>,
+    /// Most processes and threads of a container pod [default: no limit].
+    #[arg(
+        long,
+        env = "SALP_POD_MAX_PIDS",
+        hide_env_values = true,
+        value_name = "N"
+    )]
+    pub pod_max_pids: Option<u64>,
     /// Registries that are asked over plain HTTP (host:port); loopback always is.
     #[arg(
         long,
@@ -338,7 +352,7 @@ pub struct LatticeArgs {
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     let is_service = matches!(
         cli.command,
-        Command::Dataplane { .. } | Command::Supervisor { .. }
+        Command::Dataplane { .. } | Command::Supervisor { .. } | Command::Pause { .. }
     );
     output::init_logging(&cli.log, is_service)?;
     match cli.command {
@@ -363,6 +377,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Version { output } => client_commands::version(output),
         Command::Dataplane { config } => dataplane::main(&config),
         Command::Supervisor { config } => supervisor::main(&config),
+        Command::Pause { dir } => supervisor::pause(&dir),
     }
 }
 

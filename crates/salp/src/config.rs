@@ -25,6 +25,7 @@ struct File {
     kubelet_port: Option<u16>,
     node_name: Option<String>,
     max_pods: Option<u32>,
+    pod_max_pids: Option<u64>,
     pod_manifest_path: Option<PathBuf>,
     #[serde(default)]
     node_labels: Vec<String>,
@@ -216,6 +217,7 @@ pub struct Site {
     pub kubelet_port: Option<u16>,
     pub node_name: String,
     pub max_pods: u32,
+    pub pod_max_pids: Option<u64>,
     /// Directory of static pods.
     pub pod_manifest_path: Option<PathBuf>,
     pub node_labels: BTreeMap<String, String>,
@@ -298,6 +300,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         kubelet_port: node.kubelet_port.or(file.kubelet_port),
         node_name,
         max_pods: node.max_pods.or(file.max_pods).unwrap_or(10_000),
+        pod_max_pids: node.pod_max_pids.or(file.pod_max_pids),
         pod_manifest_path: pod_manifest_path
             .map(std::path::absolute)
             .transpose()

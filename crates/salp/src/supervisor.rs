@@ -54,6 +54,7 @@ pub fn runtimes(
         dir: layout.containers(),
         gateway: gateway(pods),
         runtimes: programs,
+        pause: ["/proc/self/exe", "pause"].map(Into::into).to_vec(),
         log_limits: runtime_oci::LogLimits::default(),
     };
     let runs = process::running(&layout.supervisor_pid()).is_some();
@@ -118,6 +119,12 @@ pub fn main(config: &Path) -> Result<ExitCode> {
     let config: Config =
         serde_json::from_slice(&bytes).with_context(|| format!("read {}", config.display()))?;
     runtime_oci::supervise(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `salp pause`.
+pub fn pause(dir: &Path) -> Result<ExitCode> {
+    runtime_oci::pause(dir).context("be a pod's first process")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -634,6 +634,7 @@ pub async fn start_node(
             taints: config.node_taints.clone(),
             static_pods: config.pod_manifest_path.clone(),
             max_pods: config.max_pods,
+            pod_pids_limit: config.pod_max_pids,
             share_pod_informer: shares_pods,
             sleep,
             version: format!(

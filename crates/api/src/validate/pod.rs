@@ -55,6 +55,12 @@ fn spec(c: &mut Check, path: &str, v: &Value) {
             mounts(c, &path, one, &volumes);
         }
     }
+    for (i, one) in list(v, "ephemeralContainers").iter().enumerate() {
+        let path = format!("{path}.ephemeralContainers[{i}]");
+        seen.check(c, format!("{path}.name"), at(one, "name"));
+        ephemeral(c, &path, one, v);
+        mounts(c, &path, one, &volumes);
+    }
     host_ports(c, path, v);
     c.one_of(
         format!("{path}.restartPolicy"),
@@ -104,6 +110,39 @@ fn spec(c: &mut Check, path: &str, v: &Value) {
     for (i, t) in list(v, "topologySpreadConstraints").iter().enumerate() {
         spread(c, &format!("{path}.topologySpreadConstraints[{i}]"), t);
     }
+}
+
+fn ephemeral(c: &mut Check, path: &str, v: &Value, pod: &Value) {
+    for field in [
+        "ports",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+        "resources",
+        "resizePolicy",
+        "restartPolicy",
+    ] {
+        let stated = at(v, field);
+        if !is_empty(stated) && stated != &json!({}) {
+            c.forbidden(
+                format!("{path}.{field}"),
+                "cannot be set for an Ephemeral Container",
+            );
+        }
+    }
+    let target = text(v, "targetContainerName");
+    let mut names = ["containers", "initContainers"]
+        .into_iter()
+        .flat_map(|field| list(pod, field))
+        .map(|one| text(one, "name"));
+    if !target.is_empty() && !names.any(|name| name == target) {
+        c.add(FieldError::not_found(
+            format!("{path}.targetContainerName"),
+            at(v, "targetContainerName"),
+        ));
+    }
+    container(c, path, v, false);
 }
 
 fn container(c: &mut Check, path: &str, v: &Value, init: bool) {

@@ -123,8 +123,10 @@ pub(crate) async fn modify(
         let asked = transform(&old_value)?;
         check_preconditions(call, &asked, &old_value)?;
         let mut new = assemble(call, part, &asked, &old_value);
-        if matches!(part, Part::Main) {
+        if matches!(part, Part::Main) || is_validated(call) {
             call.row.default(&mut new);
+        }
+        if matches!(part, Part::Main) {
             call.row.prepare_update(&mut new, &old_value);
         }
         let reservation = call
@@ -279,12 +281,21 @@ fn bump_generation(call: &Call<'_>, new: &mut Value, old: &Value) {
     }
 }
 
+/// Whether a subresource writes what has defaults and rules of its own.
+fn is_validated(call: &Call<'_>) -> bool {
+    call.row.known() == "pods" && matches!(call.subresource, "resize" | "ephemeralcontainers")
+}
+
 fn errors_of(call: &Call<'_>, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = meta::validate(new);
     errors.extend(meta::late_finalizers(new, old));
     match part {
         Part::Main => errors.extend(call.row.validate_update(new, old)),
         Part::Status => errors.extend(call.row.validate_status(new, old)),
+        Part::Only(_) if is_validated(call) => {
+            errors.extend(call.row.validate(new));
+            errors.extend(api::pod_part_errors(call.subresource, new, old));
+        }
         Part::Only(_) => {}
     }
     errors

@@ -40,9 +40,14 @@ impl Agent {
             let record = &mut *record;
             let wanted = record.desired.containers[index].clone();
             match result {
-                Ok(()) => {
-                    let words = "Container started";
-                    self.container_event(record, index, EventType::Normal, "Started", words);
+                Ok(started) => {
+                    let (kind, reason, words) = match &started {
+                        Started::Runs => (EventType::Normal, "Started", "Container started".into()),
+                        Started::Refused(why) => {
+                            (EventType::Warning, "Failed", format!("Error: {why}"))
+                        }
+                    };
+                    self.container_event(record, index, kind, reason, &words);
                     record.done_at = self.deed();
                     let container = &mut record.actual.containers[index];
                     container.attempt = attempt;
@@ -60,6 +65,7 @@ impl Agent {
                     }
                     let c = record.desired.container(index);
                     let hook = c.and_then(|c| c.lifecycle.as_ref()?.post_start.clone());
+                    let hook = hook.filter(|_| started == Started::Runs);
                     hook.map(|hook| (hook, record.ip))
                 }
                 Err(failure) => {
@@ -91,17 +97,25 @@ impl Agent {
         slot: &Arc<Slot>,
         index: usize,
         attempt: u32,
-    ) -> Result<(), StartFailure> {
+    ) -> Result<Started, StartFailure> {
         let id = self.try_create(slot, index, attempt).await?;
         let runtime = self.runtime(slot.lock().runtime.unwrap_or(0)).clone();
         if let Err(error) = runtime.start_container(&id).await {
+            let sandbox = runtime.sandbox(&Self::sandbox_id(&slot.uid)).await;
+            let containers = sandbox.ok().flatten().map(|s| s.containers);
+            let own = containers.into_iter().flatten().find(|c| c.id == id);
+            if own.is_some_and(|c| matches!(c.state, runtime::ContainerState::Exited(_))) {
+                // A run that has an end: what becomes of it is for its restart policy to say.
+                let failure = StartFailure::new("StartError", error);
+                return Ok(Started::Refused(failure.message));
+            }
             // Made anew at the next try.
             if let Err(error) = runtime.remove_container(&id).await {
                 tracing::debug!(container = id.0, %error, "failed container not removed");
             }
             return Err(StartFailure::new("RunContainerError", error));
         }
-        Ok(())
+        Ok(Started::Runs)
     }
 
     /// Makes a container, which does not run yet.
@@ -297,6 +311,14 @@ impl Agent {
             })
             .await;
     }
+}
+
+/// What came of a start.
+#[derive(Debug, PartialEq, Eq)]
+enum Started {
+    Runs,
+    /// It ended before it ran: its program can't be run.
+    Refused(String),
 }
 
 /// Why a container did not start: reason and message of its waiting state.

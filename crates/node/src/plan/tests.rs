@@ -46,6 +46,40 @@ fn one() -> Value {
 }
 
 #[test]
+fn an_ephemeral_container_runs_once_whatever_the_others_do() {
+    let desired = pod(json!({
+        "initContainers": [{"name": "i", "image": "i:1"}],
+        "containers": [{"name": "c", "image": "i:1"}],
+        "ephemeralContainers": [{"name": "e", "image": "i:1"}],
+    }));
+    let mut actual = Actual::seed(&desired);
+    actual.sandbox = Sandbox::Up;
+    actual.containers[0].run = Run::Starting;
+    actual.containers[2].image = Image::Ready;
+    let start = Step::Start {
+        container: 2,
+        attempt: 0,
+    };
+    assert_eq!(plan(&desired, &actual, 1).steps, [start]);
+    for code in [0, 1] {
+        let exit = crate::state::Exited {
+            attempt: 0,
+            code,
+            reason: "Error".into(),
+            message: String::new(),
+            started_ms: 0,
+            finished_ms: 0,
+        };
+        actual.containers[2].run = Run::Exited {
+            exit: Box::new(exit),
+            restart_at: 0,
+        };
+        assert_eq!(plan(&desired, &actual, 1).steps, []);
+        assert!(!has_finished(&desired, &actual));
+    }
+}
+
+#[test]
 fn a_new_pod_is_set_up_and_its_image_pulled_at_once() {
     check(
         one(),

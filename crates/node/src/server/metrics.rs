@@ -122,19 +122,13 @@ pub(super) async fn resource(agent: &Arc<Agent>) -> String {
             "pod_cpu_usage_seconds_total",
             "counter",
             "CPU time that the pod used, seconds.",
-            (|u: &[stats::Usage]| seconds(u.iter().map(|u| u.stats.cpu_ns).sum()))
-                as fn(&[stats::Usage]) -> String,
+            (|u: &[stats::Usage]| seconds(stats::whole(u).cpu_ns)) as fn(&[stats::Usage]) -> String,
         ),
         (
             "pod_memory_working_set_bytes",
             "gauge",
             "Memory in use by the pod, bytes.",
-            |u| {
-                u.iter()
-                    .map(|u| u.stats.memory_bytes)
-                    .sum::<u64>()
-                    .to_string()
-            },
+            |u| stats::whole(u).memory_bytes.to_string(),
         ),
     ] {
         family(&mut text, name, kind, help);

@@ -22,6 +22,25 @@ pub(super) struct Usage {
     pub(super) attempt: u32,
     pub(super) started_ms: i64,
     pub(super) stats: ContainerStats,
+    /// Of its pod, where that is measured.
+    whole: Option<Whole>,
+}
+
+/// Of one pod's containers.
+pub(super) fn whole(pod: &[Usage]) -> Whole {
+    let sum = |of: fn(&ContainerStats) -> u64| pod.iter().map(|u| of(&u.stats)).sum();
+    let own = pod.first().and_then(|usage| usage.whole);
+    own.unwrap_or_else(|| Whole {
+        cpu_ns: sum(|s| s.cpu_ns),
+        memory_bytes: sum(|s| s.memory_bytes),
+    })
+}
+
+/// What a pod as a whole has used: by its own measure, or as its containers' sum.
+#[derive(Clone, Copy)]
+pub(super) struct Whole {
+    pub(super) cpu_ns: u64,
+    pub(super) memory_bytes: u64,
 }
 
 /// Every running container with what it has used, by pod.
@@ -50,6 +69,10 @@ pub(super) async fn usage(agent: &Arc<Agent>) -> Vec<Usage> {
                 attempt: actual.attempt,
                 started_ms,
                 stats: stats.get(&id.0).cloned().unwrap_or_default(),
+                whole: stats.get(&*desired.uid.0).map(|s| Whole {
+                    cpu_ns: s.cpu_ns,
+                    memory_bytes: s.memory_bytes,
+                }),
             });
         }
     }
@@ -98,8 +121,8 @@ pub(super) async fn summary(agent: &Arc<Agent>) -> Value {
                 "podRef": {"name": pod[0].pod, "namespace": pod[0].namespace, "uid": pod[0].uid},
                 "startTime": time(pod.iter().map(|u| u.started_ms).min().unwrap_or(0)),
                 "containers": containers,
-                "cpu": cpu(pod.iter().map(|u| u.stats.cpu_ns).sum()),
-                "memory": memory(pod.iter().map(|u| u.stats.memory_bytes).sum()),
+                "cpu": cpu(whole(pod).cpu_ns),
+                "memory": memory(whole(pod).memory_bytes),
             })
         })
         .collect();
@@ -140,6 +163,7 @@ pub(super) fn configz(agent: &Arc<Agent>) -> Value {
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "maxPods": agent.fixed.pods_max,
+        "podPidsLimit": agent.fixed.pod_pids_limit.map_or(-1, |n| i64::try_from(n).unwrap_or(-1)),
         "clusterDomain": agent.fixed.cluster_domain,
         "clusterDNS": agent.fixed.cluster_dns,
     }})

@@ -103,21 +103,6 @@ fn a_pod_turned_away_shows_no_containers() {
 }
 
 #[test]
-fn quality_of_service() {
-    let of = |resources: Value| {
-        let containers = json!([{"name": "c", "image": "i:1", "resources": resources}]);
-        qos_class(&pod(json!({"containers": containers})).pod)
-    };
-    assert_eq!(of(json!({})), "BestEffort");
-    assert_eq!(of(json!({"requests": {"cpu": "1"}})), "Burstable");
-    assert_eq!(
-        of(json!({"limits": {"cpu": "1", "memory": "1Gi"}})),
-        "Guaranteed"
-    );
-    assert_eq!(of(json!({"limits": {"cpu": "1"}})), "Burstable");
-}
-
-#[test]
 fn durations_as_go_prints_them() {
     assert_eq!(go_duration(10_000), "10s");
     assert_eq!(go_duration(300_000), "5m0s");

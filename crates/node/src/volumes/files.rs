@@ -45,6 +45,7 @@ pub(crate) fn in_directories(
             host_path: dir,
             guest_path: parent,
             read_only,
+            ..Mount::default()
         });
     }
     Ok(mounts)
@@ -102,6 +103,7 @@ mod tests {
             host_path: host.into(),
             guest_path: guest.into(),
             read_only,
+            ..Mount::default()
         }
     }
 

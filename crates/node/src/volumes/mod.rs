@@ -2,11 +2,12 @@
 //! is shown it.
 //!
 //! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath, and claims that
-//! are bound to directories of the machine. No mounts are made, so a site without root has them
-//! all. Start with [`set_up`] and [`mounts`].
+//! are bound to directories of the machine. No mounts are made here, so a site without root has them
+//! all; an `emptyDir` in memory is one for containers, whose runtime mounts it. Start with [`set_up`] and [`mounts`].
 
 mod files;
 mod limits;
+mod own;
 mod payload;
 mod persistent;
 mod write;
@@ -18,6 +19,7 @@ pub(crate) use persistent::{directory, reclaim};
 use crate::env::{ConfigError, Facts};
 use crate::objects::PodObjects;
 use crate::tokens::Tokens;
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1 as core;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
@@ -42,6 +44,12 @@ pub(crate) enum VolumeError {
     Claim { what: String, source: kube::Error },
     #[error("volumes of this type are not supported on this node")]
     Unsupported,
+    #[error("huge pages are not supported on this node: use medium \"\" or \"Memory\"")]
+    HugePages,
+    #[error(
+        "mount propagation Bidirectional is not supported: what a container mounts stays in its pod"
+    )]
+    Bidirectional,
     #[error("hostPath type check failed: {path} is not a {wanted}")]
     HostPathType { path: String, wanted: String },
     #[error("fetch service account token: {0}")]
@@ -121,14 +129,34 @@ async fn set_up_one(
         persistent::set_up(&claim, made, &dir, sources).await?;
         return Ok(None);
     }
-    if volume.empty_dir.is_some() {
+    let group = own::Group::of(sources.facts.pod);
+    if let Some(empty) = &volume.empty_dir {
+        if empty
+            .medium
+            .as_deref()
+            .is_some_and(|m| m.starts_with("HugePages"))
+        {
+            return Err(VolumeError::HugePages);
+        }
         // Guests may run as any user.
         make_dir(&dir, 0o777)?;
+        let once = group.map(|group| own::Group {
+            on_mismatch: true,
+            ..group
+        });
+        let owned = once.map_or(Ok(()), |group| group.own(&dir));
+        owned.map_err(|source| VolumeError::Write { path: dir, source })?;
         return Ok(None);
     }
-    let (files, refresh) = payload::payload(volume, sources, &dir).await?;
+    let (mut files, refresh) = payload::payload(volume, sources, &dir).await?;
     make_dir(&dir, 0o755)?;
-    write::update(&dir, &files).map_err(|source| VolumeError::Write { path: dir, source })?;
+    if group.is_some() {
+        for file in files.values_mut() {
+            file.mode = own::Group::mode_of_read_only(file.mode);
+        }
+    }
+    let updated = write::update(&dir, &files, group);
+    updated.map_err(|source| VolumeError::Write { path: dir, source })?;
     Ok(refresh)
 }
 
@@ -165,13 +193,38 @@ pub(crate) fn mounts(
         if let Some(sub) = expanded.or_else(|| mount.sub_path.clone()) {
             host_path = sub_path(&host_path, &sub)?;
         }
+        let propagation = mount.mount_propagation.as_deref();
+        if propagation == Some("Bidirectional") {
+            return Err(VolumeError::Bidirectional);
+        }
         mounts.push(runtime::Mount {
             host_path,
             guest_path: mount.mount_path.clone(),
             read_only: mount.read_only.unwrap_or(false) || is_read_only(volume),
+            recursive_read_only: mount.recursive_read_only.as_deref() == Some("Enabled"),
+            follows_machine: propagation == Some("HostToContainer"),
+            memory: in_memory(pod_dir, pod, volume),
         });
     }
     Ok(mounts)
+}
+
+/// What containers see of an `emptyDir` in memory: no larger than it says, nor than the pod's
+/// memory.
+fn in_memory(pod_dir: &Path, pod: &core::Pod, volume: &core::Volume) -> Option<runtime::Memory> {
+    let empty = volume.empty_dir.as_ref()?;
+    (empty.medium.as_deref() == Some("Memory")).then_some(())?;
+    let stated = empty.size_limit.as_ref();
+    let stated: Option<Quantity> = stated.and_then(|limit| limit.0.parse().ok());
+    let stated = stated.and_then(|limit| u64::try_from(limit.value()).ok());
+    let whole = pod.spec.as_ref()?;
+    let whole = crate::resources::group(whole, None).limits.memory_bytes;
+    let limits = [stated.filter(|bytes| *bytes > 0), whole];
+    Some(runtime::Memory {
+        dir: volume_dir(pod_dir, volume)?,
+        size_bytes: limits.into_iter().flatten().min(),
+        group: own::Group::of(pod).map(|group| group.gid),
+    })
 }
 
 /// Where the pod's directory is: `<dir>/pods/<uid>`.

@@ -4,6 +4,7 @@
 //! no API server can be asked. Directories of volumes that the site makes itself are in
 //! `<dir>/volumes`; one whose volume is given up, and is not to be kept, is removed here.
 
+use super::own::Group;
 use super::{Sources, VolumeError, check_host_path, make_dir};
 use crate::agent::Agent;
 use api::constants::{ANNOTATION_PROVISIONED_BY, LOCAL_PATH_PROVISIONER};
@@ -57,6 +58,15 @@ pub(super) async fn set_up(
     }
     if std::fs::read_link(link).is_ok_and(|to| to == target.path()) {
         return Ok(());
+    }
+    // A directory of the machine's own stays whose it is, as upstream.
+    let group = Group::of(sources.facts.pod);
+    if let (Some(group), Target::Made(path) | Target::Local(path)) = (group, &target) {
+        let path = path.clone();
+        let owned = tokio::task::spawn_blocking(move || group.own(&path)).await;
+        owned
+            .unwrap_or_else(|e| Err(std::io::Error::other(e)))
+            .map_err(wrap)?;
     }
     if let Some(parent) = link.parent() {
         make_dir(parent, 0o755)?;

@@ -5,17 +5,18 @@
 //! `..data`. Programs that watch for changes look for exactly that. All links stay inside
 //! the volume, so a WASI preopen can follow them.
 
+use super::own::Group;
 use super::payload::Files;
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
 /// Makes the directory hold exactly `files`. Whether anything changed.
-pub(super) fn update(dir: &Path, files: &Files) -> io::Result<bool> {
+pub(super) fn update(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool> {
     let old = std::fs::read_link(dir.join(DATA)).ok();
     if let Some(old) = &old
         && holds(&dir.join(old), files)
@@ -32,6 +33,10 @@ pub(super) fn update(dir: &Path, files: &Files) -> io::Result<bool> {
         }
         std::fs::write(&target, &file.bytes)?;
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(file.mode))?;
+    }
+    if let Some(group) = group {
+        group.own_read_only(&version)?;
+        lchown(dir, None, Some(group.gid))?;
     }
     let name = version.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let link = dir.join(DATA_NEW);

@@ -65,8 +65,11 @@ fn built(sandbox: &SandboxSpec, container: &ContainerSpec, identity: &Identity) 
         resolv_conf: Path::new("/pod/resolv.conf"),
         termination: Some((Path::new("/bundle/termination"), "/dev/termination-log")),
         namespaces: namespaces.collect(),
-        cgroup: "/salp/u1/main-0",
-        rights: Rights(u64::MAX),
+        seccomp: None,
+        apparmor: None,
+        cgroup: "/kubepods/besteffort/podu1/main-0",
+        unified: false,
+        rights: Rights::of("", -1000),
     };
     config(sandbox, container, identity, &places)
 }
@@ -136,11 +139,11 @@ fn an_ordinary_process() {
         &container(LinuxContainer::default()),
         &Identity::default(),
         "till",
-        Rights(u64::MAX),
+        Rights::of("", -1000),
     );
     let mut process = process;
     process["capabilities"] = Value::Null;
-    expect![[r#"{"args":["sh"],"capabilities":null,"cwd":"/","env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","HOSTNAME=till","A=1","HOME=/"],"noNewPrivileges":false,"terminal":false,"user":{"additionalGids":[],"gid":0,"uid":0}}"#]]
+    expect![[r#"{"args":["sh"],"capabilities":null,"cwd":"/","env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","HOSTNAME=till","A=1","HOME=/"],"noNewPrivileges":false,"oomScoreAdj":0,"terminal":false,"user":{"additionalGids":[],"gid":0,"uid":0}}"#]]
     .assert_eq(&process.to_string());
 }
 
@@ -199,13 +202,26 @@ fn limits() {
             c.memory_limit_bytes = Some(64 << 20);
             c.cpu_limit_millis = Some(250);
             c.cpu_request_millis = 100;
+            linux(c).oom_score_adj = 997;
         },
         expect![[r#"
             /linux/resources/cpu/period = 100000
             /linux/resources/cpu/quota = 25000
             /linux/resources/cpu/shares = 102
-            /linux/resources/memory = {"limit":67108864}"#]],
+            /linux/resources/memory = {"limit":67108864}
+            /process/oomScoreAdj = 997"#]],
     );
+}
+
+#[test]
+fn what_the_machine_refuses_to_lower_is_as_low_as_it_takes() {
+    let mut guaranteed = container(LinuxContainer::default());
+    linux(&mut guaranteed).oom_score_adj = -997;
+    let told = |min| {
+        let rights = Rights::of("", min);
+        process(&guaranteed, &Identity::default(), "till", rights)["oomScoreAdj"].clone()
+    };
+    assert_eq!((told(-1000), told(0)), (json!(-997), json!(0)));
 }
 
 #[test]
@@ -237,6 +253,7 @@ fn volumes_come_outermost_first() {
                 host_path: host.into(),
                 guest_path: guest.into(),
                 read_only,
+                ..Mount::default()
             };
             c.mounts = vec![
                 mount("/v/inner", "/data/inner", false),
@@ -258,9 +275,38 @@ fn volumes_come_outermost_first() {
 }
 
 #[test]
+fn how_volumes_are_mounted() {
+    check(
+        LinuxSandbox::default(),
+        |c| {
+            let mount = |guest: &str| Mount {
+                host_path: "/v".into(),
+                guest_path: guest.into(),
+                read_only: true,
+                ..Mount::default()
+            };
+            c.mounts = vec![
+                Mount {
+                    follows_machine: true,
+                    ..mount("/a")
+                },
+                Mount {
+                    recursive_read_only: true,
+                    ..mount("/b")
+                },
+            ];
+        },
+        expect![[r#"
+            /linux/rootfsPropagation = "rslave"
+            /mounts + {"destination":"/a","options":["rbind","rslave","ro"],"source":"/v","type":"bind"}
+            /mounts + {"destination":"/b","options":["rbind","rprivate","rro"],"source":"/v","type":"bind"}"#]],
+    );
+}
+
+#[test]
 fn nobody_is_given_what_the_machine_does_not_have() {
     // Without SYS_RESOURCE, number 24.
-    let rights = Rights::of("Name:\tsalp\nCapBnd:\t000001fffeffffff\n");
+    let rights = Rights::of("Name:\tsalp\nCapBnd:\t000001fffeffffff\n", 0);
     let mut privileged = container(LinuxContainer::default());
     linux(&mut privileged).privileged = true;
     let process = process(&privileged, &Identity::default(), "till", rights);

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::streams::{self, Stream};
 use crate::bundle::Bundle;
-use crate::cgroup;
+use crate::cgroup::Tree;
 use crate::console::Console;
 use crate::process::Child;
 use crate::sandbox::Surroundings;
@@ -32,8 +32,10 @@ const PIECES_KEPT: usize = 256;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What a container that could not be run is said to have ended with, as upstream has it.
 const START_ERROR: i32 = 128;
-/// Of a log so much is told where it takes the place of a message: bytes.
+/// Of a log so much is told where it takes the place of a message: bytes…
 const LOG_TAIL_BYTES: usize = 2048;
+/// …and lines.
+const LOG_TAIL_LINES: usize = 80;
 
 /// What was written to which stream.
 pub(super) type Piece = (OutputStream, Bytes);
@@ -44,6 +46,7 @@ pub(super) struct Container {
     pub(super) identity: Identity,
     pub(super) bundle: Bundle,
     pub(super) cgroup: String,
+    groups: Tree,
     /// What the OCI runtime calls it.
     pub(super) name: String,
     pub(super) runtime: OciRuntime,
@@ -73,22 +76,19 @@ impl Container {
         sandbox: &SandboxSpec,
         surroundings: &Surroundings,
         spec: ContainerSpec,
+        target: Option<i32>,
     ) -> Result<Self, RuntimeError> {
         let failed = |error: &dyn std::error::Error| RuntimeError::CreateContainer(chain(error));
         let handler = sandbox.linux.as_ref().and_then(|l| l.handler.as_deref());
         let runtime = shared.oci_runtime(handler)?;
         let name = format!("{}-{}-{}", sandbox.id.0, spec.name, spec.attempt);
-        let cgroup = format!(
-            "{}/{}/{}-{}",
-            cgroup::TOP,
-            sandbox.id.0,
-            spec.name,
-            spec.attempt
-        );
+        let pod = super::pod_group(sandbox).0;
+        let cgroup = format!("/{pod}/{}-{}", spec.name, spec.attempt);
         let bundle = Bundle::new(shared.bundle_dir(&sandbox.id, &spec));
         // What a failure left.
         bundle.remove().map_err(|e| failed(&e))?;
-        let made = bundle.make(sandbox, &spec, surroundings, &cgroup, shared.rights);
+        let group = (&shared.groups, cgroup.as_str());
+        let made = bundle.make(sandbox, &spec, surroundings, group, shared.rights, target);
         let identity = made.map_err(|error| {
             let _cleared = bundle.remove();
             failed(&error)
@@ -99,6 +99,7 @@ impl Container {
             identity,
             bundle,
             cgroup,
+            groups: shared.groups.clone(),
             name,
             runtime,
             shown: broadcast::channel(PIECES_KEPT).0,
@@ -130,6 +131,11 @@ impl Container {
         self.state.subscribe()
     }
 
+    /// Of its first process, while it runs.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.child.lock().as_ref().map(|child| child.pid())
+    }
+
     pub(super) fn is_running(&self) -> bool {
         matches!(*self.state.borrow(), ContainerState::Running { .. })
     }
@@ -153,7 +159,7 @@ impl Container {
         }
     }
 
-    /// Runs it. That its program can't be run is its end, not an error.
+    /// Runs it. That its program can't be run is its end, and told once.
     pub(super) async fn start(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
@@ -178,13 +184,16 @@ impl Container {
             Err(error) => {
                 self.terminal.lock().take();
                 self.clear().await;
+                let message = chain(&error);
                 self.state.send_replace(ContainerState::Exited(Exit {
                     code: START_ERROR,
                     reason: ExitReason::StartError,
-                    message: chain(&error),
+                    message: message.clone(),
                     started_ms: 0,
                     finished_ms: Timestamp::now().as_millisecond(),
                 }));
+                shared.changed(sandbox);
+                return Err(RuntimeError::StartContainer(message));
             }
         }
         shared.changed(sandbox);
@@ -279,7 +288,7 @@ impl Container {
             tracing::error!(container = self.spec.id.0, %error, "end of container not seen");
             255
         });
-        let oom = cgroup::oom_kills(&self.cgroup) > 0;
+        let oom = self.groups.oom_kills(&self.cgroup) > 0;
         self.clear().await;
         let reason = match code {
             0 => ExitReason::Completed,
@@ -327,7 +336,7 @@ impl Container {
         let words = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned();
         let mut lines: Vec<String> = Vec::new();
         let mut length = 0;
-        for line in text.lines().rev().map(words) {
+        for line in text.lines().rev().take(LOG_TAIL_LINES).map(words) {
             length += line.len() + 1;
             if length > LOG_TAIL_BYTES {
                 break;

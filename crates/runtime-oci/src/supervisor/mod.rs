@@ -9,8 +9,9 @@ mod container;
 mod exec;
 mod streams;
 
-use crate::cgroup;
+use crate::cgroup::{self, Tree};
 use crate::mounts;
+use crate::pause::Pause;
 use crate::process;
 use crate::programs::{self, Program};
 use crate::sandbox::Surroundings;
@@ -24,10 +25,11 @@ use parking_lot::Mutex;
 use remote_runtime::LogLimits;
 use runtime::{
     AttachSpec, Changed, ContainerId, ContainerSpec, ContainerState, ContainerStats, ExecSpec,
-    PodRuntime, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session, Traffic,
+    Limits, PodRuntime, QosClass, RuntimeError, SandboxId, SandboxSpec, SandboxStatus, Session,
+    Traffic,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -43,6 +45,8 @@ use tokio::sync::broadcast;
 const CHANGES_QUEUED_MAX: usize = 4096;
 /// What containers have to end in when the supervisor is told to.
 const GRACE: Duration = Duration::from_secs(10);
+/// How the kernel is told to spare the supervisor, as upstream's kubelet is spared.
+const OOM_SCORE_ADJ: i32 = -999;
 /// A second signal is not waited for: tasks that still run then are left.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -62,6 +66,10 @@ pub struct Config {
     pub gateway: Ipv4Addr,
     /// The machine's OCI runtimes, in no order.
     pub runtimes: Vec<Program>,
+    /// What runs as the first process of pods whose containers share them ([`crate::pause()`]):
+    /// program and arguments, its directory comes last.
+    #[serde(default)]
+    pub pause: Vec<PathBuf>,
     /// How much log a container keeps.
     #[serde(skip)]
     pub log_limits: LogLimits,
@@ -126,7 +134,11 @@ async fn serve(config: Config) -> Result<(), SuperviseError> {
             config,
             sandboxes: Mutex::default(),
             changes: broadcast::channel(CHANGES_QUEUED_MAX).0,
-            rights: Rights::of(&fs::read_to_string("/proc/self/status").unwrap_or_default()),
+            rights: Rights::of(
+                &fs::read_to_string("/proc/self/status").unwrap_or_default(),
+                lowest_oom_score(),
+            ),
+            groups: Tree::of_machine(),
             scope: scope.clone(),
         }),
     };
@@ -178,6 +190,7 @@ struct Shared {
     changes: broadcast::Sender<Changed>,
     /// What containers can be given at most.
     rights: Rights,
+    groups: Tree,
     /// Where containers live.
     scope: Scope,
 }
@@ -187,6 +200,10 @@ struct Sandbox {
     /// Made and not started: a request wakes it.
     asleep: AtomicBool,
     surroundings: Surroundings,
+    /// Where volumes in memory are mounted. Held for look-ups only.
+    memory: Mutex<BTreeSet<PathBuf>>,
+    /// Held for look-ups only.
+    pause: Mutex<Option<Pause>>,
     /// Held for look-ups only.
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
 }
@@ -202,7 +219,7 @@ impl Shared {
         let runtimes = &self.config.runtimes;
         let found = match handler {
             Some(handler) => runtimes.iter().find(|known| known.name == handler),
-            None => programs::preferred(runtimes, cgroup::is_unified()),
+            None => programs::preferred(runtimes, self.groups.is_unified()),
         };
         let program =
             found.ok_or_else(|| RuntimeError::CreateContainer(programs::none_found(handler)))?;
@@ -219,6 +236,18 @@ impl Shared {
 impl Sandbox {
     fn all(&self) -> Vec<Arc<Container>> {
         self.containers.lock().values().cloned().collect()
+    }
+
+    /// The first process of the container whose processes another is to see.
+    fn target_of(&self, spec: &ContainerSpec) -> Result<Option<i32>, RuntimeError> {
+        let Some(target) = spec.linux.as_ref().and_then(|l| l.target.as_ref()) else {
+            return Ok(None);
+        };
+        let mut named = self.all().into_iter().filter(|c| c.spec.name == *target);
+        let pid = named.find_map(|container| container.pid());
+        let why =
+            || RuntimeError::CreateContainer(format!("target container {target:?} does not run"));
+        pid.map(Some).ok_or_else(why)
     }
 
     fn status(&self) -> SandboxStatus {
@@ -244,6 +273,17 @@ impl Supervisor {
         found.ok_or_else(|| RuntimeError::NotFound(id.0.clone()))
     }
 
+    /// Tells the kernel what the pods' classes get when cores are busy.
+    fn share(&self) {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let burstable = |sandbox: &Arc<Sandbox>| {
+            let group = &sandbox.spec.linux.as_ref()?.group;
+            (group.class == QosClass::Burstable).then_some(group.limits.cpu_request_millis)
+        };
+        let asked = self.all().iter().filter_map(burstable).sum();
+        (self.shared.groups).share(asked, cores as u64 * 1000);
+    }
+
     /// Ends what a supervisor left that was killed; nobody has its output any more.
     async fn clear_leftovers(&self) {
         let dir = &self.shared.config.dir;
@@ -264,7 +304,7 @@ impl Supervisor {
             let entries = fs::read_dir(dir.join(name)).into_iter().flatten().flatten();
             for entry in entries {
                 if let Some(id) = entry.file_name().to_str() {
-                    cgroup::remove(&format!("{}/{id}", cgroup::TOP));
+                    self.shared.groups.remove_pod(id);
                 }
                 if let Err(error) = fs::remove_dir_all(entry.path()) {
                     tracing::warn!(path = %entry.path().display(), %error, "files of an earlier supervisor not removed");
@@ -289,6 +329,31 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// The supervisor is among the last that the kernel ends for want of memory; what it may at least
+/// say of a process.
+fn lowest_oom_score() -> i32 {
+    let file = "/proc/self/oom_score_adj";
+    match fs::write(file, OOM_SCORE_ADJ.to_string()) {
+        Ok(()) => -1000,
+        Err(error) => {
+            tracing::info!(
+                %error,
+                "this machine does not let processes be kept from its out-of-memory killer: \
+                 guaranteed pods are no safer from it than others"
+            );
+            let own = fs::read_to_string(file).unwrap_or_default();
+            own.trim().parse().unwrap_or(0)
+        }
+    }
+}
+
+/// A pod's group and what it may use.
+fn pod_group(sandbox: &SandboxSpec) -> (String, Limits) {
+    let group = sandbox.linux.as_ref().map(|l| &l.group);
+    let group = group.cloned().unwrap_or_default();
+    (cgroup::pod_group(group.class, &sandbox.id.0), group.limits)
 }
 
 /// Runs what would keep the one thread.
@@ -327,21 +392,35 @@ impl PodRuntime for Supervisor {
         let cleared = surroundings.remove().await;
         cleared.map_err(|error| RuntimeError::RunSandbox(chain(&error)))?;
         let (making, wanted) = (surroundings.clone(), spec.clone());
-        let made = blocking(move || making.make(&wanted, gateway)).await?;
-        if let Err(error) = made {
-            if let Err(error) = surroundings.remove().await {
-                tracing::debug!(%error, "half a sandbox not removed");
+        let groups = self.shared.groups.clone();
+        let program = self.shared.config.pause.clone();
+        let made = blocking(move || {
+            let (group, limits) = pod_group(&wanted);
+            groups.make(&group, &limits).map_err(|e| chain(&e))?;
+            making.make(&wanted, gateway).map_err(|e| chain(&e))?;
+            making.pause(&program).map_err(|e| chain(&e))
+        });
+        let pause = match made.await? {
+            Ok(pause) => pause,
+            Err(error) => {
+                if let Err(error) = surroundings.remove().await {
+                    tracing::debug!(%error, "half a sandbox not removed");
+                }
+                self.shared.groups.remove_pod(&spec.id.0);
+                return Err(RuntimeError::RunSandbox(error));
             }
-            return Err(RuntimeError::RunSandbox(chain(&error)));
-        }
+        };
         let id = spec.id.clone();
         let sandbox = Arc::new(Sandbox {
             asleep: AtomicBool::new(spec.standby),
             spec,
             surroundings,
+            memory: Mutex::default(),
+            pause: Mutex::new(pause),
             containers: Mutex::default(),
         });
         self.shared.sandboxes.lock().insert(id.clone(), sandbox);
+        self.share();
         self.shared.changed(&id);
         Ok(())
     }
@@ -352,9 +431,13 @@ impl PodRuntime for Supervisor {
         if sandbox.containers.lock().contains_key(&spec.id) {
             return Ok(());
         }
+        let target = sandbox.target_of(&spec)?;
+        let memory = spec.mounts.iter().filter_map(|mount| mount.memory.as_ref());
+        let memory = memory.map(|volume| volume.dir.clone());
+        sandbox.memory.lock().extend(memory);
         let (shared, of) = (self.shared.clone(), sandbox.clone());
         let made = blocking(move || {
-            Container::make(&shared, &of.spec, &of.surroundings, spec).map(Arc::new)
+            Container::make(&shared, &of.spec, &of.surroundings, spec, target).map(Arc::new)
         })
         .await??;
         let id = made.id().clone();
@@ -406,13 +489,22 @@ impl PodRuntime for Supervisor {
             container.remove().await?;
             sandbox.containers.lock().remove(container.id());
         }
+        if let Some(pause) = sandbox.pause.lock().take()
+            && let Err(error) = pause.end()
+        {
+            tracing::warn!(pod = id.0, %error, "first process of the pod not ended");
+        }
         let removed = sandbox.surroundings.remove().await;
         removed.map_err(|error| RuntimeError::Unavailable(chain(&error)))?;
-        cgroup::remove(&format!("{}/{}", cgroup::TOP, id.0));
+        self.shared.groups.remove_pod(&id.0);
+        for dir in std::mem::take(&mut *sandbox.memory.lock()) {
+            mounts::unmount(&dir).map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
+        }
         let dir = self.shared.config.dir.join("containers").join(&id.0);
         // Empty by now.
         let _gone = fs::remove_dir(dir);
         self.shared.sandboxes.lock().remove(id);
+        self.share();
         self.shared.changed(id);
         Ok(())
     }
@@ -444,11 +536,16 @@ impl PodRuntime for Supervisor {
     }
 
     async fn stats(&self) -> Result<Vec<(ContainerId, ContainerStats)>, RuntimeError> {
-        let containers = self.all().into_iter().flat_map(|sandbox| sandbox.all());
-        let running = containers.filter(|container| container.is_running());
-        Ok(running
-            .map(|container| (container.id().clone(), cgroup::stats(&container.cgroup)))
-            .collect())
+        let groups = &self.shared.groups;
+        let mut stats = Vec::new();
+        for sandbox in self.all() {
+            let all = sandbox.all();
+            let running = || all.iter().filter(|container| container.is_running());
+            stats.extend(running().map(|c| (c.id().clone(), groups.stats(&c.cgroup))));
+            let whole = groups.stats(&pod_group(&sandbox.spec).0);
+            stats.push((ContainerId(sandbox.spec.id.0.clone()), whole));
+        }
+        Ok(stats)
     }
 
     async fn changes(&self) -> Result<BoxStream<'static, Changed>, RuntimeError> {

@@ -192,6 +192,7 @@ async fn what_can_not_run_is_said() {
         host_path: "/etc/passwd".into(),
         guest_path: "/config/passwd".into(),
         read_only: true,
+        ..Mount::default()
     }];
     assert_eq!(
         create((sandbox, container)).await,

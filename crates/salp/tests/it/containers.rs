@@ -6,7 +6,7 @@
 use crate::harness::{Registry, Site, eventually, get_ok, pid_of, text, tool};
 use serde_json::{Value, json};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -202,7 +202,7 @@ fn a_container_pod_runs_as_its_image_and_its_spec_say() {
 }
 
 /// Waits until a container does not start for a reason that has these words.
-fn waits(site: &Site, pod: &str, reason: &str, words: &str) {
+pub(crate) fn waits(site: &Site, pod: &str, reason: &str, words: &str) {
     let at = "/status/containerStatuses/0/state/waiting/message";
     let has = |message: &Value| message.as_str().is_some_and(|m| m.contains(words));
     let pod = site.wait_for(&["get", "pod", pod], at, has);
@@ -442,13 +442,21 @@ pub(crate) fn leftovers(site: &Site, uid: &str, supervisor: &str) -> usize {
         .iter()
         .filter(|name| site.dir.join("containers").join(name).join(uid).exists())
         .count();
-    let groups = std::fs::read_dir("/sys/fs/cgroup").expect("control groups");
-    let group = |tree: &Path| tree.join("salp").join(uid).exists();
-    let groups = groups
-        .flatten()
-        .filter(|entry| group(&entry.path()))
-        .count();
-    mounts + dirs + groups + usize::from(group(Path::new("/sys/fs/cgroup")))
+    let groups = groups(uid).len();
+    mounts + dirs + groups
+}
+
+/// A pod's control groups, in each of the trees that the machine has.
+pub(crate) fn groups(uid: &str) -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let trees = std::fs::read_dir(&root).expect("control groups");
+    let trees = trees.flatten().map(|tree| tree.path());
+    let below = ["", "burstable/", "besteffort/"];
+    std::iter::once(root)
+        .chain(trees)
+        .flat_map(|tree| below.map(|class| tree.join(format!("kubepods/{class}pod{uid}"))))
+        .filter(|group| group.exists())
+        .collect()
 }
 
 #[test]

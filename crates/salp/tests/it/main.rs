@@ -7,6 +7,7 @@ mod charts;
 mod cli;
 mod clients;
 mod commands;
+mod container_fields;
 mod container_images;
 mod container_runtimes;
 mod container_sessions;
