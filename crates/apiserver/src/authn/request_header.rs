@@ -38,6 +38,10 @@ impl RequestHeaders {
         own: Option<&FrontProxy>,
         stated: &RequestHeader,
     ) -> Result<Option<Self>, BoxError> {
+        if let Some(theirs) = &stated.ca {
+            // One without a certificate would be hidden by the site's own.
+            authorities(theirs)?;
+        }
         let bundles = own.map(|o| &o.ca).into_iter().chain(&stated.ca);
         let ca: String = bundles.map(|pem| format!("{}\n", pem.trim_end())).collect();
         if ca.is_empty() {
