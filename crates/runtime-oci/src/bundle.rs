@@ -129,17 +129,13 @@ impl Bundle {
             Some(pid) => Some(format!("/proc/{pid}/ns/pid").into()),
             None => None,
         };
-        let kinds: &[&'static str] = match (surroundings.host_network, surroundings.host_ipc) {
-            (true, _) => &[],
-            (false, true) => &["network", "uts"],
-            (false, false) => &["network", "uts", "ipc"],
-        };
         let (hosts, hostname, resolv_conf) = (
             surroundings.hosts(),
             surroundings.hostname(),
             surroundings.resolv_conf(),
         );
-        let namespaces = kinds
+        let namespaces = surroundings
+            .kinds()
             .iter()
             .map(|kind| (*kind, surroundings.namespace(kind)))
             .chain(processes.map(|path| ("pid", path)));

@@ -71,6 +71,17 @@ impl Surroundings {
         self.dir.join(kind)
     }
 
+    /// The namespaces that it has of its own and its containers share, by their names in an OCI
+    /// spec.
+    pub(crate) fn kinds(&self) -> &'static [&'static str] {
+        match (self.host_network, self.host_ipc) {
+            (true, true) => &[],
+            (true, false) => &["ipc"],
+            (false, true) => &["network", "uts"],
+            (false, false) => &["network", "uts", "ipc"],
+        }
+    }
+
     /// Makes all of it. Blocking.
     pub(crate) fn make(&self, spec: &SandboxSpec, gateway: Ipv4Addr) -> Result<(), SandboxError> {
         let usual = LinuxSandbox::default();
@@ -82,30 +93,28 @@ impl Surroundings {
         write(self.hosts(), hosts(spec, linux))?;
         write(self.resolv_conf(), resolv_conf(spec))?;
         write(self.hostname(), format!("{}\n", spec.hostname))?;
-        if self.host_network {
+        if self.kinds().is_empty() {
             return Ok(());
         }
-        let IpAddr::V4(address) = spec.ip else {
-            return Err(SandboxError::Address(spec.ip));
+        let link = match spec.ip {
+            _ if self.host_network => None,
+            IpAddr::V4(address) if !address.is_loopback() => Some(veth::Link {
+                name: self.link.clone(),
+                address,
+                gateway,
+            }),
+            other => return Err(SandboxError::Address(other)),
         };
-        if address.is_loopback() {
-            return Err(SandboxError::Address(spec.ip));
-        }
-        for kind in ["network", "uts", "ipc"] {
+        for kind in self.kinds() {
             write(self.namespace(kind), String::new())?;
         }
-        let link = veth::Link {
-            name: self.link.clone(),
-            address,
-            gateway,
-        };
         let this = self.clone();
         let hostname = spec.hostname.clone();
         let sysctls = linux.sysctls.clone();
         // A thread's namespaces end with it, but for those that are pinned.
         let made = std::thread::Builder::new()
             .name("sandbox".to_owned())
-            .spawn(move || this.enter(&link, &hostname, &sysctls))
+            .spawn(move || this.enter(link.as_ref(), &hostname, &sysctls))
             .map_err(SandboxError::Namespaces)?;
         let panicked = |_| SandboxError::Namespaces(io::ErrorKind::Other.into());
         made.join().map_err(panicked)?
@@ -114,11 +123,23 @@ impl Surroundings {
     /// On a thread of its own.
     fn enter(
         &self,
-        link: &veth::Link,
+        link: Option<&veth::Link>,
         hostname: &str,
         sysctls: &[(String, String)],
     ) -> Result<(), SandboxError> {
         let io = SandboxError::Namespaces;
+        let mut flags = UnshareFlags::empty();
+        for kind in self.kinds() {
+            flags |= match *kind {
+                "network" => UnshareFlags::NEWNET,
+                "uts" => UnshareFlags::NEWUTS,
+                _ => UnshareFlags::NEWIPC,
+            };
+        }
+        let Some(link) = link else {
+            mounts::unshare(flags).map_err(io)?;
+            return self.keep(sysctls);
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -126,23 +147,29 @@ impl Surroundings {
         runtime.block_on(async {
             let machine = File::open("/proc/thread-self/ns/net").map_err(io)?;
             let outside = veth::Netlink::open()?;
-            mounts::unshare(UnshareFlags::NEWNET | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC)
-                .map_err(io)?;
+            mounts::unshare(flags).map_err(io)?;
             rustix::system::sethostname(hostname.as_bytes()).map_err(|e| io(e.into()))?;
             let inside = veth::Netlink::open()?;
             veth::join(link, &inside, &outside, machine.as_fd()).await?;
-            for (name, value) in sysctls {
-                let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-                fs::write(&path, value).map_err(|e| SandboxError::Write(path, e))?;
-            }
-            for (kind, file) in [("network", "net"), ("uts", "uts"), ("ipc", "ipc")] {
-                let own = Path::new("/proc/thread-self/ns").join(file);
-                mounts::bind(&own, &self.namespace(kind)).map_err(io)?;
-            }
+            self.keep(sysctls)?;
             inside.close().await;
             outside.close().await;
             Ok(())
         })
+    }
+
+    /// Sets this thread's namespaces up and pins them.
+    fn keep(&self, sysctls: &[(String, String)]) -> Result<(), SandboxError> {
+        for (name, value) in sysctls {
+            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            fs::write(&path, value).map_err(|e| SandboxError::Write(path, e))?;
+        }
+        for kind in self.kinds() {
+            let file = if *kind == "network" { "net" } else { kind };
+            let own = Path::new("/proc/thread-self/ns").join(file);
+            mounts::bind(&own, &self.namespace(kind)).map_err(SandboxError::Namespaces)?;
+        }
+        Ok(())
     }
 
     /// Starts the first of its processes, where containers share them. Blocking.
@@ -162,9 +189,9 @@ impl Surroundings {
         if !self.host_network {
             // At once, not when the kernel gets to it: another pod may get the address.
             veth::remove(&self.link).await?;
-            for kind in ["network", "uts", "ipc"] {
-                mounts::unmount(&self.namespace(kind)).map_err(SandboxError::Namespaces)?;
-            }
+        }
+        for kind in self.kinds() {
+            mounts::unmount(&self.namespace(kind)).map_err(SandboxError::Namespaces)?;
         }
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -248,12 +248,14 @@ impl Container {
         if let Some(stream) = ends.input {
             let (to, mut given) = remote_runtime::input();
             *self.input.lock() = Some(to);
-            let feed = async {
+            let feed = async move {
                 while let Some(bytes) = given.next().await {
                     if stream.write(&bytes).await.is_err() {
                         break;
                     }
                 }
+                // Its end is the program's end of input.
+                drop(stream);
             };
             let outputs = self.show(ends.outputs);
             self.last(&child, futures::future::join(feed, outputs), started_ms)

@@ -1,8 +1,8 @@
-//! Container pods by other OCI runtimes than the usual one.
+//! Container pods by other OCI runtimes than the usual one, and with the machine's own namespaces.
 
 use crate::containers::{busybox, leftovers, now_supervisor, phase, pod, possible};
 use crate::harness::{Registry, Site, eventually, get_ok, text, tool};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// crun takes no machine that has both versions of control groups: it is shown the first alone.
 const FIRST_VERSION_ALONE: &str = "exec unshare --mount sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"' \"$@\"";
@@ -96,4 +96,91 @@ fn a_runtime_class_names_the_runtime_of_its_pods() {
         );
         site.ok(&["delete", "pod", "ends", "--timeout=60s"]);
     }
+}
+
+/// A namespace of this process, as the kernel names it.
+fn own(namespace: &str) -> String {
+    let link = std::fs::read_link(format!("/proc/self/ns/{namespace}")).expect("a namespace");
+    link.display().to_string()
+}
+
+#[test]
+fn a_pod_may_have_the_machines_namespaces_and_rights() {
+    if !possible() {
+        return;
+    }
+    let registry = Registry::start();
+    let image = busybox(&registry);
+    let site = Site::start();
+    let kinds = ["net", "pid", "ipc", "uts", "mnt"];
+    let tell = "for n in net pid ipc uts mnt; do readlink /proc/self/ns/$n; done; \
+                grep CapBnd /proc/self/status; mount -t tmpfs none /tmp 2>/dev/null && echo mounted; true";
+    // Which of them are the machine's.
+    for (name, fields, shared) in [
+        ("plain", json!({}), &[][..]),
+        ("net", json!({"hostNetwork": true}), &["net", "uts"]),
+        ("pid", json!({"hostPID": true}), &["pid"]),
+        ("ipc", json!({"hostIPC": true}), &["ipc"]),
+    ] {
+        let privileged = name == "plain";
+        for (name, privileged) in [(name.to_owned(), false), (format!("{name}-all"), true)]
+            .into_iter()
+            .take(1 + usize::from(privileged))
+        {
+            site.apply(&pod(
+                &name,
+                json!({"image": image, "command": ["sh", "-c", tell],
+                    "securityContext": {"privileged": privileged}}),
+                fields.clone(),
+            ));
+            let ended = phase(&site, &name, "Succeeded");
+            let log = site.ok(&["logs", &name]);
+            let lines: Vec<&str> = log.lines().collect();
+            for (kind, line) in kinds.iter().zip(&lines) {
+                assert_eq!(
+                    *line == own(kind),
+                    shared.contains(kind),
+                    "{name} {kind}: {log}"
+                );
+            }
+            let status = std::fs::read_to_string("/proc/self/status").expect("status");
+            let all = status.lines().find(|line| line.starts_with("CapBnd:"));
+            assert_eq!(Some(lines[5]) == all, privileged, "{name}: {log}");
+            assert_eq!(
+                lines.get(6) == Some(&"mounted"),
+                privileged,
+                "{name}: {log}"
+            );
+            let (pod_ip, host_ip) = (&ended["status"]["podIP"], &ended["status"]["hostIP"]);
+            assert_eq!(pod_ip == host_ip, name == "net", "{pod_ip} {host_ip}");
+        }
+    }
+}
+
+#[test]
+fn a_container_that_waits_for_input_gets_it() {
+    if !possible() {
+        return;
+    }
+    let registry = Registry::start();
+    let image = busybox(&registry);
+    let site = Site::start();
+    let container = json!({"image": image, "command": ["sh", "-c", "echo begun; cat; echo over"],
+        "stdin": true, "stdinOnce": true});
+    site.apply(&pod("cat", container, json!({})));
+    site.ok(&["wait", "--for=condition=Ready", "pod/cat", "--timeout=60s"]);
+    let mut attached = site
+        .kubectl_command(&["attach", "-i", "cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    std::io::Write::write_all(&mut attached.stdin.take().expect("stdin"), b"typed\n")
+        .expect("write");
+    let said = attached.wait_with_output().expect("kubectl");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.ends_with("typed\nover\n"), "{said}");
+    let ended: Value = phase(&site, "cat", "Succeeded");
+    assert_eq!(ended["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(site.ok(&["logs", "cat"]), "begun\ntyped\nover\n");
 }
