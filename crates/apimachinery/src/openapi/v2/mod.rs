@@ -1,6 +1,6 @@
 //! The OpenAPI v2 document (Swagger 2.0) of everything that is served, put together from the
 //! v3 documents of its group-versions, one after another: [`Document`]. What others serve is
-//! merged into it ([`part`]).
+//! merged into it ([`part()`]).
 //!
 //! It says less than they do: no `oneOf`, `anyOf`, `not` or `nullable`; what could be null or
 //! has unknown fields is published without a type, as upstream does, so that clients which
@@ -70,7 +70,7 @@ impl Document {
         }
     }
 
-    /// Merges a [`part`] of another v2 document. A definition that has another's name and
+    /// Merges a [`part()`] of another v2 document. A definition that has another's name and
     /// differs gets a name of its own; a path that is there already stays.
     pub fn merge(&mut self, mut part: Value) {
         let new = part::renamed(&mut part, |name, definition| {

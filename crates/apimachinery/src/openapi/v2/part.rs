@@ -1,4 +1,4 @@
-//! What a v2 document from outside has of one group-version: [`part`] takes it out,
+//! What a v2 document from outside has of one group-version: [`part()`] takes it out,
 //! [`Document::merge`](super::Document::merge) puts it into another document.
 //!
 //! The reference is `k8s.io/kube-openapi/pkg/aggregator`.
