@@ -9,10 +9,13 @@ use crate::agent::Agent;
 use crate::pod::{Desired, Uid};
 use crate::publish::Published;
 use images::Digest;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +40,7 @@ enum StaticPodError {
     Large,
     #[error("{0}")]
     Parse(String),
-    #[error("it is a {0}, not a v1 Pod")]
+    #[error("it is {0:?}, not a \"v1 Pod\"")]
     Kind(String),
     #[error("{0}")]
     Invalid(String),
@@ -263,9 +266,9 @@ impl Follower {
     async fn settle(&self) {
         let known = self.agent.mirrors.known.lock().clone();
         let wanted = self.wanted();
-        for ((namespace, name), mirror) in &known {
+        for (key @ (namespace, name), mirror) in &known {
             let shows = wanted
-                .get(&(namespace.clone(), name.clone()))
+                .get(key)
                 .is_some_and(|pod| pod.metadata.uid.as_ref() == Some(&mirror.of));
             if shows && !mirror.deleting {
                 continue;
@@ -298,7 +301,7 @@ impl Follower {
     /// Makes the mirror of a pod, which goes with the Node.
     async fn show(&self, pod: &Pod) -> Result<(), kube::Error> {
         let nodes = Api::<Node>::all(self.agent.client.clone());
-        let node = nodes.get_metadata(&self.agent.fixed.name).await?;
+        let node = nodes.get(&self.agent.fixed.name).await?;
         let mut mirror = pod.clone();
         let meta = &mut mirror.metadata;
         let hash = meta.uid.take().unwrap_or_default();
@@ -306,7 +309,6 @@ impl Follower {
         annotations.insert(MIRROR.into(), hash);
         let owner = kube::Resource::controller_owner_ref(&node, &());
         meta.owner_references = owner.map(|mut owner| {
-            (owner.api_version, owner.kind) = ("v1".into(), "Node".into());
             owner.block_owner_deletion = None;
             vec![owner]
         });
@@ -344,65 +346,71 @@ fn read(path: &Path, size: u64, node: &str, now: jiff::Timestamp) -> Result<Pod,
 
 /// The pod that a file describes, with its defaults and as this node's.
 fn parse(text: &str, path: &Path, node: &str, now: jiff::Timestamp) -> Result<Pod, StaticPodError> {
-    let mut pod: Value =
+    let written: Value =
         serde_saphyr::from_str(text).map_err(|e| StaticPodError::Parse(e.to_string()))?;
-    let is = (pod["apiVersion"].as_str(), pod["kind"].as_str());
-    let (Some(row), ("v1", "Pod")) = (
-        api::find("", "v1", "pods"),
-        (is.0.unwrap_or("nothing"), is.1.unwrap_or("nothing")),
-    ) else {
-        let kind = format!("{} {}", is.0.unwrap_or_default(), is.1.unwrap_or_default());
-        return Err(StaticPodError::Kind(kind.trim().to_owned()));
-    };
-    let name = format!(
-        "{}-{}",
-        pod["metadata"]["name"].as_str().unwrap_or_default(),
-        node
-    );
-    (row.validate_name)(&name).map_err(StaticPodError::Invalid)?;
-    let digest = Digest::sha256(format!("{node}\n{}\n{pod}", path.display()).as_bytes());
+    let [version, kind] = ["apiVersion", "kind"].map(|field| written[field].as_str());
+    if (version, kind) != (Some("v1"), Some("Pod")) {
+        let said = [version, kind].map(Option::unwrap_or_default).join(" ");
+        return Err(StaticPodError::Kind(said.trim().to_owned()));
+    }
+    let digest = Digest::sha256(format!("{node}\n{}\n{written}", path.display()).as_bytes());
     let hash: String = digest.hex().chars().take(32).collect();
-    let meta = &mut pod["metadata"];
-    meta["name"] = name.into();
-    meta["uid"] = hash.clone().into();
-    if meta["namespace"].as_str().unwrap_or_default().is_empty() {
-        meta["namespace"] = "default".into();
-    }
-    meta["annotations"][HASH] = hash.into();
-    meta["annotations"][SOURCE] = "file".into();
-    meta["annotations"][SEEN] = now.to_string().into();
-    if let Some(meta) = meta.as_object_mut() {
-        // These are the API server's to say.
-        for field in [
-            "resourceVersion",
-            "generation",
-            "creationTimestamp",
-            "managedFields",
-        ] {
-            meta.remove(field);
-        }
-    }
-    if let Some(pod) = pod.as_object_mut() {
-        pod.remove("status");
-    }
-    (row.default)(&mut pod);
-    let spec = &mut pod["spec"];
-    spec["nodeName"] = node.into();
+    // First, so that what follows is about a pod, whatever was written.
+    let mut pod: Pod = as_text(&written)?;
+    let meta = std::mem::take(&mut pod.metadata);
+    let mut annotations = meta.annotations.unwrap_or_default();
+    annotations.insert(HASH.into(), hash.clone());
+    annotations.insert(SOURCE.into(), "file".into());
+    annotations.insert(SEEN.into(), now.to_string());
+    // The rest of the metadata is the API server's to say.
+    pod.metadata = ObjectMeta {
+        name: Some(format!("{}-{node}", meta.name.unwrap_or_default())),
+        namespace: Some(
+            meta.namespace
+                .filter(|n| !n.is_empty())
+                .unwrap_or_else(|| "default".into()),
+        ),
+        uid: Some(hash),
+        labels: meta.labels,
+        annotations: Some(annotations),
+        ..ObjectMeta::default()
+    };
+    pod.status = None;
+    let spec = pod.spec.get_or_insert_default();
+    spec.node_name = Some(node.into());
     // No taint drives it away: it was not scheduled here.
-    let anywhere = json!({"operator": "Exists", "effect": "NoExecute"});
-    match spec["tolerations"].as_array_mut() {
-        Some(list) => list.push(anywhere),
-        None => spec["tolerations"] = json!([anywhere]),
-    }
-    let errors = (row.validate)(&pod);
-    if let Some(first) = errors.first() {
-        return Err(StaticPodError::Invalid(first.to_string()));
-    }
-    let pod: Pod = serde_json::from_value(pod).map_err(|e| StaticPodError::Parse(e.to_string()))?;
+    spec.tolerations.get_or_insert_default().push(Toleration {
+        operator: Some("Exists".into()),
+        effect: Some("NoExecute".into()),
+        ..Toleration::default()
+    });
+    let pod = completed(&pod)?;
     match refers(&pod) {
         Some(what) => Err(StaticPodError::Refers(what)),
         None => Ok(pod),
     }
+}
+
+/// A pod with its defaults, if it is valid.
+fn completed(pod: &Pod) -> Result<Pod, StaticPodError> {
+    let mut value: Value = as_text(pod)?;
+    if let Some(row) = api::find("", "v1", "pods") {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        (row.validate_name)(name).map_err(StaticPodError::Invalid)?;
+        (row.default)(&mut value);
+        if let Some(first) = (row.validate)(&value).first() {
+            return Err(StaticPodError::Invalid(first.to_string()));
+        }
+    }
+    as_text(&value)
+}
+
+/// One form of a pod from another, by its text: what reads a pod from there is in the program
+/// anyway ([`client::kinds`]), and what reads it from another form is as large again.
+fn as_text<T: DeserializeOwned>(from: &impl Serialize) -> Result<T, StaticPodError> {
+    let wrong = |error: serde_json::Error| StaticPodError::Parse(error.to_string());
+    let text = serde_json::to_string(from).map_err(wrong)?;
+    serde_json::from_str(&text).map_err(wrong)
 }
 
 /// What of the API a pod can't do without.
@@ -427,6 +435,8 @@ fn refers(pod: &Pod) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::fakes::Rig;
+    use proptest::prelude::*;
+    use serde_json::json;
 
     const WEB: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec:\n  containers:\n  - {name: c, image: 'hello:1'}\n";
 
@@ -461,11 +471,11 @@ mod tests {
     #[test]
     fn what_can_t_run_alone_is_refused() {
         for (text, why) in [
-            ("a: [", "while parsing"),
-            ("", "it is a , not a v1 Pod"),
+            ("", "it is \"\", not a \"v1 Pod\""),
+            ("- a\n", "it is \"\", not a \"v1 Pod\""),
             (
                 "apiVersion: v1\nkind: Service\n",
-                "it is a v1 Service, not a v1 Pod",
+                "it is \"v1 Service\", not a \"v1 Pod\"",
             ),
             (
                 "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n",
@@ -477,10 +487,20 @@ mod tests {
             ),
         ] {
             let error = parsed(text).unwrap_err();
-            assert!(
-                error.contains(why) || why == "while parsing",
-                "{text}: {error}"
-            );
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        for (part, whole) in [
+            (
+                "annotations",
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: web, annotations: none}\n",
+            ),
+            (
+                "spec",
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: none\n",
+            ),
+            ("a list", "a: ["),
+        ] {
+            assert!(parsed(whole).is_err(), "{part}");
         }
         let with = |spec: &str| parsed(&format!("{WEB}  {spec}\n")).unwrap_err();
         let secret = with("volumes: [{name: v, secret: {secretName: s}}]");
@@ -495,6 +515,53 @@ mod tests {
             account.starts_with("it refers to a ServiceAccount"),
             "{account}"
         );
+    }
+
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z/=:.-]{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            let key = prop_oneof![
+                "[a-z]{1,4}",
+                Just("name".to_owned()),
+                Just("image".to_owned())
+            ];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::hash_map(key, inner, 0..3)
+                    .prop_map(|map| map.into_iter().collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever stands in one place of a file, the pod is this node's or there is none.
+        #[test]
+        fn a_file_with_anything_in_it_is_a_pod_of_this_node_or_none(
+            part in prop::sample::select(vec!["/metadata", "/metadata/name", "/metadata/namespace",
+                "/metadata/labels", "/metadata/annotations", "/metadata/uid", "/spec",
+                "/spec/containers", "/spec/containers/0", "/spec/tolerations", "/spec/nodeName",
+                "/spec/volumes", "/status", "/kind"]),
+            what in anything(),
+        ) {
+            let mut file = json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "web", "namespace": "shop", "labels": {}, "annotations": {}, "uid": "u"},
+                "spec": {"containers": [{"name": "c", "image": "i:1"}], "tolerations": [],
+                    "nodeName": "other", "volumes": []}, "status": {}});
+            *file.pointer_mut(part).unwrap() = what;
+            if let Ok(pod) = parsed(&file.to_string()) {
+                let meta = &pod.metadata;
+                prop_assert!(meta.name.as_deref().is_some_and(|name| name.ends_with("-edge-1")));
+                prop_assert_eq!(meta.uid.as_ref(), meta.annotations.as_ref().and_then(|a| a.get(HASH)));
+                let spec = pod.spec.unwrap();
+                prop_assert_eq!(spec.node_name.as_deref(), Some("edge-1"));
+                prop_assert_eq!(pod.status, None);
+            }
+        }
     }
 
     /// The mirror that the last write made, as the API server tells of it.

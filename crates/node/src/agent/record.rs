@@ -90,32 +90,25 @@ pub(crate) struct Side {
 impl Agent {
     /// Takes in a pod as the API server, or the checkpoint, has it.
     pub(crate) fn update(self: &Arc<Self>, pod: Arc<core::Pod>, confirmed: bool) {
+        self.take_in(pod, confirmed, false);
+    }
+
+    /// Takes in a pod that a file describes.
+    pub(crate) fn run_static(self: &Arc<Self>, pod: Arc<core::Pod>) {
+        self.take_in(pod, false, true);
+    }
+
+    fn take_in(self: &Arc<Self>, pod: Arc<core::Pod>, confirmed: bool, is_static: bool) {
         let desired = match Desired::parse(pod) {
-            Ok(desired) => desired,
+            Ok(desired) => Desired {
+                is_static,
+                ..desired
+            },
             Err(error) => {
                 tracing::warn!(%error, "pod left out");
                 return;
             }
         };
-        self.take_in(desired, confirmed);
-    }
-
-    /// Takes in a pod that a file describes.
-    pub(crate) fn run_static(self: &Arc<Self>, pod: Arc<core::Pod>) {
-        match Desired::parse(pod) {
-            Ok(desired) => {
-                let is_static = true;
-                let desired = Desired {
-                    is_static,
-                    ..desired
-                };
-                self.take_in(desired, false);
-            }
-            Err(error) => tracing::warn!(%error, "static pod left out"),
-        }
-    }
-
-    fn take_in(self: &Arc<Self>, desired: Desired, confirmed: bool) {
         let uid = desired.uid.clone();
         let mut pods = self.pods.write();
         match pods.get(&uid).cloned() {
