@@ -13,6 +13,7 @@ pub mod informer;
 pub mod kinds;
 pub mod labels;
 pub mod queue;
+pub mod resources;
 mod store;
 pub mod taints;
 mod text;

@@ -42,23 +42,18 @@ fn amount(list: Option<&BTreeMap<String, ApiQuantity>>, name: &str) -> Option<i1
     Some(quantity.nano).filter(|nano| *nano > 0)
 }
 
-/// What all of the pod comes to: the containers' sum, or the largest init container's where that is
-/// more (sidecars count with both); what is stated for the whole pod stands above it, and what its
+/// What all of the pod comes to: its containers together; what is stated for the whole pod stands above it, and what its
 /// RuntimeClass takes comes on top.
 pub(crate) fn total(spec: &core::PodSpec, which: Which, name: &str) -> i128 {
     let of = |c: &core::Container| stated(c.resources.as_ref(), which, name).unwrap_or(0);
-    let (mut sidecars, mut init_max) = (0, 0);
-    for init in spec.init_containers.iter().flatten() {
-        if init.restart_policy.as_deref() == Some("Always") {
-            sidecars += of(init);
-            init_max = init_max.max(sidecars);
-        } else {
-            init_max = init_max.max(sidecars + of(init));
-        }
-    }
-    let sum: i128 = spec.containers.iter().map(of).sum();
+    let each = client::resources::of_containers(
+        spec,
+        of,
+        |sum: &mut i128, more| *sum += more,
+        |most, other| *most = (*most).max(*other),
+    );
     let whole = stated(spec.resources.as_ref(), which, name);
-    let all = whole.unwrap_or_else(|| (sum + sidecars).max(init_max));
+    let all = whole.unwrap_or(each);
     let overhead = amount(spec.overhead.as_ref(), name).unwrap_or(0);
     match which {
         // Without a limit there is nothing that the overhead could be added to.
@@ -75,7 +70,7 @@ fn limit(spec: &core::PodSpec, name: &str) -> Option<i128> {
     (whole || each()).then(|| total(spec, Which::Limits, name))
 }
 
-fn containers(spec: &core::PodSpec) -> impl Iterator<Item = &core::Container> {
+pub(crate) fn containers(spec: &core::PodSpec) -> impl Iterator<Item = &core::Container> {
     let init = spec.init_containers.iter().flatten();
     spec.containers.iter().chain(init)
 }

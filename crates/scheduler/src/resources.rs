@@ -2,6 +2,7 @@
 
 use client::k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use client::k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use client::resources::of_containers;
 use std::collections::BTreeMap;
 
 /// Milli-CPU that the scores assume of a container that states none, as upstream.
@@ -132,22 +133,5 @@ pub(crate) fn requests_for_score(pod: &Pod) -> Resources {
 }
 
 fn total(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Resources {
-    let mut running = Resources::default();
-    for container in &spec.containers {
-        running.add(&of(container));
-    }
-    let mut sidecars = Resources::default();
-    let mut starting = Resources::default();
-    for container in spec.init_containers.iter().flatten() {
-        let amounts = of(container);
-        let mut then = sidecars.clone();
-        then.add(&amounts);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars.add(&amounts);
-        }
-        starting.raise_to(&then);
-    }
-    running.add(&sidecars);
-    running.raise_to(&starting);
-    running
+    of_containers(spec, of, Resources::add, Resources::raise_to)
 }
