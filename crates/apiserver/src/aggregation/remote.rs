@@ -158,35 +158,42 @@ impl Remote {
                 let hash = url.split_once("hash=").map_or("", |(_, hash)| hash);
                 hash.to_owned()
             });
-        let known = || self.resources().0.and_then(|t| t.v2.clone());
         Ok(Told {
             resources: aggregated(&self.group, &self.version, &list),
             openapi,
-            v2: v2.unwrap_or_else(|error| {
-                tracing::debug!(error, group = &*self.group, "no OpenAPI v2 document");
-                known()
-            }),
+            v2,
         })
     }
 
     /// What its OpenAPI v2 document has of this group-version; what is known if it has not
-    /// changed.
-    async fn v2(&self, base: &str) -> Result<Option<Arc<Part>>, String> {
+    /// changed, or is not to be had.
+    async fn v2(&self, base: &str) -> Option<Arc<Part>> {
         let known = self.resources().0.and_then(|t| t.v2.clone());
+        match self.changed_v2(base, known.as_deref()).await {
+            Ok(Some(part)) => Some(Arc::new(part)),
+            Ok(None) => known,
+            Err(error) => {
+                tracing::debug!(error, group = &*self.group, "no OpenAPI v2 document");
+                known
+            }
+        }
+    }
+
+    async fn changed_v2(&self, base: &str, known: Option<&Part>) -> Result<Option<Part>, String> {
         let mut request = request(&format!("{base}/openapi/v2"))?;
-        if let Some(tag) = known.as_ref().and_then(|k| k.tag.clone()) {
+        if let Some(tag) = known.and_then(|k| k.tag.clone()) {
             request.headers_mut().insert(header::IF_NONE_MATCH, tag);
         }
         let (max, timeout) = (DISCOVERY_BYTES_MAX, DISCOVERY_TIMEOUT);
         let answer = https::answer(&self.client, request, max, timeout).await?;
         if answer.status() == StatusCode::NOT_MODIFIED {
-            return Ok(known);
+            return Ok(None);
         }
         let tag = answer.headers().get(header::ETAG).cloned();
         let document = serde_json::from_slice(answer.body()).map_err(|e| e.to_string())?;
         let prefix = format!("/apis/{}/{}/", self.group, self.version);
         let part = Part::pack(document, &prefix, tag).map_err(|e| e.to_string())?;
-        Ok(Some(Arc::new(part)))
+        Ok(Some(part))
     }
 
     async fn get(&self, url: &str) -> Result<Value, String> {

@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,30 +24,39 @@ struct Level {
 /// Labels of a schema and its level: as many as there are objects.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) struct Labels {
-    pub(super) priority_level: String,
-    pub(super) flow_schema: String,
+    pub(super) priority_level: Arc<str>,
+    pub(super) flow_schema: Arc<str>,
 }
 
 /// The same with one more.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Rejected {
-    priority_level: String,
-    flow_schema: String,
+    #[prometheus(flatten)]
+    of: Labels,
     reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Waited {
-    priority_level: String,
-    flow_schema: String,
-    execute: &'static str,
+    #[prometheus(flatten)]
+    of: Labels,
+    execute: bool,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Executed {
-    priority_level: String,
-    flow_schema: String,
+    #[prometheus(flatten)]
+    of: Labels,
     r#type: &'static str,
+}
+
+impl Executed {
+    fn regular(of: &Labels) -> Self {
+        Self {
+            of: of.clone(),
+            r#type: "regular",
+        }
+    }
 }
 
 const REASONS: [&str; 4] = ["queue-full", "concurrency-limit", "time-out", "cancelled"];
@@ -200,48 +210,28 @@ impl Metrics {
     }
 
     fn forget(&self, labels: &Labels) {
-        let (priority_level, flow_schema) = (&labels.priority_level, &labels.flow_schema);
         self.dispatched.remove(labels);
         self.queued.remove(labels);
         self.executing.remove(labels);
         self.queue_length.remove(labels);
+        let of = || labels.clone();
         for reason in REASONS {
-            self.rejected.remove(&Rejected {
-                priority_level: priority_level.clone(),
-                flow_schema: flow_schema.clone(),
-                reason,
-            });
+            self.rejected.remove(&Rejected { of: of(), reason });
         }
-        for execute in ["true", "false"] {
-            self.waited.remove(&Waited {
-                priority_level: priority_level.clone(),
-                flow_schema: flow_schema.clone(),
-                execute,
-            });
+        for execute in [true, false] {
+            self.waited.remove(&Waited { of: of(), execute });
         }
-        self.executed.remove(&Executed {
-            priority_level: priority_level.clone(),
-            flow_schema: flow_schema.clone(),
-            r#type: "regular",
-        });
+        self.executed.remove(&Executed::regular(labels));
     }
 
     pub(super) fn rejected(&self, labels: &Labels, reason: &'static str) {
-        let labels = Rejected {
-            priority_level: labels.priority_level.clone(),
-            flow_schema: labels.flow_schema.clone(),
-            reason,
-        };
-        self.rejected.get_or_create(&labels).inc();
+        let of = labels.clone();
+        self.rejected.get_or_create(&Rejected { of, reason }).inc();
     }
 
-    fn waited(&self, labels: &Labels, executes: bool, time: Duration) {
-        let labels = Waited {
-            priority_level: labels.priority_level.clone(),
-            flow_schema: labels.flow_schema.clone(),
-            execute: if executes { "true" } else { "false" },
-        };
-        let waited = self.waited.get_or_create(&labels);
+    fn waited(&self, labels: &Labels, execute: bool, time: Duration) {
+        let of = labels.clone();
+        let waited = self.waited.get_or_create(&Waited { of, execute });
         waited.observe(time.as_secs_f64());
     }
 }
@@ -249,7 +239,7 @@ impl Metrics {
 /// A request that waits in a queue or is executed, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Told {
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     labels: Labels,
     since: Instant,
     executes: bool,
@@ -257,7 +247,7 @@ pub(super) struct Told {
 
 impl Told {
     /// It is put into a queue, and sees so many there with it.
-    pub(super) fn queued(metrics: Metrics, labels: Labels, length: usize) -> Self {
+    pub(super) fn queued(metrics: Arc<Metrics>, labels: Labels, length: usize) -> Self {
         metrics.queued.get_or_create(&labels).inc();
         let seen = metrics.queue_length.get_or_create(&labels);
         seen.observe(length as f64);
@@ -271,34 +261,34 @@ impl Told {
     }
 
     /// It is executed at once. Where it could have had to wait that counts as a wait of no time.
-    pub(super) fn executed(metrics: Metrics, labels: Labels, exempt: bool) -> Self {
+    pub(super) fn executed(metrics: Arc<Metrics>, labels: Labels, exempt: bool) -> Self {
         if !exempt {
             metrics.waited(&labels, true, Duration::ZERO);
         }
-        Self::start(metrics, labels)
-    }
-
-    fn start(metrics: Metrics, labels: Labels) -> Self {
-        metrics.dispatched.get_or_create(&labels).inc();
-        metrics.executing.get_or_create(&labels).inc();
-        Self {
+        let mut told = Self {
             metrics,
             labels,
             since: Instant::now(),
-            executes: true,
-        }
+            executes: false,
+        };
+        told.begin();
+        told
     }
 
     /// It is executed after it waited.
     pub(super) fn dispatched(mut self) -> Self {
-        let (metrics, labels) = (self.metrics.clone(), self.labels.clone());
-        metrics.queued.get_or_create(&labels).dec();
-        metrics.waited(&labels, true, self.since.elapsed());
-        metrics.dispatched.get_or_create(&labels).inc();
-        metrics.executing.get_or_create(&labels).inc();
+        self.metrics.queued.get_or_create(&self.labels).dec();
+        let time = self.since.elapsed();
+        self.metrics.waited(&self.labels, true, time);
+        self.begin();
+        self
+    }
+
+    fn begin(&mut self) {
+        self.metrics.dispatched.get_or_create(&self.labels).inc();
+        self.metrics.executing.get_or_create(&self.labels).inc();
         self.executes = true;
         self.since = Instant::now();
-        self
     }
 
     /// It waits no more, and is not executed.
@@ -316,12 +306,7 @@ impl Drop for Told {
             return;
         }
         m.executing.get_or_create(labels).dec();
-        let executed = Executed {
-            priority_level: labels.priority_level.clone(),
-            flow_schema: labels.flow_schema.clone(),
-            r#type: "regular",
-        };
-        let executed = m.executed.get_or_create(&executed);
+        let executed = m.executed.get_or_create(&Executed::regular(labels));
         executed.observe(self.since.elapsed().as_secs_f64());
     }
 }

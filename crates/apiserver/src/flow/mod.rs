@@ -50,7 +50,7 @@ pub(crate) struct Flow {
     book: Arc<Mutex<Book>>,
     /// A request waits no longer for a seat.
     patience: Duration,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -86,7 +86,7 @@ impl Found {
 /// A seat, which is given back when this is dropped.
 struct Seat {
     book: Arc<Mutex<Book>>,
-    level: String,
+    level: Arc<str>,
 }
 
 impl Drop for Seat {
@@ -118,7 +118,7 @@ impl Flow {
             book: Arc::default(),
             // As upstream: a quarter, so that there is time left to answer.
             patience: request_timeout / 4,
-            metrics,
+            metrics: metrics.into(),
         })
     }
 
@@ -134,12 +134,12 @@ impl Flow {
     ) -> Result<Option<Admitted>, Status> {
         let (labels, exempt, flow) = {
             let known = self.known();
-            let fits = |s: &&Schema| known.levels.contains_key(&s.level) && s.fits(info, user);
+            let fits = |s: &&Schema| known.levels.contains_key(&*s.level) && s.fits(info, user);
             let Some(schema) = known.schemas.iter().find(fits) else {
                 // Before the first objects are there: nobody but this process asks.
                 return Ok(None);
             };
-            let level = &known.levels[&schema.level];
+            let level = &known.levels[&*schema.level];
             *found.lock() = Found {
                 schema: schema.uid.clone(),
                 level: level.uid.clone(),
@@ -234,7 +234,7 @@ impl Flow {
 struct Waiting {
     waits: tokio::sync::oneshot::Receiver<()>,
     /// Until he has it.
-    at: Option<(Arc<Mutex<Book>>, String)>,
+    at: Option<(Arc<Mutex<Book>>, Arc<str>)>,
 }
 
 impl Waiting {

@@ -5,13 +5,14 @@ use crate::cache::Object;
 use crate::http::request::RequestInfo;
 use http::HeaderValue;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A flow schema.
 #[derive(Debug)]
 pub(super) struct Schema {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) uid: Option<HeaderValue>,
-    pub(super) level: String,
+    pub(super) level: Arc<str>,
     pub(super) precedence: i64,
     by: By,
     rules: Vec<Rule>,
@@ -95,9 +96,9 @@ impl Schema {
                 .collect(),
         });
         Self {
-            name: object.name().to_owned(),
+            name: object.name().into(),
             uid: uid(&v),
-            level: text(&spec["priorityLevelConfiguration"]["name"]),
+            level: text(&spec["priorityLevelConfiguration"]["name"]).into(),
             precedence: spec["matchingPrecedence"].as_i64().unwrap_or(1000),
             by: match spec["distinguisherMethod"]["type"].as_str() {
                 Some("ByUser") => By::User,
