@@ -1,8 +1,8 @@
 //! Fields of container pods, one by one: control groups, profiles, ephemeral containers, shared
 //! processes, whose files are whose. Images and what needs root are as in `containers`.
 
-use crate::containers::{busybox, groups, phase, pod, possible, waits};
-use crate::harness::{Registry, Site, text};
+use crate::containers::{groups, phase, pod, waits, with_busybox};
+use crate::harness::{Site, text};
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,9 @@ fn of_group(groups: &[PathBuf], names: [&str; 2]) -> String {
 
 #[test]
 fn control_groups_are_laid_out_by_quality_of_service() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&["--pod-max-pids", "20"]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start_with(&["--pod-max-pids", "20"]);
+    };
     let all = json!({"cpu": "200m", "memory": "64Mi"});
     let greedy = "i=0; while [ $i -lt 40 ]; do sleep 300 & i=$((i+1)); done; sleep 300";
     for (name, resources, command) in [
@@ -125,12 +122,9 @@ fn node(site: &Site) -> String {
 
 #[test]
 fn what_can_t_be_run_is_not_told_to_have_started() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     site.apply(&pod(
         "lost",
         json!({"image": image, "command": ["/no-such"]}),
@@ -160,12 +154,9 @@ fn what_can_t_be_run_is_not_told_to_have_started() {
 
 #[test]
 fn kubectl_debug_sees_its_target_s_processes() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     site.apply(&pod(
         "web",
         json!({"image": image, "command": ["sleep", "1234"]}),
@@ -228,12 +219,9 @@ fn kubectl_debug_sees_its_target_s_processes() {
 
 #[test]
 fn containers_of_a_pod_may_share_their_processes() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     site.apply(&pod(
         "shared",
         json!({"image": image, "command": ["sh", "-c", "sleep 4321"]}),
@@ -252,12 +240,9 @@ fn containers_of_a_pod_may_share_their_processes() {
 
 #[test]
 fn a_pod_s_security_is_as_it_asks_or_it_does_not_run() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     let profiles = site.dir.join("seccomp/strict");
     std::fs::create_dir_all(&profiles).expect("directory");
     let profile = json!({"defaultAction": "SCMP_ACT_ALLOW",

@@ -1,7 +1,7 @@
 //! Container images as other tools pack them: with Docker's manifests.
 
-use crate::containers::{busybox, phase, pod, possible};
-use crate::harness::{Registry, Site, text, tool};
+use crate::containers::{phase, pod, with_busybox};
+use crate::harness::{text, tool};
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -14,12 +14,9 @@ fn skopeo(args: &[&str]) -> String {
 
 #[test]
 fn an_image_with_dockers_manifest_runs() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     let name = format!("{}:docker", image.rsplit_once(':').expect("a tag").0);
     let (from, to) = (format!("docker://{image}"), format!("docker://{name}"));
     let insecure = ["--src-tls-verify=false", "--dest-tls-verify=false"];

@@ -1,6 +1,6 @@
 //! Container pods by other OCI runtimes than the usual one, and with the machine's own namespaces.
 
-use crate::containers::{busybox, leftovers, now_supervisor, phase, pod, possible};
+use crate::containers::{busybox, leftovers, now_supervisor, phase, pod, possible, with_busybox};
 use crate::harness::{Registry, Site, eventually, get_ok, text, tool};
 use serde_json::{Value, json};
 
@@ -106,12 +106,9 @@ fn own(namespace: &str) -> String {
 
 #[test]
 fn a_pod_may_have_the_machines_namespaces_and_rights() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     let kinds = ["net", "pid", "ipc", "uts", "mnt"];
     let tell = "for n in net pid ipc uts mnt; do readlink /proc/self/ns/$n; done; \
                 grep CapBnd /proc/self/status; mount -t tmpfs none /tmp 2>/dev/null && echo mounted; true";
@@ -159,12 +156,9 @@ fn a_pod_may_have_the_machines_namespaces_and_rights() {
 
 #[test]
 fn a_container_that_waits_for_input_gets_it() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     let container = json!({"image": image, "command": ["sh", "-c", "echo begun; cat; echo over"],
         "stdin": true, "stdinOnce": true});
     site.apply(&pod("cat", container, json!({})));

@@ -1,7 +1,7 @@
 //! Those who take part in container pods, at terminals of their own.
 
-use crate::containers::{busybox, pod, possible};
-use crate::harness::{Registry, Site, tool};
+use crate::containers::{pod, with_busybox};
+use crate::harness::tool;
 use crate::terminal::{COLUMNS, ROWS, Terminal};
 use serde_json::json;
 use std::process::Command;
@@ -11,12 +11,9 @@ const SIZES: &str = "while true; do stty size; sleep 0.1; done";
 
 #[test]
 fn a_terminal_has_the_size_of_who_looks_at_it() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     let container =
         json!({"image": image, "command": ["sh", "-c", SIZES], "tty": true, "stdin": true});
     site.apply(&pod("box", container, json!({})));

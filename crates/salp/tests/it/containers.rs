@@ -22,6 +22,17 @@ pub(crate) fn possible() -> bool {
     root && tool("runc").exists()
 }
 
+/// A site with these arguments, and a registry that has the image of [`busybox`]; none where
+/// container pods can't run.
+pub(crate) fn with_busybox(args: &[&str]) -> Option<(Registry, String, Site)> {
+    if !possible() {
+        return None;
+    }
+    let registry = Registry::start();
+    let image = busybox(&registry);
+    Some((registry, image, Site::start_with(args)))
+}
+
 /// An archive of directories, files and links: mode, name, content or link's target.
 fn layer(entries: &[(u32, &str, Entry<'_>)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
@@ -123,12 +134,9 @@ pub(crate) fn phase(site: &Site, pod: &str, phase: &str) -> Value {
 
 #[test]
 fn a_container_pod_runs_as_its_image_and_its_spec_say() {
-    if !possible() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     site.ok(&[
         "run",
         "first",
@@ -212,12 +220,9 @@ pub(crate) fn waits(site: &Site, pod: &str, reason: &str, words: &str) {
 
 #[test]
 fn containers_of_a_pod_start_in_order_and_end_by_their_limits() {
-    if !possible() {
+    let Some((registry, image, site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let site = Site::start();
+    };
     site.apply(
         r#"{"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "other"}, "handler": "runc"}"#,
     );
@@ -298,12 +303,9 @@ fn without_root_a_container_pod_says_what_it_needs() {
 
 #[test]
 fn a_container_pod_is_reached_and_taken_part_in() {
-    if !possible() {
+    let Some((_registry, image, mut site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let mut site = Site::start();
+    };
     let web = |name: &str| {
         pod(
             name,
@@ -461,12 +463,9 @@ pub(crate) fn groups(uid: &str) -> Vec<PathBuf> {
 
 #[test]
 fn a_deployment_of_containers_sleeps_and_wakes_on_a_request() {
-    if !possible() {
+    let Some((_registry, image, mut site)) = with_busybox(&[]) else {
         return;
-    }
-    let registry = Registry::start();
-    let image = busybox(&registry);
-    let mut site = Site::start();
+    };
     // It listens a while after it was started, as programs do.
     let serve = "sleep 0.5; exec httpd -f -p 8080 -h /www";
     site.apply(
