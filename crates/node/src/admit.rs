@@ -30,15 +30,13 @@ impl Requests {
 }
 
 /// Refuses a pod that asks for what the machine can't enforce.
-pub(crate) fn enforceable(pod: &core::Pod, apparmor_enabled: bool) -> Result<(), Ended> {
-    let spec = pod.spec.as_ref();
-    let init = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-    let mut all = spec.iter().flat_map(|s| &s.containers).chain(init);
+pub(crate) fn enforceable(pod: &core::Pod, apparmor: impl Fn() -> bool) -> Result<(), Ended> {
+    let mut all = pod.spec.iter().flat_map(crate::resources::containers);
     let asks = all.any(|c| {
         let wanted = crate::linux::apparmor(pod, c);
         !matches!(wanted, AppArmor::Usual | AppArmor::Unconfined)
     });
-    if apparmor_enabled || !asks {
+    if !asks || apparmor() {
         return Ok(());
     }
     let why = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
@@ -158,11 +156,11 @@ mod tests {
     fn what_can_t_be_enforced_is_refused() {
         let asks = pod(json!({"containers": [{"name": "a", "image": "i:1",
             "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}]}));
-        let refused = enforceable(&asks.pod, false).unwrap_err();
+        let refused = enforceable(&asks.pod, || false).unwrap_err();
         assert_eq!(refused.reason, "AppArmor");
-        assert_eq!(enforceable(&asks.pod, true), Ok(()));
+        assert_eq!(enforceable(&asks.pod, || true), Ok(()));
         let plain = pod(json!({"containers": [{"name": "a", "image": "i:1"}]}));
-        assert_eq!(enforceable(&plain.pod, false), Ok(()));
+        assert_eq!(enforceable(&plain.pod, || false), Ok(()));
     }
 
     #[test]

@@ -537,7 +537,7 @@ impl Agent {
             return;
         }
         let requests = Requests::of(&record.desired.pod);
-        let enforceable = admit::enforceable(&record.desired.pod, admit::has_apparmor());
+        let enforceable = admit::enforceable(&record.desired.pod, admit::has_apparmor);
         let room = || {
             let mut totals = self.totals.lock();
             totals.admit(requests, &self.fixed.allocatable, self.fixed.pods_max)

@@ -3,6 +3,7 @@
 
 use crate::process::{self, Child};
 use crate::programs::Program;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -72,16 +73,9 @@ impl OciRuntime {
         streams: Streams,
         console: Option<&Path>,
     ) -> Result<Child, SeamError> {
-        let _hold = process::hold();
-        let pid_file = bundle.join("pid");
-        let mut args: Vec<&std::ffi::OsStr> = vec!["--bundle".as_ref(), bundle.as_ref()];
-        args.extend(["--pid-file".as_ref(), pid_file.as_os_str()]);
-        if let Some(console) = console {
-            args.extend(["--console-socket".as_ref(), console.as_os_str()]);
-        }
-        args.push(id.as_ref());
-        self.run("create", bundle, streams, &args).await?;
-        started(&pid_file)
+        let options = ["--bundle".as_ref(), bundle.as_ref()];
+        self.launch("create", bundle, &options, streams, console, id)
+            .await
     }
 
     /// Lets it run.
@@ -108,19 +102,34 @@ impl OciRuntime {
         streams: Streams,
         console: Option<&Path>,
     ) -> Result<Child, SeamError> {
+        let options = [
+            "--detach".as_ref(),
+            "--process".as_ref(),
+            process.as_os_str(),
+        ];
+        self.launch("exec", dir, &options, streams, console, id)
+            .await
+    }
+
+    /// Starts a process of a container; it is this process's child.
+    async fn launch(
+        &self,
+        operation: &'static str,
+        dir: &Path,
+        options: &[&OsStr],
+        streams: Streams,
+        console: Option<&Path>,
+        id: &str,
+    ) -> Result<Child, SeamError> {
         let _hold = process::hold();
         let pid_file = dir.join("pid");
-        let mut args: Vec<&std::ffi::OsStr> = vec!["--detach".as_ref(), "--process".as_ref()];
-        args.extend([
-            process.as_os_str(),
-            "--pid-file".as_ref(),
-            pid_file.as_os_str(),
-        ]);
+        let mut args = options.to_vec();
+        args.extend(["--pid-file".as_ref(), pid_file.as_os_str()]);
         if let Some(console) = console {
             args.extend(["--console-socket".as_ref(), console.as_os_str()]);
         }
         args.push(id.as_ref());
-        self.run("exec", dir, streams, &args).await?;
+        self.run(operation, dir, streams, &args).await?;
         started(&pid_file)
     }
 
@@ -137,7 +146,7 @@ impl OciRuntime {
         operation: &'static str,
         dir: &Path,
         streams: Streams,
-        args: &[&std::ffi::OsStr],
+        args: &[&OsStr],
     ) -> Result<(), SeamError> {
         let log = dir.join(format!("{operation}.log"));
         let _old = fs::remove_file(&log);

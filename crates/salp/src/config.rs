@@ -364,11 +364,7 @@ fn lattice_settings(
     node_name: &str,
     bind: IpAddr,
 ) -> Result<Option<LatticeSettings>> {
-    let servers = if args.servers.is_empty() {
-        file.lattice.clone()
-    } else {
-        args.servers.clone()
-    };
+    let servers = either(&args.servers, &file.lattice).to_vec();
     let hub = args.lattice_hub || file.lattice_hub;
     let token = args.lattice_token.clone().or(file.lattice_token.clone());
     if servers.is_empty() {
@@ -402,16 +398,8 @@ fn lattice_settings(
         nkey: path(&args.lattice_nkey, &file.lattice_nkey)?,
         tls_ca: path(&args.lattice_ca, &file.lattice_ca)?,
         direct: direct_settings(args, file, bind)?,
-        answered: answered(if args.lattice_answers.is_empty() {
-            &file.lattice_answers
-        } else {
-            &args.lattice_answers
-        })?,
-        executed: executed(if args.lattice_exec.is_empty() {
-            &file.lattice_exec
-        } else {
-            &args.lattice_exec
-        })?,
+        answered: answered(either(&args.lattice_answers, &file.lattice_answers))?,
+        executed: executed(either(&args.lattice_exec, &file.lattice_exec))?,
     };
     settings.config(PathBuf::new())?;
     Ok(Some(settings))
@@ -459,11 +447,7 @@ fn direct_settings(
             .with_context(|| format!("use --lattice-listen {address}: want ADDRESS:PORT or off"))?,
         None => SocketAddr::new(bind, 0),
     };
-    let advertise = if args.lattice_advertise.is_empty() {
-        file.lattice_advertise.clone()
-    } else {
-        args.lattice_advertise.clone()
-    };
+    let advertise = either(&args.lattice_advertise, &file.lattice_advertise).to_vec();
     Ok(Some(DirectSettings { listen, advertise }))
 }
 

@@ -188,8 +188,8 @@ impl Look<'_> {
             // Nobody names another namespace than his own.
             format!("metrics/{}", encoded(metric))
         } else {
-            let (resource, group) = mapped(self.client, text("apiVersion"), kind).await?;
-            let of = match group.as_str() {
+            let resource = mapped(self.client, text("apiVersion"), kind).await?;
+            let of = match resource.group.as_str() {
                 "" => resource.plural,
                 group => format!("{}.{group}", resource.plural),
             };

@@ -27,7 +27,7 @@ impl Target {
     ) -> Result<Self, String> {
         let text = |key: &str| reference[key].as_str().unwrap_or_default();
         let (kind, name) = (text("kind"), text("name"));
-        let (resource, _) = mapped(client, text("apiVersion"), kind).await?;
+        let resource = mapped(client, text("apiVersion"), kind).await?;
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
         let scale = api.get_scale(name).await.map_err(said)?;
         Ok(Self {
@@ -79,26 +79,23 @@ impl Target {
     }
 }
 
-/// The resource of a kind, and its group; the error is in words.
+/// The resource of a kind; the error is in words.
 pub(super) async fn mapped(
     client: &kube::Client,
     api_version: &str,
     kind: &str,
-) -> Result<(ApiResource, String), String> {
+) -> Result<ApiResource, String> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let resource = match api::find_kind(group, version, kind) {
-        Some(row) => ApiResource {
+    if let Some(row) = api::find_kind(group, version, kind) {
+        return Ok(ApiResource {
             api_version: api_version.to_owned(),
             ..resource(group, version, kind, row.plural)
-        },
-        None => {
-            let wanted = GroupVersionKind::gvk(group, version, kind);
-            let found = kube::discovery::pinned_kind(client, &wanted).await;
-            let none = |_| format!("no matches for kind {kind:?} in group {group:?}");
-            found.map_err(none)?.0
-        }
-    };
-    Ok((resource, group.to_owned()))
+        });
+    }
+    let wanted = GroupVersionKind::gvk(group, version, kind);
+    let found = kube::discovery::pinned_kind(client, &wanted).await;
+    let none = |_| format!("no matches for kind {kind:?} in group {group:?}");
+    Ok(found.map_err(none)?.0)
 }
 
 /// What the server said, without what this client makes of it.

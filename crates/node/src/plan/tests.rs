@@ -62,18 +62,7 @@ fn an_ephemeral_container_runs_once_whatever_the_others_do() {
     };
     assert_eq!(plan(&desired, &actual, 1).steps, [start]);
     for code in [0, 1] {
-        let exit = crate::state::Exited {
-            attempt: 0,
-            code,
-            reason: "Error".into(),
-            message: String::new(),
-            started_ms: 0,
-            finished_ms: 0,
-        };
-        actual.containers[2].run = Run::Exited {
-            exit: Box::new(exit),
-            restart_at: 0,
-        };
+        actual.containers[2].run = exited(code, 0);
         assert_eq!(plan(&desired, &actual, 1).steps, []);
         assert!(!has_finished(&desired, &actual));
     }

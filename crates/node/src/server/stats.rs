@@ -23,24 +23,18 @@ pub(super) struct Usage {
     pub(super) started_ms: i64,
     pub(super) stats: ContainerStats,
     /// Of its pod, where that is measured.
-    whole: Option<Whole>,
-}
-
-/// Of one pod's containers.
-pub(super) fn whole(pod: &[Usage]) -> Whole {
-    let sum = |of: fn(&ContainerStats) -> u64| pod.iter().map(|u| of(&u.stats)).sum();
-    let own = pod.first().and_then(|usage| usage.whole);
-    own.unwrap_or_else(|| Whole {
-        cpu_ns: sum(|s| s.cpu_ns),
-        memory_bytes: sum(|s| s.memory_bytes),
-    })
+    whole: Option<ContainerStats>,
 }
 
 /// What a pod as a whole has used: by its own measure, or as its containers' sum.
-#[derive(Clone, Copy)]
-pub(super) struct Whole {
-    pub(super) cpu_ns: u64,
-    pub(super) memory_bytes: u64,
+pub(super) fn whole(pod: &[Usage]) -> ContainerStats {
+    let sum = |of: fn(&ContainerStats) -> u64| pod.iter().map(|u| of(&u.stats)).sum();
+    let own = pod.first().and_then(|usage| usage.whole.clone());
+    own.unwrap_or_else(|| ContainerStats {
+        cpu_ns: sum(|s| s.cpu_ns),
+        memory_bytes: sum(|s| s.memory_bytes),
+        ..ContainerStats::default()
+    })
 }
 
 /// Every running container with what it has used, by pod.
@@ -69,10 +63,7 @@ pub(super) async fn usage(agent: &Arc<Agent>) -> Vec<Usage> {
                 attempt: actual.attempt,
                 started_ms,
                 stats: stats.get(&id.0).cloned().unwrap_or_default(),
-                whole: stats.get(&*desired.uid.0).map(|s| Whole {
-                    cpu_ns: s.cpu_ns,
-                    memory_bytes: s.memory_bytes,
-                }),
+                whole: stats.get(&*desired.uid.0).cloned(),
             });
         }
     }
