@@ -3,6 +3,7 @@
 //! They need root and say so where they have none. Where they have it, a missing OCI runtime is a
 //! failure: `cargo xtask tools` fetches one.
 
+use crate::harness::http::Busy;
 use crate::harness::{Registry, Site, eventually, get_ok, pid_of, text, tool};
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -502,21 +503,27 @@ fn a_deployment_of_containers_sleeps_and_wakes_on_a_request() {
     };
     let answered = || assert_eq!(get_ok(&address, "/"), Ok("container\n".to_owned()));
     eventually("the container answers", || get_ok(&address, "/"));
+    let awake = |site: &Site| {
+        let busy = Busy::asking(&address);
+        let ready = "/status/readyReplicas";
+        site.wait_for(&["get", "deployment", "web"], ready, |n| *n == 1);
+        busy
+    };
     asleep(&site);
     answered();
-    let ready = "/status/readyReplicas";
-    site.wait_for(&["get", "deployment", "web"], ready, |n| *n == 1);
+    let busy = awake(&site);
     let pods = site.json(&["get", "pods", "-l", "app=web"]);
     let pods = pods["items"].as_array().cloned().unwrap_or_default();
     assert_eq!(pods.len(), 1, "{pods:?}");
     assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
+    drop(busy);
 
     // Without the control plane: the data plane asks the supervisor.
     asleep(&site);
     site.signal("-KILL");
     answered();
     site.up(&[]);
-    site.wait_for(&["get", "deployment", "web"], ready, |n| *n == 1);
+    drop(awake(&site));
 
     // Killed, the next data plane knows who stands by.
     asleep(&site);
@@ -524,7 +531,7 @@ fn a_deployment_of_containers_sleeps_and_wakes_on_a_request() {
     site.expects("the data plane does not answer at");
     site.kill("dataplane");
     eventually("the container answers", || get_ok(&address, "/"));
-    site.wait_for(&["get", "deployment", "web"], ready, |n| *n == 1);
+    drop(awake(&site));
 
     // With the supervisor all that stands by is gone, and made anew.
     asleep(&site);

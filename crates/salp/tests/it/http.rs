@@ -2,6 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// An HTTP answer.
@@ -92,4 +95,39 @@ fn unchunk(mut rest: &str) -> String {
         rest = after[size..].trim_start_matches("\r\n");
     }
     body
+}
+
+/// Somebody who asks an address all the time, so that who answers there stays awake until
+/// this is dropped.
+pub(crate) struct Busy {
+    ended: Arc<AtomicBool>,
+    asks: Option<JoinHandle<()>>,
+}
+
+impl Busy {
+    pub(crate) fn asking(address: &str) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (address, until) = (address.to_owned(), ended.clone());
+        let asks = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                // Whether it is answered is for others to find out.
+                let _answer = get(&address, "/");
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+        });
+        Self {
+            ended,
+            asks: Some(asks),
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(asks) = self.asks.take() {
+            asks.thread().unpark();
+            let _panicked = asks.join();
+        }
+    }
 }

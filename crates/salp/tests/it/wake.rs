@@ -1,6 +1,6 @@
 //! Deployments that sleep at zero and wake on a request.
 
-use crate::harness::http::get_with;
+use crate::harness::http::{Busy, get_with};
 use crate::harness::{Registry, Running, Site, eventually, get_ok, repo_file, salp, text};
 use crate::serve::{addresses, hello};
 use serde_json::Value;
@@ -48,9 +48,14 @@ impl Sleeper {
         deployment
     }
 
-    fn awake(&self, replicas: u32) -> Value {
+    /// Waits until so many are ready, and lets somebody ask it all the time: who looks
+    /// seldom would else find it asleep again.
+    #[must_use = "it may sleep again when this is dropped"]
+    fn awake(&self, replicas: u32) -> Busy {
+        let busy = Busy::asking(&self.cluster);
         let ready = "/status/readyReplicas";
-        self.site.wait_for(&DEPLOYMENT, ready, |n| *n == replicas)
+        self.site.wait_for(&DEPLOYMENT, ready, |n| *n == replicas);
+        busy
     }
 
     fn pods(&self) -> Vec<Value> {
@@ -95,7 +100,6 @@ fn pod_in(body: &str) -> String {
 fn a_deployment_sleeps_when_idle_and_wakes_on_a_request() {
     let sleeper = Sleeper::start(3, "2s");
     let site = &sleeper.site;
-    sleeper.awake(3);
     for address in [&sleeper.cluster, &sleeper.node_port] {
         let deployment = sleeper.asleep();
         let remembered = &deployment["metadata"]["annotations"]["salp.dev/asleep-replicas"];
@@ -110,7 +114,7 @@ fn a_deployment_sleeps_when_idle_and_wakes_on_a_request() {
         let timing = woken.header("server-timing");
         assert!(timing.starts_with("wake;dur="), "{timing}");
         let pod = pod_in(&woken.body);
-        sleeper.awake(3);
+        let busy = sleeper.awake(3);
         // The pod that answered is one of the three, and was started once.
         let pods = sleeper.pods();
         assert_eq!(pods.len(), 3, "{pods:?}");
@@ -118,6 +122,7 @@ fn a_deployment_sleeps_when_idle_and_wakes_on_a_request() {
         let mine = mine.unwrap_or_else(|| panic!("no {pod} in {pods:?}"));
         assert_eq!(mine["status"]["containerStatuses"][0]["restartCount"], 0);
         assert_eq!(mine["metadata"]["ownerReferences"][0]["kind"], "ReplicaSet");
+        drop(busy);
         eventually("the event tells", || {
             let told = sleeper.events("Woken");
             let tells = told.iter().any(|t| t.contains(&pod));
@@ -160,7 +165,7 @@ fn a_thousand_requests_at_zero_all_succeed() {
     assert!(bad.is_empty(), "{} failed: {:?}", bad.len(), bad[0]);
     let first = good[0].clone().expect("a pod");
     assert!(good.iter().all(|a| a.as_ref() == Ok(&first)), "{good:?}");
-    sleeper.awake(1);
+    let _busy = sleeper.awake(1);
     let pods = sleeper.pods();
     assert_eq!(pods.len(), 1, "{pods:?}");
     assert_eq!(pods[0]["metadata"]["name"], first.as_str());
@@ -177,7 +182,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     let deployment = sleeper.site.json(&DEPLOYMENT);
     assert_eq!(deployment["spec"]["replicas"], 0);
     answer(&sleeper.cluster).expect("woken");
-    sleeper.awake(1);
+    drop(sleeper.awake(1));
 
     // Killed, it is not missed; back, it takes over what was woken.
     sleeper.asleep();
@@ -185,17 +190,18 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     let pod = answer(&sleeper.cluster).expect("woken with nobody to ask");
     assert_eq!(answer(&sleeper.node_port), Ok(pod.clone()));
     sleeper.site.up(&[]);
-    sleeper.awake(1);
+    let busy = sleeper.awake(1);
     let pods = sleeper.pods();
     assert_eq!(pods.len(), 1, "{pods:?}");
     assert_eq!(pods[0]["metadata"]["name"], pod.as_str());
     assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
+    drop(busy);
 
     // Killed while it sleeps, the data plane still knows who stands by.
     sleeper.asleep();
     sleeper.kill_dataplane();
     eventually("woken after a crash", || answer(&sleeper.cluster));
-    sleeper.awake(1);
+    drop(sleeper.awake(1));
 
     // Both killed, and the data plane alone started.
     sleeper.asleep();
@@ -215,7 +221,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     });
     drop(held);
     sleeper.site.up(&[]);
-    sleeper.awake(1);
+    let _busy = sleeper.awake(1);
     assert_eq!(answer(&sleeper.cluster), Ok(pod));
     drop(alone);
 }
@@ -226,7 +232,7 @@ fn who_scales_by_hand_is_respected() {
     let site = &sleeper.site;
     sleeper.asleep();
     site.ok(&["scale", "deployment/hello", "--replicas=2"]);
-    sleeper.awake(2);
+    drop(sleeper.awake(2));
     // It sleeps again, and comes back to what was asked for last.
     let remembered = "/metadata/annotations/salp.dev~1asleep-replicas";
     site.wait_for(&DEPLOYMENT, remembered, |n| n == "2");
@@ -234,7 +240,7 @@ fn who_scales_by_hand_is_respected() {
     site.ok(&["set", "env", "deployment/hello", "NEW=1"]);
     // The annotation taken away brings it back.
     site.ok(&["annotate", "deployment/hello", "salp.dev/scale-to-zero-"]);
-    sleeper.awake(2);
+    drop(sleeper.awake(2));
     let new = |pod: &Value| pod["spec"]["containers"][0]["env"][1]["name"] == "NEW";
     site.wait_for(&PODS, "/items", |items| {
         items
