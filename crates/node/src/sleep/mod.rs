@@ -72,6 +72,8 @@ struct Entry {
     busy: bool,
     /// Nothing is tried before.
     not_before: Instant,
+    /// The version that was scaled, while the informer has told of no later one.
+    scaled_from: Option<String>,
     /// The value that is no duration, once told.
     told: Option<String>,
 }
@@ -81,8 +83,9 @@ struct Done {
     key: ObjectKey,
     standby: Option<Standby>,
     retry_in: Duration,
-    /// It was scaled.
+    /// It was scaled; it had this version before.
     scaled: bool,
+    from: Option<String>,
 }
 
 struct Sleeping {
@@ -332,6 +335,7 @@ impl Sleeping {
         entry.not_before = now + done.retry_in;
         if done.scaled {
             entry.clock.touch(now);
+            entry.scaled_from = done.from;
         }
     }
 
@@ -390,7 +394,13 @@ impl Sleeping {
         let now = Instant::now();
         let deployment = self.deployments.get_key(&key);
         self.tell_invalid(&key, deployment.as_deref());
-        if self.entries[&key].busy || self.entries[&key].not_before > now {
+        let entry = &self.entries[&key];
+        if entry.busy || entry.not_before > now {
+            return;
+        }
+        // What was just scaled must not be judged by what it was before.
+        let version = deployment.as_ref().map(|d| &d.metadata.resource_version);
+        if entry.scaled_from.is_some() && version == Some(&entry.scaled_from) {
             return;
         }
         let facts = self.facts(&key, deployment.as_deref(), now);
@@ -411,6 +421,8 @@ impl Sleeping {
             deployment,
         };
         let done = self.done.clone();
+        let from = job.deployment.as_ref();
+        let from = from.and_then(|d| d.metadata.resource_version.clone());
         self.agent.scope.spawn_cancellable(async move {
             let (standby, retry_in, scaled) = job.run(step, standby).await;
             let over = Done {
@@ -418,6 +430,7 @@ impl Sleeping {
                 standby,
                 retry_in,
                 scaled,
+                from,
             };
             // Closed only when the agent stops.
             drop(done.send(over).await);
@@ -452,6 +465,7 @@ impl Entry {
             standby: None,
             busy: false,
             not_before: now,
+            scaled_from: None,
             told: None,
         }
     }
