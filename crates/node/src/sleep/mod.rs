@@ -83,9 +83,8 @@ struct Done {
     key: ObjectKey,
     standby: Option<Standby>,
     retry_in: Duration,
-    /// It was scaled; it had this version before.
-    scaled: bool,
-    from: Option<String>,
+    /// The version that was scaled.
+    scaled_from: Option<String>,
 }
 
 struct Sleeping {
@@ -333,9 +332,9 @@ impl Sleeping {
         }
         entry.standby = done.standby;
         entry.not_before = now + done.retry_in;
-        if done.scaled {
+        if done.scaled_from.is_some() {
             entry.clock.touch(now);
-            entry.scaled_from = done.from;
+            entry.scaled_from = done.scaled_from;
         }
     }
 
@@ -399,8 +398,7 @@ impl Sleeping {
             return;
         }
         // What was just scaled must not be judged by what it was before.
-        let version = deployment.as_ref().map(|d| &d.metadata.resource_version);
-        if entry.scaled_from.is_some() && version == Some(&entry.scaled_from) {
+        if entry.scaled_from.is_some() && version(deployment.as_deref()) == entry.scaled_from {
             return;
         }
         let facts = self.facts(&key, deployment.as_deref(), now);
@@ -421,16 +419,14 @@ impl Sleeping {
             deployment,
         };
         let done = self.done.clone();
-        let from = job.deployment.as_ref();
-        let from = from.and_then(|d| d.metadata.resource_version.clone());
         self.agent.scope.spawn_cancellable(async move {
+            let from = version(job.deployment.as_deref());
             let (standby, retry_in, scaled) = job.run(step, standby).await;
             let over = Done {
                 key,
                 standby,
                 retry_in,
-                scaled,
-                from,
+                scaled_from: from.filter(|_| scaled),
             };
             // Closed only when the agent stops.
             drop(done.send(over).await);
@@ -679,6 +675,10 @@ fn marks(asleep: Option<(i32, &str)>) -> Value {
 fn may_sleep(deployment: &Deployment) -> bool {
     annotation(deployment, ANNOTATION_SCALE_TO_ZERO).is_some()
         || annotation(deployment, ANNOTATION_ASLEEP_ON).is_some()
+}
+
+fn version(deployment: Option<&Deployment>) -> Option<String> {
+    deployment?.metadata.resource_version.clone()
 }
 
 fn annotation<'a>(deployment: &'a Deployment, key: &str) -> Option<&'a str> {

@@ -2,9 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// An HTTP answer.
@@ -99,35 +97,19 @@ fn unchunk(mut rest: &str) -> String {
 
 /// Somebody who asks an address all the time, so that who answers there stays awake until
 /// this is dropped.
-pub(crate) struct Busy {
-    ended: Arc<AtomicBool>,
-    asks: Option<JoinHandle<()>>,
-}
+pub(crate) struct Busy(#[expect(dead_code, reason = "dropped, it ends who asks")] Sender<()>);
 
 impl Busy {
     pub(crate) fn asking(address: &str) -> Self {
-        let ended = Arc::new(AtomicBool::new(false));
-        let (address, until) = (address.to_owned(), ended.clone());
-        let asks = std::thread::spawn(move || {
-            while !until.load(Ordering::Relaxed) {
+        let address = address.to_owned();
+        let (busy, ended) = channel();
+        let pause = Duration::from_millis(100);
+        std::thread::spawn(move || {
+            while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                 // Whether it is answered is for others to find out.
                 let _answer = get(&address, "/");
-                std::thread::park_timeout(Duration::from_millis(100));
             }
         });
-        Self {
-            ended,
-            asks: Some(asks),
-        }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        if let Some(asks) = self.asks.take() {
-            asks.thread().unpark();
-            let _panicked = asks.join();
-        }
+        Self(busy)
     }
 }

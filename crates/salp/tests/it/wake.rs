@@ -105,6 +105,7 @@ fn pod_in(body: &str) -> String {
 fn a_deployment_sleeps_when_idle_and_wakes_on_a_request() {
     let sleeper = Sleeper::start(3, "2s");
     let site = &sleeper.site;
+    drop(sleeper.awake(3));
     for address in [&sleeper.cluster, &sleeper.node_port] {
         let deployment = sleeper.asleep();
         let remembered = &deployment["metadata"]["annotations"]["salp.dev/asleep-replicas"];
