@@ -16,7 +16,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
-use runtime::{ContainerState, RuntimeError, SandboxId, SandboxStatus};
+use runtime::{RuntimeError, SandboxId, SandboxStatus};
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -321,10 +321,9 @@ impl Agent {
             _ => Vec::new(),
         };
         for container in containers {
-            if matches!(container.state, ContainerState::Running { .. }) {
-                // Failing, it ends with its sandbox.
-                drop(runtime.stop_container(&container.id, GRACE_MS).await);
-            }
+            // From then on no request wakes it; what one has just woken answers. Failing, it
+            // ends with its sandbox.
+            drop(runtime.stop_container(&container.id, GRACE_MS).await);
         }
         match runtime.remove_sandbox(&id).await {
             Ok(()) | Err(RuntimeError::NotFound(_)) => {}

@@ -395,11 +395,10 @@ impl PodRuntime for Host {
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let container = self.container(id)?;
-        container.start().map_err(RuntimeError::StartContainer)?;
         if let Some(sandbox) = self.find(container.sandbox()) {
             sandbox.standby.woken();
         }
-        Ok(())
+        container.start().map_err(RuntimeError::StartContainer)
     }
 
     async fn stop_container(&self, id: &ContainerId, grace_ms: u64) -> Result<(), RuntimeError> {

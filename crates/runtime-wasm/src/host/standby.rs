@@ -97,6 +97,8 @@ impl Host {
         let sandbox = self
             .find(id)
             .ok_or_else(|| RuntimeError::NotFound(id.0.clone()))?;
+        // Before a container says that it runs: who looks then must see it awake.
+        sandbox.standby.woken();
         for container in sandbox.all() {
             if container.begin().map_err(RuntimeError::StartContainer)? {
                 // Until it is on disk the next host would find it asleep, which is as good.
@@ -106,7 +108,6 @@ impl Host {
                 });
             }
         }
-        sandbox.standby.woken();
         Ok(())
     }
 }

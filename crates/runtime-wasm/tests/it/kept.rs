@@ -139,6 +139,41 @@ async fn one_on_standby_is_woken_and_known_until_adopted() {
     scope.close().await;
 }
 
+/// Who is told that a container runs looks once: it must see that the pod is awake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runs_never_stands_by() {
+    let site = Site::new().await;
+    let mut artifact = None;
+    let mut ids = Vec::new();
+    for n in 0..100u8 {
+        let (mut sandbox, mut container, _) = site.http_pod(&format!("till-{n}"));
+        sandbox.standby = true;
+        sandbox.ip = [127, 0, 1, n].into();
+        container.artifact = artifact.get_or_insert(container.artifact).clone();
+        ids.push(sandbox.id.clone());
+        site.host.run_sandbox(sandbox).await.unwrap();
+        site.host.create_container(container).await.unwrap();
+    }
+    let host = site.host.clone();
+    let looks = tokio::spawn(async move {
+        loop {
+            let all = sandboxes(&host).await;
+            for sandbox in &all {
+                let mut states = sandbox.containers.iter().map(|c| &c.state);
+                let runs = states.any(|s| matches!(s, ContainerState::Running { .. }));
+                assert!(!(runs && sandbox.standby), "{}", sandbox.name);
+            }
+            if all.iter().all(|sandbox| !sandbox.standby) {
+                return;
+            }
+        }
+    });
+    for id in &ids {
+        site.host.wake(id).await.unwrap();
+    }
+    looks.await.unwrap();
+}
+
 /// No agent is there, and none tells of contact.
 #[tokio::test]
 async fn what_must_stop_dies_without_contact_and_waits_for_it() {

@@ -48,18 +48,13 @@ impl Sleeper {
         deployment
     }
 
-    /// Waits until so many are ready.
-    fn risen(&self, replicas: u32) {
-        let ready = "/status/readyReplicas";
-        self.site.wait_for(&DEPLOYMENT, ready, |n| *n == replicas);
-    }
-
     /// Waits until so many are ready, and lets somebody ask it all the time: who looks
     /// seldom would else find it asleep again.
     #[must_use = "it may sleep again when this is dropped"]
     fn awake(&self, replicas: u32) -> Busy {
         let busy = Busy::asking(&self.cluster);
-        self.risen(replicas);
+        let ready = "/status/readyReplicas";
+        self.site.wait_for(&DEPLOYMENT, ready, |n| *n == replicas);
         busy
     }
 
@@ -188,7 +183,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     let deployment = sleeper.site.json(&DEPLOYMENT);
     assert_eq!(deployment["spec"]["replicas"], 0);
     answer(&sleeper.cluster).expect("woken");
-    sleeper.risen(1);
+    drop(sleeper.awake(1));
 
     // Killed, it is not missed; back, it takes over what was woken.
     sleeper.asleep();
@@ -196,17 +191,18 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     let pod = answer(&sleeper.cluster).expect("woken with nobody to ask");
     assert_eq!(answer(&sleeper.node_port), Ok(pod.clone()));
     sleeper.site.up(&[]);
-    sleeper.risen(1);
+    let busy = sleeper.awake(1);
     let pods = sleeper.pods();
     assert_eq!(pods.len(), 1, "{pods:?}");
     assert_eq!(pods[0]["metadata"]["name"], pod.as_str());
     assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
+    drop(busy);
 
     // Killed while it sleeps, the data plane still knows who stands by.
     sleeper.asleep();
     sleeper.kill_dataplane();
     eventually("woken after a crash", || answer(&sleeper.cluster));
-    sleeper.risen(1);
+    drop(sleeper.awake(1));
 
     // Both killed, and the data plane alone started.
     sleeper.asleep();
@@ -226,7 +222,7 @@ fn a_wake_needs_no_control_plane_and_survives_crashes() {
     });
     drop(held);
     sleeper.site.up(&[]);
-    sleeper.risen(1);
+    let _busy = sleeper.awake(1);
     assert_eq!(answer(&sleeper.cluster), Ok(pod));
     drop(alone);
 }
@@ -237,7 +233,7 @@ fn who_scales_by_hand_is_respected() {
     let site = &sleeper.site;
     sleeper.asleep();
     site.ok(&["scale", "deployment/hello", "--replicas=2"]);
-    sleeper.risen(2);
+    drop(sleeper.awake(2));
     // It sleeps again, and comes back to what was asked for last.
     let remembered = "/metadata/annotations/salp.dev~1asleep-replicas";
     site.wait_for(&DEPLOYMENT, remembered, |n| n == "2");
@@ -245,7 +241,7 @@ fn who_scales_by_hand_is_respected() {
     site.ok(&["set", "env", "deployment/hello", "NEW=1"]);
     // The annotation taken away brings it back.
     site.ok(&["annotate", "deployment/hello", "salp.dev/scale-to-zero-"]);
-    sleeper.risen(2);
+    drop(sleeper.awake(2));
     let new = |pod: &Value| pod["spec"]["containers"][0]["env"][1]["name"] == "NEW";
     site.wait_for(&PODS, "/items", |items| {
         items
