@@ -140,7 +140,7 @@ async fn one_on_standby_is_woken_and_known_until_adopted() {
 }
 
 /// Who is told that a container runs looks once: it must see that the pod is awake.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn what_runs_never_stands_by() {
     let site = Site::new().await;
     let mut artifact = None;
@@ -154,10 +154,10 @@ async fn what_runs_never_stands_by() {
         site.host.run_sandbox(sandbox).await.unwrap();
         site.host.create_container(container).await.unwrap();
     }
-    let host = site.host.clone();
-    let looks = tokio::spawn(async move {
+    let (host, handle) = (site.host.clone(), tokio::runtime::Handle::current());
+    let looks = std::thread::spawn(move || {
         loop {
-            let all = sandboxes(&host).await;
+            let all = handle.block_on(sandboxes(&host));
             for sandbox in &all {
                 let mut states = sandbox.containers.iter().map(|c| &c.state);
                 let runs = states.any(|s| matches!(s, ContainerState::Running { .. }));
@@ -171,7 +171,7 @@ async fn what_runs_never_stands_by() {
     for id in &ids {
         site.host.wake(id).await.unwrap();
     }
-    looks.await.unwrap();
+    looks.join().unwrap();
 }
 
 /// No agent is there, and none tells of contact.

@@ -163,7 +163,10 @@ fn a_thousand_requests_at_zero_all_succeed() {
         .collect();
     let answers = clients.into_iter().map(|c| c.join().expect("client"));
     let (good, bad): (Vec<_>, Vec<_>) = answers.partition(Result::is_ok);
-    assert!(bad.is_empty(), "{} failed: {:?}", bad.len(), bad[0]);
+    if let Some(first) = bad.first() {
+        let logs = sleeper.site.kubectl(&["logs", "-l", "app=hello"]);
+        panic!("{} failed: {first:?}\n{}", bad.len(), text(&logs));
+    }
     let first = good[0].clone().expect("a pod");
     assert!(good.iter().all(|a| a.as_ref() == Ok(&first)), "{good:?}");
     let _busy = sleeper.awake(1);
