@@ -268,9 +268,10 @@ impl Shared {
         let begun = poll_fn(|cx| {
             // The guest first: most have answered and ended when it returns.
             let ended = running.poll(cx);
-            match Pin::new(&mut receiver).poll(cx) {
-                Poll::Ready(Ok(response)) => return Poll::Ready(Ok((response, ended))),
-                Poll::Ready(Err(_)) | Poll::Pending => {}
+            // Sent while the guest was polled, if at all. Polled, the channel would say "later"
+            // when the task has used up its turn, and there may be no later.
+            if let Ok(response) = receiver.try_recv() {
+                return Poll::Ready(Ok((response, ended)));
             }
             match ended {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -4,8 +4,11 @@ use crate::host::{Host, Log, spec};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::coop;
 use wasm::{
     EgressRules, Guest, GuestBody, GuestSpec, HttpError, HttpGuest, HttpOptions, MemoryExceeded,
     MemoryMeter,
@@ -58,6 +61,28 @@ async fn hello() {
         (2, 0, 0)
     );
     assert_eq!(log.text(), "");
+}
+
+/// Tokio's channels and timers tell a task "later" that has done much since it was last given a
+/// turn, whatever they hold.
+#[tokio::test]
+async fn an_answer_is_found_by_a_task_that_has_used_up_its_turn() {
+    let host = Host::new();
+    let guest = http(&host, HELLO, spec(&Log::default())).await;
+    // A turn is 128 steps: one of these ends just when the guest does.
+    for used in 0..=128 {
+        let mut answer = pin!(guest.handle(get("/nowhere")));
+        let mut to_use = used;
+        let answer = poll_fn(|cx| {
+            for _ in 0..std::mem::take(&mut to_use) {
+                let _used = pin!(coop::consume_budget()).poll(cx);
+            }
+            answer.as_mut().poll(cx)
+        });
+        // A turn of its own.
+        tokio::task::yield_now().await;
+        assert_eq!(answer.await.unwrap().status(), 404, "{used} used");
+    }
 }
 
 /// Behaves as its path says; source in `tests/guest`.
