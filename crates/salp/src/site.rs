@@ -115,11 +115,7 @@ pub async fn settle_as_node(
         service_network,
     };
     prepare(&site).await?;
-    let claim = claim(&site).with_context(|| {
-        format!(
-            "claim addresses {service_network}/{PREFIX}: another site on this machine uses them"
-        )
-    })?;
+    let claim = claim_own(&site)?;
     let bytes = serde_json::to_vec_pretty(&site).context("write site facts")?;
     write_atomic(&layout.site_file(), &bytes, 0o600)?;
     Ok((site, claim))
@@ -152,12 +148,7 @@ pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
             let site: Site = serde_json::from_slice(&bytes)
                 .with_context(|| format!("read {}", path.display()))?;
             prepare(&site).await?;
-            let claim = claim(&site).with_context(|| {
-                format!(
-                    "claim addresses {}/{PREFIX}: another site on this machine uses them",
-                    site.service_network
-                )
-            })?;
+            let claim = claim_own(&site)?;
             Ok((site, claim))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -171,6 +162,16 @@ pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
         }
         Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
     }
+}
+
+/// Claims the blocks that a site has settled on before.
+fn claim_own(site: &Site) -> Result<Claim> {
+    claim(site).with_context(|| {
+        format!(
+            "claim addresses {}/{PREFIX}: another site on this machine uses them; stop that one first (salp down --data-dir DIR)",
+            site.service_network
+        )
+    })
 }
 
 async fn settle() -> Result<(Site, Claim)> {

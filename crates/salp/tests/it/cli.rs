@@ -86,8 +86,10 @@ fn a_second_up_in_the_same_directory_is_refused() {
 #[test]
 fn up_with_manifests_prints_a_url_that_answers() {
     let mut site = Site::start();
+    let turn = site.between_stop_and_start();
     site.signal("-INT");
     let printed = site.up(&["-f", &repo_file("examples/hello").display().to_string()]);
+    drop(turn);
     let url = printed
         .split_whitespace()
         .find(|w| w.starts_with("http://"))

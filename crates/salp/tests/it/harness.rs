@@ -76,6 +76,12 @@ pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, Str
     }
 }
 
+/// A file that all tests know, to be locked.
+fn turns() -> std::fs::File {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("sites.lock");
+    std::fs::File::create(path).expect("lock file")
+}
+
 /// A process that is killed when the test ends, however it ends.
 pub(crate) struct Running(pub(crate) Child);
 
@@ -433,6 +439,12 @@ impl Site {
 
     /// Starts the control plane (again) and waits until it says that it is ready.
     pub(crate) fn up(&mut self, args: &[&str]) -> String {
+        let is_new = !self.dir.join("site.json").exists();
+        let _turn = is_new.then(|| {
+            let turn = turns();
+            turn.lock_shared().expect("lock");
+            turn
+        });
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -504,6 +516,14 @@ impl Site {
             .expect("kill");
         assert!(sent.success());
         child.wait().expect("wait for salp");
+    }
+
+    /// While this is held no other test starts a new site, which could take the addresses of
+    /// this one when it has stopped as a whole.
+    pub(crate) fn between_stop_and_start(&self) -> std::fs::File {
+        let turn = turns();
+        turn.lock().expect("lock");
+        turn
     }
 
     /// Keeps other sites off this one's addresses, as its control plane does, which is dead.

@@ -280,8 +280,10 @@ fn a_registry_with_a_password_serves_those_who_have_it() {
     registry.stop();
     site.apply(&pod("right-2", &image, "Never", &secret("good")));
     succeeds(&site, "right-2");
+    let turn = site.between_stop_and_start();
     site.signal("-INT");
     site.up(&[]);
+    drop(turn);
     let more = format!("    imagePullPolicy: Never\n{}", secret("good"));
     site.apply(&pod("right-3", &image, "Never", &more));
     succeeds(&site, "right-3");

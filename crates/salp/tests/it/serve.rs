@@ -229,6 +229,7 @@ fn ctrl_c_stops_all_and_a_second_up_finds_it_as_it_was() {
     eventually("the node port answers", || {
         get(&node_port, "/").map_err(|e| e.to_string())
     });
+    let turn = site.between_stop_and_start();
     site.signal("-INT");
     // Not at the cluster address: with its route gone it is no longer this machine's.
     assert!(
@@ -238,6 +239,7 @@ fn ctrl_c_stops_all_and_a_second_up_finds_it_as_it_was() {
     // The registry is not needed a second time.
     drop(registry);
     site.up(&[]);
+    drop(turn);
     site.ok(&["rollout", "status", "deployment/hello", "--timeout=90s"]);
     eventually("the service answers", || get_ok(&cluster, "/"));
     assert_eq!(

@@ -423,9 +423,11 @@ fn a_site_that_died_before_another_came_is_known_to_it() {
     };
     let kiosk = crate::sites::shop(&nats, &hub, "kiosk", &[]);
     knows(&kiosk, "a site that has come since");
+    let turn = hub.between_stop_and_start();
     hub.signal("-INT");
     let url = nats.url();
     hub.up(&["--lattice", &url, "--lattice-hub", "--site", "hub"]);
+    drop(turn);
     knows(&hub, "a hub that has started again");
 }
 
