@@ -14,7 +14,9 @@ async fn who(api: &TestApi, shown: Option<&Identity>, headers: &[&str]) -> Resul
     std::fs::write(file("server.ca"), &api.pki.ca_cert)?;
     let review = json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"});
     let mut curl = tokio::process::Command::new("curl");
-    curl.args(["-s", "--cacert", &file("server.ca"), "-w", "\n%{http_code}"])
+    // Over HTTP/2 curl 7.88 fails when it is refused before it has sent its body.
+    curl.args(["-sS", "--http1.1", "-w", "\n%{http_code}"])
+        .args(["--cacert", &file("server.ca")])
         .args(["-H", "content-type: application/json", "-d"])
         .arg(review.to_string());
     if let Some(shown) = shown {
@@ -26,6 +28,8 @@ async fn who(api: &TestApi, shown: Option<&Identity>, headers: &[&str]) -> Resul
         curl.args(["-H", header]);
     }
     let out = curl.arg(format!("{}{REVIEWS}", api.url())).output().await?;
+    let failed = String::from_utf8_lossy(&out.stderr);
+    anyhow::ensure!(out.status.success(), "curl: {failed}");
     let text = String::from_utf8(out.stdout)?;
     let (body, code) = text.rsplit_once('\n').context("an answer")?;
     let body: Value = serde_json::from_str(body).unwrap_or_default();
