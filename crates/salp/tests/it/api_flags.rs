@@ -64,7 +64,8 @@ fn who(site: &Site, headers: &[&str]) -> serde_json::Value {
     let server = site.ok(&["config", "view", "-o", server]);
     let pki = |file: &str| site.dir.join("pki").join(file).display().to_string();
     let mut curl = std::process::Command::new("curl");
-    curl.args(["-s", "--cacert", &pki("ca.crt")])
+    // Over HTTP/2 curl 7.88 fails when it is refused before it has sent its body.
+    curl.args(["-s", "--http1.1", "--cacert", &pki("ca.crt")])
         .args(["--cert", &pki("front-proxy-client.crt")])
         .args(["--key", &pki("front-proxy-client.key")])
         .args(["-H", "content-type: application/json", "-d"])
