@@ -35,6 +35,8 @@ pub use reference::{InvalidImageName, Reference};
 pub use registry::{HostConfig, Registry, RegistryConfig, RegistryError, Scheme};
 pub use store::ImageStore;
 pub use unpack::UnpackError;
+#[doc(hidden)]
+pub use unpack::hostile;
 
 /// Told how a pull or push goes on. Called often and from any thread: return at once.
 pub trait Progress: Send + Sync {

@@ -5,6 +5,7 @@
 //! must be private to the caller while this runs (a fresh temporary one): links are resolved by
 //! name before use.
 
+pub mod hostile;
 mod overlay;
 
 use rustix::fs::CWD;
