@@ -131,7 +131,9 @@ impl PodRuntime for FakeRuntime {
     }
 
     async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
-        self.call(format!("run_sandbox {}", spec.name));
+        let mixed = spec.linux.as_ref().is_some_and(|l| l.mixed);
+        let kinds = if mixed { " of both kinds" } else { "" };
+        self.call(format!("run_sandbox {}{kinds}", spec.name));
         self.sandboxes
             .lock()
             .entry(spec.id.clone())
@@ -142,6 +144,7 @@ impl PodRuntime for FakeRuntime {
                 ip: spec.ip,
                 containers: vec![],
                 standby: spec.standby,
+                beside: false,
             });
         Ok(())
     }
@@ -240,7 +243,7 @@ impl PodRuntime for FakeRuntime {
     }
 }
 
-/// Has every image but those that are set to fail.
+/// Has every image but those that are set to fail; those called `box` are of containers.
 #[derive(Default)]
 pub(crate) struct FakeImages {
     pub(crate) failure: Mutex<Option<PullFailure>>,
@@ -262,10 +265,16 @@ impl ImageSource for FakeImages {
         }
         Ok(PulledImage {
             id: format!("{image}@sha256:00"),
-            artifact: Artifact::Wasm {
-                digest: "sha256:00".into(),
-                path: "/x.wasm".into(),
-                rootfs: None,
+            artifact: match image.starts_with("box:") {
+                true => Artifact::Container {
+                    digest: "sha256:00".into(),
+                    layers: vec!["/layer".into()],
+                },
+                false => Artifact::Wasm {
+                    digest: "sha256:00".into(),
+                    path: "/x.wasm".into(),
+                    rootfs: None,
+                },
             },
             entrypoint: vec!["/x".into()],
             cmd: vec![],

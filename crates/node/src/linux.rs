@@ -39,6 +39,7 @@ pub(crate) fn sandbox(
             format!("{own}.{subdomain}.{}.svc.{domain}", desired.namespace)
         }),
         group: resources::group(spec, pids),
+        ..LinuxSandbox::default()
     };
     (linux != LinuxSandbox::default()).then(|| Box::new(linux))
 }

@@ -450,6 +450,7 @@ mod tests {
                 state,
             }],
             standby: false,
+            beside: false,
         }
     }
 

@@ -314,6 +314,7 @@ mod tests {
                     }),
                 }],
                 standby: code > 0,
+                beside: code < 0,
             });
         prop_oneof![
             text().prop_map(|version| FromHost::Hello {

@@ -1,6 +1,7 @@
 //! The supervisor as the agent sees it: started by the first pod that needs it, found again by
 //! the agents after.
 
+use crate::sandbox;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -34,8 +35,19 @@ pub struct Containers {
     handler: Option<String>,
 }
 
+/// Where the supervisor's files are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Where it is spoken to.
+    pub socket: PathBuf,
+    /// Where its process id is.
+    pub pid_file: PathBuf,
+    /// Its own directory.
+    pub dir: PathBuf,
+}
+
 struct Shared {
-    socket: PathBuf,
+    place: Place,
     scope: Scope,
     launch: Launch,
     /// None until a pod needs it, or an earlier agent's was found.
@@ -45,14 +57,14 @@ struct Shared {
 }
 
 impl Containers {
-    /// The supervisor of a socket: connected to in the scope, at once if it runs.
-    pub fn new(socket: PathBuf, runs: bool, launch: Launch, scope: &Scope) -> Self {
+    /// The supervisor of a place: connected to in the scope, at once if it runs.
+    pub fn new(place: Place, runs: bool, launch: Launch, scope: &Scope) -> Self {
         let shared = Shared {
             scope: scope.clone(),
             launch,
             remote: watch::Sender::new(None),
             launching: tokio::sync::Mutex::default(),
-            socket,
+            place,
         };
         if runs {
             shared.connect();
@@ -70,6 +82,18 @@ impl Containers {
             shared: self.shared.clone(),
             handler: Some(handler.to_owned()),
         }
+    }
+
+    /// The network namespace of a pod, for another process. The supervisor's mounts, which keep
+    /// it, are its own: they are seen through it.
+    pub(crate) fn network(&self, id: &SandboxId) -> Result<PathBuf, RuntimeError> {
+        let place = &self.shared.place;
+        let pid = std::fs::read_to_string(&place.pid_file);
+        let pid = pid.map_err(|error| RuntimeError::Unavailable(error.to_string()))?;
+        let root = Path::new("/proc").join(pid.trim()).join("root");
+        let dir = sandbox::dir(&place.dir, id);
+        let dir = root.join(dir.strip_prefix("/").unwrap_or(&dir));
+        Ok(dir.join(sandbox::NETWORK))
     }
 
     /// Whether there was a pod that needed it.
@@ -98,7 +122,7 @@ impl Containers {
 
 impl Shared {
     fn connect(&self) {
-        let remote = connect(&self.socket, &self.scope);
+        let remote = connect(&self.place.socket, &self.scope);
         self.remote.send_replace(Some(remote));
     }
 }

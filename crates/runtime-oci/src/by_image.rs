@@ -1,6 +1,10 @@
 //! Which runtime a pod belongs to that names none: its images say so. A sandbox is asked for
 //! before its images are there, so it is made by the first runtime, which runs Wasm and makes one
 //! at next to no cost, and once more by the other when the first container turns out to be one.
+//!
+//! A pod with images of both kinds is asked for as such ([`runtime::LinuxSandbox::mixed`]) before
+//! the first Wasm container is made: both runtimes have it then, and the guests of the first
+//! live in the network that the second has made.
 
 use crate::agent::Containers;
 use async_trait::async_trait;
@@ -14,9 +18,11 @@ use runtime::{
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// What is told of a pod with images of both kinds.
-const MIXED: &str = "pods with both Wasm and container images are not supported yet: \
-                     put them in pods of their own";
+/// What is told of a pod whose first container ran in the network of all Wasm pods.
+const LATE: &str = "the pod's Wasm containers run already, and it was not known then that it has \
+                    container images too: delete the pod, so that it is made anew";
+/// What is told of a pod with images of both kinds that should sleep.
+const NO_STANDBY: &str = "pods with both Wasm and container images do not sleep";
 
 /// A runtime of Wasm pods and one of container pods as one.
 pub struct ByImage {
@@ -32,12 +38,14 @@ struct Known {
     fresh: HashMap<SandboxId, SandboxSpec>,
     /// Those of containers.
     containers: HashSet<SandboxId>,
+    /// Those that both runtimes have, and their Wasm containers.
+    beside: HashMap<SandboxId, HashSet<ContainerId>>,
 }
 
 impl Known {
     /// Of the first runtime's sandboxes those that stood by with a supervisor that is gone, which
-    /// nobody can wake any more; and the others, without those that are there twice: on their way
-    /// to the other runtime, or standing by.
+    /// nobody can wake any more, or whose network went with it; and the others, without those that
+    /// are there twice: on their way to the other runtime, standing by, or part of a pod there.
     fn sorted(
         &mut self,
         mut all: Vec<SandboxStatus>,
@@ -45,12 +53,22 @@ impl Known {
     ) -> (Vec<SandboxStatus>, Vec<SandboxStatus>) {
         let ids = containers.iter().map(|sandbox| sandbox.id.clone());
         self.containers.extend(ids);
-        all.retain(|sandbox| !self.containers.contains(&sandbox.id));
+        // One whose other half is gone is taken away below.
+        let whole = |id: &SandboxId| containers.iter().any(|sandbox| sandbox.id == *id);
+        all.retain(|sandbox| {
+            !self.containers.contains(&sandbox.id) || (sandbox.beside && !whole(&sandbox.id))
+        });
         all.into_iter().partition(|sandbox| {
-            sandbox.standby
-                && sandbox.containers.is_empty()
-                && !self.fresh.contains_key(&sandbox.id)
+            let asleep = sandbox.standby && sandbox.containers.is_empty();
+            (asleep && !self.fresh.contains_key(&sandbox.id)) || sandbox.beside
         })
+    }
+
+    /// Adds to a pod's containers those that the first runtime has beside them.
+    fn join(&mut self, sandbox: &mut SandboxStatus, guests: SandboxStatus) {
+        let known = self.beside.entry(guests.id).or_default();
+        known.extend(guests.containers.iter().map(|c| c.id.clone()));
+        sandbox.containers.extend(guests.containers);
     }
 }
 
@@ -74,8 +92,43 @@ impl ByImage {
     }
 
     fn of_container(&self, id: &ContainerId) -> &dyn PodRuntime {
-        let sandbox = id.0.split('/').next().unwrap_or_default();
-        self.of(&SandboxId(sandbox.to_owned()))
+        let sandbox = SandboxId(id.0.split('/').next().unwrap_or_default().to_owned());
+        let beside = |known: &Known| known.beside.get(&sandbox)?.contains(id).then_some(());
+        if beside(&self.known.lock()).is_some() {
+            return &*self.wasm;
+        }
+        self.of(&sandbox)
+    }
+
+    /// Makes the sandbox of a pod with images of both kinds, where either is not there yet.
+    async fn run_both(&self, mut spec: SandboxSpec) -> Result<(), RuntimeError> {
+        let id = spec.id.clone();
+        if spec.standby {
+            return Err(RuntimeError::RunSandbox(NO_STANDBY.to_owned()));
+        }
+        let guests = self.wasm.sandbox(&id).await?;
+        if self.containers.sandbox(&id).await?.is_none() {
+            // One of a network that is gone is gone with it.
+            let late = |guests: &SandboxStatus| !guests.beside && !guests.containers.is_empty();
+            if guests.as_ref().is_some_and(late) {
+                return Err(RuntimeError::RunSandbox(LATE.to_owned()));
+            }
+            self.containers.run_sandbox(spec.clone()).await?;
+            self.known.lock().containers.insert(id.clone());
+            self.wasm.remove_sandbox(&id).await?;
+        } else if guests.is_some_and(|guests| guests.beside) {
+            return Ok(());
+        }
+        let linux = spec.linux.get_or_insert_default();
+        if !linux.host_network {
+            linux.network = Some(self.containers.network(&id)?);
+        }
+        self.wasm.run_sandbox(spec).await?;
+        let mut known = self.known.lock();
+        known.fresh.remove(&id);
+        known.containers.insert(id.clone());
+        known.beside.entry(id).or_default();
+        Ok(())
     }
 
     /// Makes the sandbox once more, where containers run.
@@ -84,7 +137,7 @@ impl ByImage {
             status.is_some_and(|status| !status.containers.is_empty())
         };
         if has_containers(self.wasm.sandbox(id).await?) {
-            return Err(RuntimeError::CreateContainer(MIXED.to_owned()));
+            return Err(RuntimeError::CreateContainer(LATE.to_owned()));
         }
         let spec = self.known.lock().fresh.get(id).cloned();
         let Some(spec) = spec else {
@@ -116,6 +169,9 @@ impl PodRuntime for ByImage {
     }
 
     async fn run_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
+        if spec.linux.as_ref().is_some_and(|l| l.mixed) {
+            return self.run_both(spec).await;
+        }
         if self.known.lock().containers.contains(&spec.id) {
             return self.containers.run_sandbox(spec).await;
         }
@@ -131,11 +187,20 @@ impl PodRuntime for ByImage {
         let placed = self.known.lock().containers.contains(&id);
         match (is_container, placed) {
             (true, false) => self.hand_over(&id).await?,
-            (false, true) => return Err(RuntimeError::CreateContainer(MIXED.to_owned())),
+            (false, true) => {
+                self.wasm.create_container(spec.clone()).await?;
+                let mut known = self.known.lock();
+                known.beside.entry(id).or_default().insert(spec.id);
+                return Ok(());
+            }
             (true, true) | (false, false) => {}
         }
         self.known.lock().fresh.remove(&id);
-        if is_container && self.wasm.sandbox(&id).await?.is_some() {
+        let twin = match is_container {
+            true => self.wasm.sandbox(&id).await?,
+            false => None,
+        };
+        if twin.is_some_and(|twin| !twin.beside) {
             // It stands by.
             self.containers.create_container(spec.clone()).await?;
             return self.wasm.create_container(spec).await;
@@ -161,6 +226,7 @@ impl PodRuntime for ByImage {
         let mut known = self.known.lock();
         known.fresh.remove(id);
         known.containers.remove(id);
+        known.beside.remove(id);
         Ok(())
     }
 
@@ -190,7 +256,12 @@ impl PodRuntime for ByImage {
 
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
         let all = self.wasm.sandboxes().await?;
-        let containers = self.containers.sandboxes().await?;
+        let mut containers = self.containers.sandboxes().await?;
+        for guests in all.iter().filter(|sandbox| sandbox.beside) {
+            if let Some(whole) = containers.iter_mut().find(|s| s.id == guests.id) {
+                self.known.lock().join(whole, guests.clone());
+            }
+        }
         let (lost, mut all) = self.known.lock().sorted(all, &containers);
         for sandbox in lost {
             self.wasm.remove_sandbox(&sandbox.id).await?;
@@ -200,17 +271,32 @@ impl PodRuntime for ByImage {
     }
 
     async fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, RuntimeError> {
-        if self.known.lock().containers.contains(id) {
-            return self.containers.sandbox(id).await;
+        let (placed, beside) = {
+            let known = self.known.lock();
+            (known.containers.contains(id), known.beside.contains_key(id))
+        };
+        let guests = match placed && !beside {
+            true => None,
+            false => self.wasm.sandbox(id).await?,
+        };
+        let guests = match guests {
+            Some(alone) if !alone.beside && !placed => return Ok(Some(alone)),
+            guests => guests.filter(|guests| guests.beside),
+        };
+        let Some(mut found) = self.containers.sandbox(id).await? else {
+            if guests.is_some() {
+                // Their network went with it.
+                self.wasm.remove_sandbox(id).await?;
+                self.known.lock().beside.remove(id);
+            }
+            return Ok(None);
+        };
+        let mut known = self.known.lock();
+        known.containers.insert(id.clone());
+        if let Some(guests) = guests {
+            known.join(&mut found, guests);
         }
-        if let Some(found) = self.wasm.sandbox(id).await? {
-            return Ok(Some(found));
-        }
-        let found = self.containers.sandbox(id).await?;
-        if found.is_some() {
-            self.known.lock().containers.insert(id.clone());
-        }
-        Ok(found)
+        Ok(Some(found))
     }
 
     async fn stats(&self) -> Result<Vec<(ContainerId, ContainerStats)>, RuntimeError> {

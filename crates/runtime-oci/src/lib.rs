@@ -23,7 +23,7 @@ mod spec;
 mod supervisor;
 mod users;
 
-pub use agent::{Containers, Launch, connect};
+pub use agent::{Containers, Launch, Place, connect};
 pub use by_image::ByImage;
 pub use pause::pause;
 pub use programs::{Program, Stated as StatedProgram, find as find_programs};

@@ -7,7 +7,7 @@
 use crate::mounts;
 use crate::pause::Pause;
 use pod_network::veth;
-use runtime::{LinuxSandbox, SandboxSpec};
+use runtime::{LinuxSandbox, SandboxId, SandboxSpec};
 use rustix::thread::UnshareFlags;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -28,6 +28,14 @@ pub(crate) enum SandboxError {
     Link(#[from] veth::Error),
     #[error("use address {0}: container pods need one that is no loopback address")]
     Address(IpAddr),
+}
+
+/// What its network namespace is called among its files.
+pub(crate) const NETWORK: &str = "network";
+
+/// Where a pod's files are, in the supervisor's directory.
+pub(crate) fn dir(supervisor: &Path, id: &SandboxId) -> PathBuf {
+    supervisor.join("sandboxes").join(&id.0)
 }
 
 /// Where a pod's namespaces and files are.
@@ -77,8 +85,8 @@ impl Surroundings {
         match (self.host_network, self.host_ipc) {
             (true, true) => &[],
             (true, false) => &["ipc"],
-            (false, true) => &["network", "uts"],
-            (false, false) => &["network", "uts", "ipc"],
+            (false, true) => &[NETWORK, "uts"],
+            (false, false) => &[NETWORK, "uts", "ipc"],
         }
     }
 
@@ -131,7 +139,7 @@ impl Surroundings {
         let mut flags = UnshareFlags::empty();
         for kind in self.kinds() {
             flags |= match *kind {
-                "network" => UnshareFlags::NEWNET,
+                NETWORK => UnshareFlags::NEWNET,
                 "uts" => UnshareFlags::NEWUTS,
                 _ => UnshareFlags::NEWIPC,
             };
@@ -165,7 +173,7 @@ impl Surroundings {
             fs::write(&path, value).map_err(|e| SandboxError::Write(path, e))?;
         }
         for kind in self.kinds() {
-            let file = if *kind == "network" { "net" } else { kind };
+            let file = if *kind == NETWORK { "net" } else { kind };
             let own = Path::new("/proc/thread-self/ns").join(file);
             mounts::bind(&own, &self.namespace(kind)).map_err(SandboxError::Namespaces)?;
         }

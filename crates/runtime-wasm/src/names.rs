@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use wasm::{Resolve, ResolveError};
+use wasm::{Network, Resolve, ResolveError};
 
 /// Until the next server is asked.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,13 +24,22 @@ pub(crate) struct PodNames {
     servers: Vec<SocketAddr>,
     searches: Vec<String>,
     ndots: usize,
+    /// Where it asks from.
+    network: Option<Arc<Network>>,
 }
 
 impl PodNames {
     /// `None` for a pod without DNS servers of its own. A server at the address of `own` is
     /// asked at its port.
-    pub(crate) fn of(dns: &Dns, own: Option<SocketAddr>) -> Option<Arc<dyn Resolve>> {
-        Some(Arc::new(Self::new(dns, own)?))
+    pub(crate) fn of(
+        dns: &Dns,
+        own: Option<SocketAddr>,
+        network: Option<&Arc<Network>>,
+    ) -> Option<Arc<dyn Resolve>> {
+        Some(Arc::new(Self {
+            network: network.cloned(),
+            ..Self::new(dns, own)?
+        }))
     }
 
     fn new(dns: &Dns, own: Option<SocketAddr>) -> Option<Self> {
@@ -50,6 +59,7 @@ impl PodNames {
             servers: servers.collect(),
             searches: dns.searches.clone(),
             ndots,
+            network: None,
         })
     }
 
@@ -77,10 +87,11 @@ impl Resolve for PodNames {
     fn resolve(&self, host: String) -> BoxFuture<'static, Result<Vec<IpAddr>, ResolveError>> {
         let names = self.candidates(&host);
         let servers = self.servers.clone();
+        let network = self.network.clone();
         Box::pin(async move {
             let mut silent = false;
             for name in names {
-                match ask_all(&servers, &name).await {
+                match ask_all(&servers, network.as_deref(), &name).await {
                     Some(found) if !found.is_empty() => return Ok(found),
                     // They know that there is none: the next name.
                     Some(_) => {}
@@ -97,11 +108,15 @@ impl Resolve for PodNames {
 }
 
 /// Asks one server after the other; `None` when none could say.
-async fn ask_all(servers: &[SocketAddr], name: &str) -> Option<Vec<IpAddr>> {
+async fn ask_all(
+    servers: &[SocketAddr],
+    network: Option<&Network>,
+    name: &str,
+) -> Option<Vec<IpAddr>> {
     for server in servers {
         let both = async {
             // Together, as each may have to come from afar.
-            let of = |kind| ask(*server, name, kind);
+            let of = |kind| ask(*server, network, name, kind);
             let (four, six) = futures::join!(of(RecordType::A), of(RecordType::AAAA));
             let mut found = four?;
             found.extend(six.unwrap_or_default());
@@ -115,13 +130,25 @@ async fn ask_all(servers: &[SocketAddr], name: &str) -> Option<Vec<IpAddr>> {
 }
 
 /// The addresses of one kind; `None` when the server does not answer or can't say.
-async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Option<Vec<IpAddr>> {
+async fn ask(
+    server: SocketAddr,
+    network: Option<&Network>,
+    name: &str,
+    kind: RecordType,
+) -> Option<Vec<IpAddr>> {
     let any = if server.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
     } else {
         IpAddr::from(Ipv6Addr::UNSPECIFIED)
     };
-    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    let bind = || std::net::UdpSocket::bind((any, 0));
+    let bound = match network {
+        Some(network) => network.enter(bind).ok()?,
+        None => bind(),
+    };
+    let socket = bound.ok()?;
+    socket.set_nonblocking(true).ok()?;
+    let socket = UdpSocket::from_std(socket).ok()?;
     // Connected: answers of others are not received.
     socket.connect(server).await.ok()?;
     let id = u16::try_from(RandomState::new().hash_one(name) & 0xffff).ok()?;
@@ -172,6 +199,7 @@ mod tests {
                 "svc.cluster.local.".into(),
             ],
             ndots: 2,
+            network: None,
         };
         assert_eq!(
             names.candidates("web"),
@@ -225,7 +253,12 @@ mod tests {
                 .unwrap();
         };
         let (found, ()) = tokio::join!(
-            ask(address, "web.default.svc.cluster.local.", RecordType::A),
+            ask(
+                address,
+                None,
+                "web.default.svc.cluster.local.",
+                RecordType::A
+            ),
             answer
         );
         assert_eq!(found, Some(vec![IpAddr::from([10, 43, 0, 9])]));

@@ -71,6 +71,7 @@ impl SandboxSpec {
             ip: self.ip,
             containers,
             standby,
+            beside: self.linux.as_ref().is_some_and(|l| l.mixed),
         }
     }
 }
@@ -211,6 +212,9 @@ pub struct SandboxStatus {
     /// As [`SandboxSpec::standby`]; a sandbox that was woken is none any more.
     #[serde(default)]
     pub standby: bool,
+    /// Its pod has containers of two runtimes, and each has this of it.
+    #[serde(default)]
+    pub beside: bool,
 }
 
 /// A container as it is.

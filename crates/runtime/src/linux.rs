@@ -27,6 +27,10 @@ pub struct LinuxSandbox {
     pub fqdn: Option<String>,
     /// The control group that its containers' are in.
     pub group: PodGroup,
+    /// The pod has both Wasm and container images.
+    pub mixed: bool,
+    /// The namespace that another runtime has made for the pod: Wasm guests live in it too.
+    pub network: Option<PathBuf>,
 }
 
 /// A pod's control group.

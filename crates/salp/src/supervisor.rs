@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use lifecycle::{Scope, Stack};
 use pod_network::Prefix;
 use runtime::PodRuntime;
-use runtime_oci::{ByImage, Config, Containers, StatedProgram, find_programs};
+use runtime_oci::{ByImage, Config, Containers, Place, StatedProgram, find_programs};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -58,9 +58,14 @@ pub fn runtimes(
         log_limits: runtime_oci::LogLimits::default(),
     };
     let runs = process::running(&layout.supervisor_pid()).is_some();
-    let (layout, socket) = (layout.clone(), layout.supervisor_socket());
+    let layout = layout.clone();
+    let place = Place {
+        socket: config.socket.clone(),
+        pid_file: config.pid_file.clone(),
+        dir: config.dir.clone(),
+    };
     let launch = Arc::new(move || launch(&layout, &config).map_err(|error| format!("{error:#}")));
-    let containers = Containers::new(socket, runs, launch, &scope);
+    let containers = Containers::new(place, runs, launch, &scope);
     stack.push(
         "supervisor connection",
         Duration::from_secs(1),

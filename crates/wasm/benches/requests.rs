@@ -71,6 +71,7 @@ fn spec(reuse: u32) -> GuestSpec {
         cpu: Arc::new(CpuMeter::new(None)),
         log: Arc::new(Nowhere),
         address: None,
+        network: None,
         input: None,
         egress: EgressRules::anywhere(),
         names: None,

@@ -7,6 +7,7 @@ use crate::http::HttpGuest;
 use crate::keyvalue::KeyValue;
 use crate::limits::{CpuMeter, Limiter, MemoryMeter};
 use crate::names::Resolve;
+use crate::network::Network;
 use crate::pipe::Stdio;
 use crate::program::{Code, Program};
 use crate::state::{ComponentState, Live, ModuleState};
@@ -46,6 +47,9 @@ pub struct GuestSpec {
     /// The pod's: the only one that it may listen at, where "any" and the loopback lead to.
     /// `None` forbids listening.
     pub address: Option<IpAddr>,
+    /// Where all its sockets are, for a pod that has a network of its own: it has that one's
+    /// loopback and listens wherever it wants.
+    pub network: Option<Arc<Network>>,
     /// What a program that runs to its end reads; else there is no input.
     pub input: Option<GuestInput>,
     /// To where it may send HTTP requests.
@@ -208,7 +212,7 @@ impl Bound {
     fn new(program: Arc<Program>, spec: GuestSpec) -> Result<Self, PrepareError> {
         let mut builder = WasiCtxBuilder::new();
         open_dirs(&mut builder, &spec.preopens)?;
-        permit_sockets(&mut builder, spec.address);
+        permit_sockets(&mut builder, spec.address, spec.network.is_some());
         let mut template = builder.build();
         let variables = &program.runtime.shared.variables;
         let settings = variables.environment(spec.env);
@@ -219,6 +223,7 @@ impl Bound {
             live: Arc::default(),
             around: Arc::new(Surroundings {
                 address: spec.address,
+                network: spec.network,
                 names: spec.names,
                 egress: spec.egress,
                 log: spec.log,
@@ -342,7 +347,8 @@ impl Bound {
         let env: Vec<_> = self.around.settings.iter().collect();
         builder.envs(&env);
         open_dirs(&mut builder, &self.preopens)?;
-        permit_sockets(&mut builder, self.around.address);
+        let around = &self.around;
+        permit_sockets(&mut builder, around.address, around.network.is_some());
         let mut store = Store::new(
             engine,
             ModuleState {
@@ -384,13 +390,13 @@ fn open_dirs(builder: &mut WasiCtxBuilder, preopens: &[Preopen]) -> Result<(), P
     Ok(())
 }
 
-fn permit_sockets(builder: &mut WasiCtxBuilder, address: Option<IpAddr>) {
+fn permit_sockets(builder: &mut WasiCtxBuilder, address: Option<IpAddr>, own_network: bool) {
     builder
         .allow_tcp(true)
         .allow_udp(true)
         .allow_ip_name_lookup(true)
         .socket_addr_check(move |addr, used_for| {
-            let permitted = socket_permitted(address, addr, used_for);
+            let permitted = own_network || socket_permitted(address, addr, used_for);
             Box::pin(async move { permitted })
         });
 }

@@ -117,8 +117,7 @@ async fn connect(
         })?;
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for ip in found {
-        let address = around.connect_to(SocketAddr::new(ip, port));
-        match TcpStream::connect(address).await {
+        match around.connect(SocketAddr::new(ip, port)).await {
             Ok(stream) if tls => return secure(authority.host(), stream).await,
             Ok(stream) => return Ok(Box::new(stream)),
             Err(error) => failed = error,

@@ -21,6 +21,7 @@ use wasmtime_wasi::p2::bindings::sockets::network::{
 use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket;
 use wasmtime_wasi::p2::bindings::sockets::tcp_create_socket::Host as _;
 use wasmtime_wasi::p2::bindings::sockets::udp::HostUdpSocket;
+use wasmtime_wasi::p2::bindings::sockets::udp_create_socket::Host as _;
 use wasmtime_wasi::p2::{
     DynPollable, Pollable, SocketError, SocketResult, TcpSocket, UdpSocket, subscribe,
 };
@@ -47,6 +48,12 @@ pub(crate) fn link_02(linker: &mut Linker<ComponentState>) -> wasmtime::Result<(
         Box::new(tcp_start_bind(store, params))
     })?;
     tcp.func_wrap("[method]tcp-socket.start-connect", tcp_start_connect)?;
+    let mut tcp = linker.instance(&format!("wasi:sockets/tcp-create-socket@{V02}"))?;
+    tcp.func_wrap("create-tcp-socket", create_tcp_02)?;
+    let mut udp = linker.instance(&format!("wasi:sockets/udp-create-socket@{V02}"))?;
+    udp.func_wrap_async("create-udp-socket", |store, params| {
+        Box::new(create_udp_02(store, params))
+    })?;
     let mut udp = linker.instance(&format!("wasi:sockets/udp@{V02}"))?;
     udp.func_wrap_async("[method]udp-socket.start-bind", |store, params| {
         Box::new(udp_start_bind(store, params))
@@ -81,6 +88,10 @@ pub(crate) fn link_02(linker: &mut Linker<ComponentState>) -> wasmtime::Result<(
 pub(crate) fn link_03(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(&format!("wasi:sockets/types@{V03}"))?;
+    types.func_wrap("[static]tcp-socket.create", create_tcp_03)?;
+    types.func_wrap_async("[static]udp-socket.create", |store, params| {
+        Box::new(create_udp_03(store, params))
+    })?;
     types.func_wrap_async("[method]tcp-socket.bind", |store, params| {
         Box::new(tcp_bind_03(store, params))
     })?;
@@ -119,17 +130,74 @@ fn around(store: &Store<'_>) -> Arc<Surroundings> {
     store.data().egress.around.clone()
 }
 
+fn create_tcp_02(
+    mut store: Store<'_>,
+    (family,): (IpAddressFamily,),
+) -> wasmtime::Result<(Result<Resource<TcpSocket>, ErrorCode>,)> {
+    said(new_tcp_02(&mut store, family))
+}
+
+fn new_tcp_02(store: &mut Store<'_>, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+    let around = around(store);
+    let mut sockets = store.data_mut().sockets();
+    let mut make = || sockets.create_tcp_socket(family);
+    match &around.network {
+        Some(network) => network.enter(make).map_err(SocketError::trap)?,
+        None => make(),
+    }
+}
+
+async fn create_udp_02(
+    mut store: Store<'_>,
+    (family,): (IpAddressFamily,),
+) -> wasmtime::Result<(Result<Resource<UdpSocket>, ErrorCode>,)> {
+    let around = around(&store);
+    let mut sockets = store.data_mut().sockets();
+    let made = sockets.create_udp_socket(family);
+    said(match &around.network {
+        Some(network) => network.begin(made).await?,
+        None => made.await,
+    })
+}
+
+fn create_tcp_03(
+    mut store: Store<'_>,
+    (family,): (types03::IpAddressFamily,),
+) -> wasmtime::Result<(Result<Resource<types03::TcpSocket>, types03::ErrorCode>,)> {
+    let around = around(&store);
+    let mut sockets = store.data_mut().sockets();
+    said_03(match &around.network {
+        Some(network) => network.enter(|| types03::HostTcpSocket::create(&mut sockets, family))?,
+        None => types03::HostTcpSocket::create(&mut sockets, family),
+    })
+}
+
+async fn create_udp_03(
+    mut store: Store<'_>,
+    (family,): (types03::IpAddressFamily,),
+) -> wasmtime::Result<(Result<Resource<types03::UdpSocket>, types03::ErrorCode>,)> {
+    let around = around(&store);
+    let mut sockets = store.data_mut().sockets();
+    let made = types03::HostUdpSocket::create(&mut sockets, family);
+    said_03(match &around.network {
+        Some(network) => network.begin(made).await?,
+        None => made.await,
+    })
+}
+
 /// An error is the guest's to see; what is none traps.
-fn said(result: SocketResult<()>) -> Done {
+fn said<T>(result: SocketResult<T>) -> wasmtime::Result<(Result<T, ErrorCode>,)> {
     Ok((match result {
-        Ok(()) => Ok(()),
+        Ok(done) => Ok(done),
         Err(error) => Err(SocketError::downcast(error)?),
     },))
 }
 
-fn said_03(result: wasmtime_wasi::p3::sockets::SocketResult<()>) -> Done03 {
+fn said_03<T>(
+    result: wasmtime_wasi::p3::sockets::SocketResult<T>,
+) -> wasmtime::Result<(Result<T, types03::ErrorCode>,)> {
     Ok((match result {
-        Ok(()) => Ok(()),
+        Ok(done) => Ok(done),
         Err(error) => Err(error.downcast()?),
     },))
 }
@@ -148,7 +216,8 @@ fn family(address: SocketAddr) -> IpAddressFamily {
 
 /// Whether the pod may listen there; tells the log if not.
 fn refused(around: &Surroundings, at: SocketAddr) -> bool {
-    let refused = is_machines(at.ip()) || (at.port() != 0 && Some(at.ip()) != around.address);
+    let refused = around.network.is_none()
+        && (is_machines(at.ip()) || (at.port() != 0 && Some(at.ip()) != around.address));
     if refused {
         around.refuse_listening(at);
     }
@@ -190,11 +259,11 @@ fn replace_02(
     if !crosses(asked, given) {
         return Ok(());
     }
-    let mut sockets = store.data_mut().sockets();
     // One that can't be made leaves the old, which then refuses the address.
-    if let Ok(made) = sockets.create_tcp_socket(family(given)) {
-        let made = sockets.table.delete(made)?;
-        *sockets.table.get_mut(socket)? = made;
+    if let Ok(made) = new_tcp_02(store, family(given)) {
+        let table = &mut store.data_mut().table;
+        let made = table.delete(made)?;
+        *table.get_mut(socket)? = made;
     }
     Ok(())
 }

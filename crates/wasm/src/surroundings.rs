@@ -4,15 +4,20 @@ use crate::egress::EgressRules;
 use crate::environment::Environment;
 use crate::keyvalue::KeyValue;
 use crate::names::{self, Resolve, ResolveError};
+use crate::network::Network;
 use crate::stdio::{LogSink, LogStream};
 use futures::future::{BoxFuture, ready};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::net::TcpStream;
 
 pub(crate) struct Surroundings {
     /// The pod's.
     pub(crate) address: Option<IpAddr>,
+    /// The pod's, if it has one: then no address in it is another's.
+    pub(crate) network: Option<Arc<Network>>,
     pub(crate) names: Option<Arc<dyn Resolve>>,
     pub(crate) egress: EgressRules,
     pub(crate) log: Arc<dyn LogSink>,
@@ -54,9 +59,14 @@ impl Surroundings {
     }
 
     /// Where a guest is let in when it asks for an address to listen at: "any" is the pod's own,
-    /// as the addresses of other pods are not its.
+    /// as the addresses of other pods are not its; in a network of its own, those of the family
+    /// that pods' addresses are of there, as a socket of the other family would not hear them.
     pub(crate) fn listen_at(&self, asked: SocketAddr) -> SocketAddr {
-        match self.address {
+        let own = match &self.network {
+            Some(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            None => self.address,
+        };
+        match own {
             // Port 0 is asked for before a connect as well, which any address does for.
             Some(own) if asked.ip().to_canonical().is_unspecified() && asked.port() != 0 => {
                 SocketAddr::new(own, asked.port())
@@ -65,10 +75,21 @@ impl Surroundings {
         }
     }
 
+    /// A connection, from where the pod is.
+    pub(crate) async fn connect(&self, asked: SocketAddr) -> io::Result<TcpStream> {
+        let to = self.connect_to(asked);
+        match &self.network {
+            Some(network) => network.connect(to).await,
+            None => TcpStream::connect(to).await,
+        }
+    }
+
     /// Where a guest gets to that connects to an address: the loopback is its pod's.
     pub(crate) fn connect_to(&self, asked: SocketAddr) -> SocketAddr {
         match self.address {
-            Some(own) if is_machines(asked.ip()) => SocketAddr::new(own, asked.port()),
+            Some(own) if self.network.is_none() && is_machines(asked.ip()) => {
+                SocketAddr::new(own, asked.port())
+            }
             _ => asked,
         }
     }
@@ -113,6 +134,7 @@ mod tests {
     fn pod(address: &str) -> Surroundings {
         Surroundings {
             address: Some(address.parse().unwrap()),
+            network: None,
             names: None,
             egress: EgressRules::anywhere(),
             log: Arc::new(NoLog),
@@ -136,6 +158,18 @@ mod tests {
         assert_eq!(connect("[::1]:6443"), "10.42.0.7:6443");
         assert_eq!(connect("[::ffff:127.0.0.1]:1"), "10.42.0.7:1");
         assert_eq!(connect("127.10.0.3:80"), "127.10.0.3:80");
+        let Ok(network) = Network::open(std::path::Path::new("/proc/self/ns/net")) else {
+            return;
+        };
+        let pod = Surroundings {
+            network: Some(Arc::new(network)),
+            ..pod
+        };
+        let listen = |asked: &str| pod.listen_at(asked.parse().unwrap()).to_string();
+        assert_eq!(listen("[::]:8080"), "0.0.0.0:8080");
+        assert_eq!(listen("127.0.0.1:8080"), "127.0.0.1:8080");
+        let connect = |asked: &str| pod.connect_to(asked.parse().unwrap()).to_string();
+        assert_eq!(connect("127.0.0.1:6443"), "127.0.0.1:6443");
     }
 
     #[tokio::test]

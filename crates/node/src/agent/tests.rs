@@ -66,6 +66,35 @@ async fn a_pod_runs_and_its_status_tells() {
     rig.scope.close().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_both_kinds_is_known_as_such_before_its_first_guest() {
+    let rig = Rig::new().await;
+    let spec = json!({
+        "initContainers": [{"name": "i", "image": "hello:1"}],
+        "containers": [{"name": "c", "image": "box:1"}],
+    });
+    rig.apply("web", spec);
+    rig.until("made", |r| r.runtime.told().contains("start web/i/0"))
+        .await;
+    expect![[r#"
+        0 run_sandbox web
+        0 run_sandbox web of both kinds
+        0 create web/i/0
+        0 start web/i/0
+    "#]]
+    .assert_eq(&rig.runtime.told());
+    // Not one that is only looked at by containers.
+    let spec = json!({
+        "containers": [{"name": "c", "image": "hello:1"}],
+        "ephemeralContainers": [{"name": "e", "image": "box:1"}],
+    });
+    rig.apply("seen", spec);
+    rig.until("made", |r| r.runtime.told().contains("start seen/c/0"))
+        .await;
+    assert!(!rig.runtime.told().contains("run_sandbox seen of both"));
+    rig.scope.close().await;
+}
+
 fn summary(status: &Value) -> String {
     let conditions: Vec<String> = status["conditions"]
         .as_array()

@@ -4,6 +4,7 @@ use crate::agent::{Agent, Record, Slot};
 use crate::backoff::MAX_MS;
 use crate::image::{self, Obtained, PulledImage};
 use crate::objects::{Kind, PodObjects};
+use crate::pod::{PullPolicy, Role};
 use crate::state::Image;
 use client::EventType;
 use k8s_openapi::api::core::v1 as core;
@@ -36,7 +37,7 @@ impl Agent {
         let mut turn_at = began;
         let work = async {
             // What is here needs no turn.
-            let local = wanted.pull != crate::pod::PullPolicy::Always;
+            let local = wanted.pull != PullPolicy::Always;
             if local
                 && let Ok(Some(found)) = self.images.local(&wanted.image).await
                 && let Ok(true) = self.images.permits(&wanted.image, &secrets).await
@@ -114,6 +115,39 @@ impl Agent {
                 };
             }
         }
+    }
+
+    /// Whether a pod with this Wasm container has container images too. Those that are not here
+    /// yet are brought for that, as their containers need them anyway; one that can't be had is
+    /// told of when its container's turn comes.
+    pub(crate) async fn has_containers(&self, slot: &Slot, wasm: usize) -> bool {
+        let (desired, secrets) = {
+            let record = slot.lock();
+            let secrets = pull_secrets(&record.desired.pod, &record.objects);
+            (record.desired.clone(), secrets)
+        };
+        let own = &desired.containers[wasm].image;
+        // An ephemeral one comes later, and takes nothing away from what runs.
+        let others = desired.containers.iter();
+        let others = others.filter(|c| c.image != *own && c.role != Role::Ephemeral);
+        for other in others {
+            let policy = match other.pull {
+                PullPolicy::Always => PullPolicy::IfNotPresent,
+                policy => policy,
+            };
+            let obtained = image::obtain(&*self.images, &other.image, policy, &secrets, || {});
+            let found = match obtained.await {
+                Ok(Obtained::Present(image) | Obtained::Pulled(image)) => image,
+                Err(error) => {
+                    tracing::debug!(image = &*other.image, %error, "kind of image not known");
+                    continue;
+                }
+            };
+            if matches!(found.artifact, runtime::Artifact::Container { .. }) {
+                return true;
+            }
+        }
+        false
     }
 
     fn pulled(&self, record: &mut Record, index: usize, image: PulledImage) {

@@ -9,7 +9,7 @@ use crate::state::{Image, Run};
 use client::EventType;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1 as core;
-use runtime::{ContainerId, RuntimeError};
+use runtime::{Artifact, ContainerId, RuntimeError};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -161,6 +161,16 @@ impl Agent {
         })
         .map_err(|e| config_error(e.to_string()))?;
         let id = spec.id.clone();
+        if matches!(image.artifact, Artifact::Wasm { .. })
+            && let Some(ip) = ip
+            && self.has_containers(slot, index).await
+        {
+            let standby = slot.lock().standby;
+            let mut sandbox = container::sandbox_spec(&desired, ip, &self.fixed, standby);
+            sandbox.linux.get_or_insert_default().mixed = true;
+            let made = runtime.run_sandbox(sandbox).await;
+            made.map_err(|e| StartFailure::new("CreateContainerError", e))?;
+        }
         if let Some(before) = attempt.checked_sub(1) {
             // Its end is in the record; a failure to forget it costs memory only.
             let before = container::container_id(&desired, &own.name, before);

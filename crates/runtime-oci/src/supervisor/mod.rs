@@ -14,7 +14,7 @@ use crate::mounts;
 use crate::pause::Pause;
 use crate::process;
 use crate::programs::{self, Program};
-use crate::sandbox::Surroundings;
+use crate::sandbox::{self, Surroundings};
 use crate::seam::OciRuntime;
 use crate::spec::Rights;
 use async_trait::async_trait;
@@ -385,7 +385,7 @@ impl PodRuntime for Supervisor {
         if self.find(&spec.id).is_some() {
             return Ok(());
         }
-        let dir = self.shared.config.dir.join("sandboxes").join(&spec.id.0);
+        let dir = sandbox::dir(&self.shared.config.dir, &spec.id);
         let surroundings = Surroundings::of(dir, &spec);
         let gateway = self.shared.config.gateway;
         // What one that was killed left; its link may take a moment to go by itself.

@@ -13,12 +13,15 @@ use runtime::{
     ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, Exit, ExitReason,
     Port, SandboxId, SandboxSpec,
 };
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use wasm::{
-    CommandGuest, CpuMeter, Guest, GuestInput, GuestSpec, HttpGuest, KeyValue, MemoryMeter, Outcome,
+    CommandGuest, CpuMeter, Guest, GuestInput, GuestSpec, HttpGuest, KeyValue, MemoryMeter,
+    Network, Outcome,
 };
 
 /// Exit code of a container that was told to stop, as after SIGTERM.
@@ -49,6 +52,7 @@ pub(super) struct Container {
     addresses: Vec<SocketAddr>,
     /// Declared ports, of one that stands by.
     ports: Vec<Port>,
+    network: Option<Arc<Network>>,
     state: watch::Sender<ContainerState>,
     /// Starting, stopping: one at a time.
     phase: Mutex<Phase>,
@@ -78,6 +82,7 @@ impl Container {
         sandbox: &SandboxSpec,
         pod_memory: &Arc<MemoryMeter>,
         pod_store: &Arc<KeyValue>,
+        network: Option<&Arc<Network>>,
         spec: ContainerSpec,
     ) -> Result<Arc<Self>, String> {
         let (digest, path) = spec::artifact(&spec)?;
@@ -115,8 +120,9 @@ impl Container {
                 log: Arc::new(Sink(shown.clone())),
                 input: given.map(|given| Box::new(reader(Some(given))) as GuestInput),
                 address: Some(sandbox.ip),
+                network: network.cloned(),
                 egress,
-                names: PodNames::of(&sandbox.dns, host.dns),
+                names: PodNames::of(&sandbox.dns, host.dns, network),
                 store: pod_store.clone(),
                 http,
             })
@@ -135,6 +141,7 @@ impl Container {
             cpu,
             addresses,
             ports,
+            network: network.cloned(),
             state: watch::Sender::new(ContainerState::Created),
             phase: Mutex::new(Phase::Created),
             sessions: host.scope.child(),
@@ -309,8 +316,9 @@ impl Container {
     fn serve(self: &Arc<Self>, host: &Arc<Shared>, guest: &HttpGuest) -> Result<Serving, String> {
         let mut listeners = Vec::with_capacity(self.addresses.len());
         for address in &self.addresses {
-            let listener =
-                serve::bind(*address).map_err(|error| format!("listen at {address}: {error}"))?;
+            let listener = self
+                .bind(*address)
+                .map_err(|error| format!("listen at {address}: {error}"))?;
             listeners.push(listener);
         }
         let serving = Serving {
@@ -342,6 +350,17 @@ impl Container {
             });
         }
         Ok(serving)
+    }
+
+    /// In a network of the pod's own any address is the pod's, its loopback too.
+    fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        match &self.network {
+            Some(network) => {
+                let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+                network.enter(|| serve::bind(any))?
+            }
+            None => serve::bind(address),
+        }
     }
 
     async fn out_of_memory(&self, serving: &Serving) {

@@ -34,7 +34,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, broadcast, watch};
-use wasm::{KeyValue, MemoryMeter};
+use wasm::{KeyValue, MemoryMeter, Network};
 
 /// Sandboxes of before that are made again at once.
 const RESTORES_MAX: usize = 32;
@@ -115,6 +115,8 @@ struct Sandbox {
     memory: Arc<MemoryMeter>,
     /// What its guests keep by `wasi:keyvalue`.
     store: Arc<KeyValue>,
+    /// Of a pod that has containers too: theirs.
+    network: Option<Arc<Network>>,
     containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
     /// Held while a container is loaded, so that one asked for twice is made once.
     creating: tokio::sync::Mutex<()>,
@@ -328,6 +330,10 @@ impl PodRuntime for Host {
         if self.find(&spec.id).is_some() {
             return Ok(());
         }
+        let network = spec.linux.as_ref().and_then(|l| l.network.as_deref());
+        let network = network.map(Network::open).transpose().map_err(|error| {
+            RuntimeError::RunSandbox(format!("open the network of the pod's containers: {error}"))
+        })?;
         if let Some(kept) = &self.shared.kept {
             kept.sandbox(&spec);
         }
@@ -344,6 +350,7 @@ impl PodRuntime for Host {
                 spec,
                 memory,
                 store: Arc::default(),
+                network: network.map(Arc::new),
                 containers: RwLock::default(),
                 creating: tokio::sync::Mutex::default(),
                 standby,
@@ -380,6 +387,7 @@ impl PodRuntime for Host {
             &sandbox.spec,
             &sandbox.memory,
             &sandbox.store,
+            sandbox.network.as_ref(),
             spec,
         )
         .await

@@ -269,23 +269,6 @@ fn containers_of_a_pod_start_in_order_and_end_by_their_limits() {
         "/status/containerStatuses/0/restartCount",
         |n| n.as_u64().is_some_and(|n| n >= 1),
     );
-
-    // Wasm and containers in one pod are refused with words.
-    let wasm = registry.push(
-        &crate::harness::repo_file("crates/testkit/fixtures/net.wasm"),
-        "hello:1",
-    );
-    site.apply(&pod(
-        "mixed",
-        json!({"image": wasm}),
-        json!({"initContainers": [{"name": "before", "image": image, "command": ["true"]}]}),
-    ));
-    waits(
-        &site,
-        "mixed",
-        "CreateContainerError",
-        "both Wasm and container images",
-    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod clients;
 mod commands;
 mod container_fields;
 mod container_images;
+mod container_mixed;
 mod container_runtimes;
 mod container_sessions;
 mod containers;

@@ -74,6 +74,7 @@ pub(crate) fn spec(log: &Log) -> GuestSpec {
         cpu: Arc::new(CpuMeter::new(None)),
         log: Arc::new(log.clone()),
         address: None,
+        network: None,
         input: None,
         egress: EgressRules::anywhere(),
         names: None,
