@@ -323,3 +323,36 @@ fn a_pod_s_security_is_as_it_asks_or_it_does_not_run() {
         "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host"
     );
 }
+
+#[test]
+fn a_claims_volume_belongs_to_each_pods_group() {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
+        return;
+    };
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+    });
+    site.apply(&claim.to_string());
+    let tell = "echo kept >> /data/file && cat /data/file && stat -c '%g %a' /data /data/file";
+    for (name, group, said) in [
+        ("first", 4242, "kept\n4242 2777\n4242 644\n"),
+        // What the first has made is the second's, whoever it runs as.
+        ("second", 4343, "kept\nkept\n4343 2777\n4343 664\n"),
+    ] {
+        site.apply(&pod(
+            name,
+            json!({
+                "image": image,
+                "command": ["sh", "-c", tell],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            }),
+            json!({
+                "securityContext": {"runAsUser": 1000 + group, "fsGroup": group},
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+            }),
+        ));
+        phase(&site, name, "Succeeded");
+        assert_eq!(site.ok(&["logs", name]), said);
+    }
+}
