@@ -207,6 +207,7 @@ impl Inner {
             ("blobs/sha512", policy.min_age),
             ("unpacked", policy.min_age),
             ("layers", policy.min_age),
+            ("volumes", policy.min_age),
             ("partial", PARTIAL_AGE_MAX),
         ] {
             let dir = self.root.join(dir);

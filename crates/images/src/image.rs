@@ -54,6 +54,11 @@ pub enum ImageKind {
         /// [`crate::ImageStore::for_containers`], which fetches no layers either.
         dirs: Vec<PathBuf>,
     },
+    /// Pulled for its files alone ([`crate::Wanted::Files`]).
+    Files {
+        /// All of them, to be read only.
+        dir: PathBuf,
+    },
 }
 
 /// What Wasm code is, by its first bytes.

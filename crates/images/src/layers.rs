@@ -12,7 +12,7 @@ use crate::{Digest, ImageKind, StoreError};
 use sha2::Digest as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Of the digest that names a directory: many of them must fit into one mount option (a page).
 const NAME_HEX: usize = 32;
@@ -55,32 +55,16 @@ impl Inner {
 
     /// Unpacks the layers that are not. Blocking; call under the manifest's flight.
     pub(crate) fn unpack_layers(&self, layers: &[Descriptor]) -> Result<(), LoadError> {
-        let parent = self.root.join("layers");
         let dirs = self.layer_dirs(layers);
         for (at, (layer, dir)) in layers.iter().zip(&dirs).enumerate() {
             if dir.is_dir() {
                 continue;
             }
-            let fresh = tempfile::Builder::new()
-                .prefix(".new-")
-                .tempdir_in(&parent)
-                .map_err(StoreError::new("make", &parent))?;
-            // It may become the root directory of containers, whoever they run as.
-            fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755))
-                .map_err(StoreError::new("open up", fresh.path()))?;
-            let below: Vec<PathBuf> = dirs[..at].iter().rev().cloned().collect();
-            let mut unpacker = Unpacker::over(fresh.path(), UnpackLimits::LAYER, below);
-            unpacker.layer(&self.blobs.path(&layer.digest))?;
-            // A crash must not leave the name without the files.
-            sync_filesystem(fresh.path())?;
-            let fresh = fresh.keep();
-            if let Err(error) = fs::rename(&fresh, dir) {
-                let _ = fs::remove_dir_all(&fresh);
-                // Another pull was first.
-                if !dir.is_dir() {
-                    return Err(StoreError::new("rename", dir)(error).into());
-                }
-            }
+            fill(dir, |fresh| {
+                let below: Vec<PathBuf> = dirs[..at].iter().rev().cloned().collect();
+                let mut unpacker = Unpacker::over(fresh, UnpackLimits::LAYER, below);
+                Ok(unpacker.layer(&self.blobs.path(&layer.digest))?)
+            })?;
         }
         Ok(())
     }
@@ -106,6 +90,33 @@ impl Inner {
         });
         layers.flatten().collect()
     }
+}
+
+/// Makes a directory that is there with all its files or not at all. Blocking.
+pub(crate) fn fill(
+    dir: &Path,
+    work: impl FnOnce(&Path) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let parent = dir.parent().unwrap_or(dir);
+    let fresh = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempdir_in(parent)
+        .map_err(StoreError::new("make", parent))?;
+    // Containers see it, whoever they run as.
+    fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755))
+        .map_err(StoreError::new("open up", fresh.path()))?;
+    work(fresh.path())?;
+    // A crash must not leave the name without the files.
+    sync_filesystem(fresh.path())?;
+    let fresh = fresh.keep();
+    if let Err(error) = fs::rename(&fresh, dir) {
+        let _ = fs::remove_dir_all(&fresh);
+        // Another pull was first.
+        if !dir.is_dir() {
+            return Err(StoreError::new("rename", dir)(error).into());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::blobs::{Finished, Partial};
 use crate::grants::By;
 use crate::manifest::{Descriptor, Document, MANIFEST_BYTES_MAX, ManifestError, pick};
 use crate::registry::{RegistryError, Session};
-use crate::store::{ImageStore, Inner, LoadError, Parts};
+use crate::store::{ImageStore, Inner, LoadError};
 use crate::{
     Digest, Image, Platform, Progress, PullError, Reference, Step, StoreError, UnpackError,
 };
@@ -40,6 +40,16 @@ pub enum Policy {
     Never,
 }
 
+/// What an image is pulled for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// To be run.
+    #[default]
+    Run,
+    /// To show its files, whatever they are.
+    Files,
+}
+
 /// How to pull.
 #[derive(Clone, Default)]
 pub struct PullOptions {
@@ -51,6 +61,8 @@ pub struct PullOptions {
     pub progress: Option<Arc<dyn Progress>>,
     /// Which of an index's images; WebAssembly, else this machine's, when not stated.
     pub platform: Option<Platform>,
+    /// What for.
+    pub wanted: Wanted,
 }
 
 impl fmt::Debug for PullOptions {
@@ -58,6 +70,7 @@ impl fmt::Debug for PullOptions {
         f.debug_struct("PullOptions")
             .field("policy", &self.policy)
             .field("platform", &self.platform)
+            .field("wanted", &self.wanted)
             .finish_non_exhaustive()
     }
 }
@@ -107,7 +120,10 @@ impl ImageStore {
         // What a digest names can't have changed.
         let unchanged = options.policy != Policy::Always || reference.digest().is_some();
         if unchanged && self.permits(reference, &options.auths).map_err(local)? {
-            let present = self.get(reference, options.platform.as_ref());
+            let present = match options.wanted {
+                Wanted::Run => self.get(reference, options.platform.as_ref()),
+                Wanted::Files => self.get_files(reference),
+            };
             if let Some(image) = present.map_err(local)? {
                 return Ok(image);
             }
@@ -127,9 +143,9 @@ impl ImageStore {
         .await
         .map_err(local)?;
         options.step(Step::Resolving);
-        let parts = self.inner.fetch(reference, &options).await.map_err(fail)?;
+        let image = self.inner.fetch(reference, &options).await.map_err(fail)?;
         options.step(Step::Done);
-        Ok(parts.image(reference))
+        Ok(image)
     }
 }
 
@@ -138,7 +154,7 @@ impl Inner {
         self: &Arc<Self>,
         reference: &Reference,
         options: &PullOptions,
-    ) -> Result<Arc<Parts>, Failure> {
+    ) -> Result<Image, Failure> {
         let sessions = self.sessions(reference, options).await?;
         let (top, sessions) = self.resolve(reference, options, sessions).await?;
         let by = match sessions[0].proven().await {
@@ -149,9 +165,9 @@ impl Inner {
         };
         // Before it can be found by its name.
         self.grant(reference, &top.digest, by).await?;
-        if let Ok(Some(parts)) = self.load(&top.digest, options.platform.as_ref()) {
+        if let Ok(Some(image)) = self.present(reference, &top.digest, options) {
             self.name(reference, top).await?;
-            return Ok(parts);
+            return Ok(image);
         }
         self.chosen_manifest(reference, &top.digest, options, &sessions)
             .await?;
@@ -162,7 +178,10 @@ impl Inner {
                 None => self.configuration(&top.digest, options, &sessions).await?,
             }
         };
-        let layers = plan.layout.needed(self.containers);
+        let layers = match options.wanted {
+            Wanted::Run => plan.layout.needed(self.containers),
+            Wanted::Files => &plan.manifest.layers,
+        };
         let total: u64 = layers
             .iter()
             .fold(0, |sum, layer| sum.saturating_add(layer.size));
@@ -175,19 +194,39 @@ impl Inner {
         futures::stream::iter(layers.iter().map(Ok::<_, Failure>))
             .try_for_each_concurrent(LAYERS_AT_ONCE, |layer| self.blob(layer, options, &sessions))
             .await?;
-        if self.wants_unpacking(&plan)? {
+        if options.wanted == Wanted::Files || self.wants_unpacking(&plan)? {
             options.step(Step::Unpacking);
             let flight = self.flight(&plan.manifest_digest);
             let _one = flight.lock().await;
-            let inner = Arc::clone(self);
-            blocking(move || inner.unpack(&plan)).await?;
+            let (inner, wanted) = (Arc::clone(self), options.wanted);
+            let unpack = move || match wanted {
+                Wanted::Run => inner.unpack(&plan),
+                Wanted::Files => inner.unpack_all_files(&plan),
+            };
+            blocking(unpack).await?;
         }
-        let parts = self.load(&top.digest, options.platform.as_ref())?;
-        let parts = parts.ok_or_else(|| {
+        let image = self.present(reference, &top.digest, options)?;
+        let image = image.ok_or_else(|| {
             LoadError::Unsupported("content went missing while it was pulled".to_owned())
         })?;
         self.name(reference, top).await?;
-        Ok(parts)
+        Ok(image)
+    }
+
+    /// The image as it is wanted, when all that it needs is here.
+    fn present(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, LoadError> {
+        match options.wanted {
+            Wanted::Run => {
+                let parts = self.load(digest, options.platform.as_ref())?;
+                Ok(parts.map(|parts| parts.image(reference)))
+            }
+            Wanted::Files => self.files(reference, digest),
+        }
     }
 
     async fn sessions(
@@ -250,7 +289,7 @@ impl Inner {
         if let Some(known) = known
             && let Ok(Some(digest)) = session.head_manifest(reference).await
             && digest == known.digest
-            && matches!(self.load(&digest, options.platform.as_ref()), Ok(Some(_)))
+            && matches!(self.present(reference, &digest, options), Ok(Some(_)))
         {
             return Ok(known.clone());
         }

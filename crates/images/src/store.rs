@@ -7,6 +7,7 @@
 //! partial/HEX         what broken-off downloads left, to go on with
 //! unpacked/HEX/       root directories of archive images, by manifest
 //! layers/HEX/         layers of container images, to be mounted over each other (`layers`)
+//! volumes/HEX/        all files of images and artifacts, to be shown to pods (`files`)
 //! compiled/           the Wasm host's own, by content digest
 //! ```
 
@@ -90,7 +91,7 @@ pub(crate) struct Plan {
     pub(crate) manifest: Manifest,
     pub(crate) config: ImageConfig,
     pub(crate) layout: Layout,
-    size_bytes: u64,
+    pub(crate) size_bytes: u64,
 }
 
 /// Why present content is no image.
@@ -142,6 +143,7 @@ impl ImageStore {
             "partial",
             "unpacked",
             "layers",
+            "volumes",
             "compiled",
         ] {
             let path = root.join(name);
@@ -302,6 +304,7 @@ impl Inner {
                     self.blobs.path(&known.image.manifest_digest).exists()
                         && dirs.iter().all(|dir| dir.exists())
                 }
+                ImageKind::Files { dir } => dir.exists(),
             };
             if there {
                 if known.touched.elapsed() > TOUCH_EVERY {
@@ -592,7 +595,7 @@ impl Inner {
     }
 
     /// Notes that an image was used: garbage collection takes the longest unused first.
-    fn touch(&self, digest: &Digest) {
+    pub(crate) fn touch(&self, digest: &Digest) {
         if let Ok(file) = File::options().write(true).open(self.blobs.path(digest)) {
             let _ = file.set_modified(SystemTime::now());
         }

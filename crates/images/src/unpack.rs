@@ -90,9 +90,10 @@ pub(crate) struct Unpacker {
     entries: u64,
     /// Paths written by the layer at hand: an opaque whiteout spares them.
     fresh: HashSet<PathBuf>,
-    /// For the overlay file system, over these layers, the highest first; what a container may
-    /// use is kept then: owners, all modes, times, attributes.
+    /// For the overlay file system, over these layers, the highest first.
     over: Option<Vec<PathBuf>>,
+    /// What a container may use is kept: owners, all modes, times, attributes.
+    keeps: bool,
 }
 
 impl Unpacker {
@@ -104,6 +105,15 @@ impl Unpacker {
             entries: 0,
             fresh: HashSet::new(),
             over: None,
+            keeps: false,
+        }
+    }
+
+    /// All layers into one directory, for containers too where this is root.
+    pub(crate) fn whole(root: &Path, limits: UnpackLimits) -> Self {
+        Self {
+            keeps: rustix::process::geteuid().is_root(),
+            ..Self::new(root, limits)
         }
     }
 
@@ -111,6 +121,7 @@ impl Unpacker {
     pub(crate) fn over(root: &Path, limits: UnpackLimits, lower: Vec<PathBuf>) -> Self {
         Self {
             over: Some(lower),
+            keeps: true,
             ..Self::new(root, limits)
         }
     }
@@ -142,6 +153,18 @@ impl Unpacker {
             return Err(escape(name));
         };
         self.write_file(&path, 0o600, content, u64::MAX).map(drop)
+    }
+
+    /// Adds a file of the same disk under a path of the image, for anybody to read.
+    pub(crate) fn link(&mut self, name: &Path, content: &Path) -> Result<(), UnpackError> {
+        let parts = parts(name)?;
+        let path = self.place(&parts)?.ok_or_else(|| escape(name))?;
+        let link = || {
+            remove(&path)?;
+            fs::set_permissions(content, fs::Permissions::from_mode(0o644))?;
+            fs::hard_link(content, &path)
+        };
+        link().map_err(|source| UnpackError::Write { path, source })
     }
 
     fn archive(&mut self, reader: impl Read) -> Result<(), UnpackError> {
@@ -261,7 +284,7 @@ impl Unpacker {
             _ => return Err(bad("unsupported entry type")),
         }
         // A link has what its file has.
-        if self.over.is_some() && kind != tar::EntryType::Link {
+        if self.keeps && kind != tar::EntryType::Link {
             attributes.apply(&path).map_err(write)?;
         }
         self.written(path);

@@ -470,6 +470,25 @@ impl Agent {
         self.events.record(about, kind, reason, message);
     }
 
+    /// An event about an image: a container's, else a volume's, which the pod is told of.
+    pub(crate) fn image_event(
+        &self,
+        record: &Record,
+        container: Option<usize>,
+        kind: EventType,
+        reason: &str,
+        message: &str,
+    ) {
+        match container {
+            Some(index) => self.container_event(record, index, kind, reason, message),
+            None if record.standby => {}
+            None => {
+                let about = client::events::reference(&*record.desired.pod);
+                self.events.record(about, kind, reason, message);
+            }
+        }
+    }
+
     /// Tells of crash loops, and turns a pull error into a pull back-off after a while.
     fn tell_waiting(&self, slot: &Slot, record: &mut Record, now: u64) {
         let ends = record.desired.deleting || record.actual.gone || record.actual.ended.is_some();
@@ -492,7 +511,10 @@ impl Agent {
                 continue;
             }
             if let Image::Failed {
-                reason, message, ..
+                reason,
+                message,
+                of_volume,
+                ..
             } = &mut actual.image
                 && *reason == "ErrImagePull"
             {
@@ -502,12 +524,11 @@ impl Agent {
                     continue;
                 }
                 *reason = "ImagePullBackOff";
-                *message = format!(
-                    "Back-off pulling image {:?}: ErrImagePull: {message}",
-                    &*wanted.image
-                );
-                let words = format!("Back-off pulling image {:?}", &*wanted.image);
-                self.container_event(record, index, EventType::Normal, "BackOff", &words);
+                let image = of_volume.as_ref().unwrap_or(&wanted.image);
+                let words = format!("Back-off pulling image {:?}", &**image);
+                *message = format!("{words}: ErrImagePull: {message}");
+                let about = of_volume.is_none().then_some(index);
+                self.image_event(record, about, EventType::Normal, "BackOff", &words);
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::addresses::Addresses;
 use crate::agent::{Agent, Fixed, Parts};
 use crate::checkpoint::Checkpoint;
-use crate::image::{ImageSource, PullFailure, PulledImage};
+use crate::image::{ImageSource, PullFailure, PulledImage, Wanted};
 use crate::pod::Uid;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use runtime::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -247,11 +248,13 @@ impl PodRuntime for FakeRuntime {
 #[derive(Default)]
 pub(crate) struct FakeImages {
     pub(crate) failure: Mutex<Option<PullFailure>>,
+    /// What any image has for files; none can be had before.
+    pub(crate) files: Mutex<Option<PathBuf>>,
 }
 
 #[async_trait]
 impl ImageSource for FakeImages {
-    async fn local(&self, _: &str) -> Result<Option<PulledImage>, PullFailure> {
+    async fn local(&self, _: &str, _: Wanted) -> Result<Option<PulledImage>, PullFailure> {
         Ok(None)
     }
 
@@ -259,23 +262,34 @@ impl ImageSource for FakeImages {
         Ok(true)
     }
 
-    async fn pull(&self, image: &str, _: &[Vec<u8>]) -> Result<PulledImage, PullFailure> {
+    async fn pull(
+        &self,
+        image: &str,
+        wanted: Wanted,
+        _: &[Vec<u8>],
+    ) -> Result<PulledImage, PullFailure> {
         if let Some(failure) = self.failure.lock().clone() {
             return Err(failure);
         }
+        let digest = "sha256:00".to_owned();
+        let artifact = match wanted {
+            Wanted::Run if image.starts_with("box:") => Artifact::Container {
+                digest,
+                layers: vec!["/layer".into()],
+            },
+            Wanted::Run => Artifact::Wasm {
+                digest,
+                path: "/x.wasm".into(),
+                rootfs: None,
+            },
+            Wanted::Files => Artifact::Container {
+                digest,
+                layers: self.files.lock().iter().cloned().collect(),
+            },
+        };
         Ok(PulledImage {
             id: format!("{image}@sha256:00"),
-            artifact: match image.starts_with("box:") {
-                true => Artifact::Container {
-                    digest: "sha256:00".into(),
-                    layers: vec!["/layer".into()],
-                },
-                false => Artifact::Wasm {
-                    digest: "sha256:00".into(),
-                    path: "/x.wasm".into(),
-                    rootfs: None,
-                },
-            },
+            artifact,
             entrypoint: vec!["/x".into()],
             cmd: vec![],
             env: vec![],

@@ -2,6 +2,7 @@
 
 use crate::pod::PullPolicy;
 use async_trait::async_trait;
+pub use images::Wanted;
 use images::{Auth, Image, ImageKind, ImageStore, Policy, PullError, PullOptions, Reference};
 
 /// An image in the content store, ready to run.
@@ -42,15 +43,21 @@ pub struct PullFailure {
 /// The content store, or a fake in tests.
 #[async_trait]
 pub trait ImageSource: Send + Sync + 'static {
-    /// The image as the store has it, without asking a registry.
-    async fn local(&self, image: &str) -> Result<Option<PulledImage>, PullFailure>;
+    /// The image as the store has it, without asking a registry. Wanted for its files, its
+    /// artifact is a container's of one layer.
+    async fn local(&self, image: &str, wanted: Wanted) -> Result<Option<PulledImage>, PullFailure>;
 
     /// Whether a pod with these secrets may use what the store has of the image, without its
     /// registry being asked.
     async fn permits(&self, image: &str, secrets: &[Vec<u8>]) -> Result<bool, PullFailure>;
 
     /// Brings it from its registry; `secrets` are contents of `.dockerconfigjson`.
-    async fn pull(&self, image: &str, secrets: &[Vec<u8>]) -> Result<PulledImage, PullFailure>;
+    async fn pull(
+        &self,
+        image: &str,
+        wanted: Wanted,
+        secrets: &[Vec<u8>],
+    ) -> Result<PulledImage, PullFailure>;
 
     /// Names and sizes of what the store holds, for the node's status.
     async fn list(&self) -> Vec<(Vec<String>, u64)>;
@@ -67,13 +74,13 @@ pub(crate) enum Obtained {
 /// The image by pull policy. `pulling` is called before a registry is asked.
 pub(crate) async fn obtain(
     images: &dyn ImageSource,
-    image: &str,
+    (image, wanted): (&str, Wanted),
     policy: PullPolicy,
     secrets: &[Vec<u8>],
     pulling: impl FnOnce() + Send,
 ) -> Result<Obtained, PullFailure> {
     if policy != PullPolicy::Always
-        && let Some(found) = images.local(image).await?
+        && let Some(found) = images.local(image, wanted).await?
     {
         if images.permits(image, secrets).await? {
             return Ok(Obtained::Present(found));
@@ -91,10 +98,8 @@ pub(crate) async fn obtain(
         )));
     }
     pulling();
-    match images.pull(image, secrets).await {
-        Ok(pulled) => Ok(Obtained::Pulled(pulled)),
-        Err(failure) => Err(failure),
-    }
+    let pulled = images.pull(image, wanted, secrets).await?;
+    Ok(Obtained::Pulled(pulled))
 }
 
 fn never(message: String) -> PullFailure {
@@ -120,9 +125,13 @@ fn auths(image: &str, secrets: &[Vec<u8>]) -> Vec<Auth> {
 
 #[async_trait]
 impl ImageSource for ImageStore {
-    async fn local(&self, image: &str) -> Result<Option<PulledImage>, PullFailure> {
+    async fn local(&self, image: &str, wanted: Wanted) -> Result<Option<PulledImage>, PullFailure> {
         let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
-        match self.get(&reference, None) {
+        let found = match wanted {
+            Wanted::Run => self.get(&reference, None),
+            Wanted::Files => self.get_files(&reference),
+        };
+        match found {
             Ok(found) => Ok(found.map(pulled)),
             Err(source) => Err(failure(PullError::Disk { reference, source })),
         }
@@ -134,11 +143,17 @@ impl ImageSource for ImageStore {
             .map_err(|source| failure(PullError::Disk { reference, source }))
     }
 
-    async fn pull(&self, image: &str, secrets: &[Vec<u8>]) -> Result<PulledImage, PullFailure> {
+    async fn pull(
+        &self,
+        image: &str,
+        wanted: Wanted,
+        secrets: &[Vec<u8>],
+    ) -> Result<PulledImage, PullFailure> {
         let reference = Reference::parse(image).map_err(|e| failure(e.into()))?;
         let options = PullOptions {
             policy: Policy::Always,
             auths: auths(image, secrets),
+            wanted,
             ..PullOptions::default()
         };
         // The inherent method of the same name.
@@ -181,6 +196,10 @@ fn pulled(image: Image) -> PulledImage {
         ImageKind::Container { dirs, .. } => runtime::Artifact::Container {
             digest: image.manifest_digest.as_str().into(),
             layers: dirs.clone(),
+        },
+        ImageKind::Files { dir } => runtime::Artifact::Container {
+            digest: image.digest.as_str().into(),
+            layers: vec![dir.clone()],
         },
     };
     PulledImage {

@@ -44,6 +44,7 @@ mod tokens;
 mod volumes;
 
 pub use config::{Config, Error, Kubelet, TlsError};
-pub use image::{ImageSource, PullFailure, PulledImage};
+pub use image::{ImageSource, PullFailure, PulledImage, Wanted};
 pub use node::Node;
 pub use sleep::Sleep;
+pub use volumes::images_in_use;

@@ -269,7 +269,7 @@ fn has_action(probe: Option<&Probe>) -> bool {
 }
 
 /// The default is `Always` for `:latest` and for no tag, as upstream has it.
-fn pull_policy(stated: Option<&str>, image: &str) -> PullPolicy {
+pub(crate) fn pull_policy(stated: Option<&str>, image: &str) -> PullPolicy {
     match stated {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,

@@ -86,6 +86,8 @@ pub(crate) enum Image {
         reason: &'static str,
         message: String,
         retry_at: u64,
+        /// By its name, where it is not the container's own but that of a volume it mounts.
+        of_volume: Option<Arc<str>>,
     },
 }
 

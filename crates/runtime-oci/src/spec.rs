@@ -340,6 +340,11 @@ fn mounts(
         if mount.follows_machine {
             shown["options"][1] = json!("rslave");
         }
+        if mount.data_only
+            && let Some(options) = shown["options"].as_array_mut()
+        {
+            options.extend(["noexec", "nosuid", "nodev"].map(Value::from));
+        }
         list.push(shown);
     }
     if let Some((file, path)) = places.termination.filter(|(_, path)| !own(path)) {

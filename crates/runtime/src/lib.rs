@@ -169,6 +169,9 @@ pub struct Mount {
     /// What is mounted below it on the machine later shows to containers too (`HostToContainer`).
     #[serde(default)]
     pub follows_machine: bool,
+    /// Nothing there is a program, a device or has a user's rights (`noexec`, `nodev`, `nosuid`).
+    #[serde(default)]
+    pub data_only: bool,
     /// It is in memory: containers see this in place of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,

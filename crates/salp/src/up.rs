@@ -611,7 +611,11 @@ pub async fn start_node(
     let wasm = Arc::new(remote);
     let runtimes = supervisor::runtimes(layout, pod_cidr, &config.oci_runtimes, wasm, stack)?;
     let scope = Scope::new();
-    scope.spawn_cancellable(image_collection::run(images.clone(), informers.get()));
+    scope.spawn_cancellable(image_collection::run(
+        images.clone(),
+        informers.get(),
+        layout.node(),
+    ));
     let node = node::Node::start(
         node::Config {
             name: config.node_name.clone(),

@@ -146,6 +146,10 @@ fn volume(v: &mut Value) {
             downward_items(s);
         }
     }
+    if let Some(image) = object_mut(v, "image") {
+        let policy = pull_policy(text(image, "reference"));
+        default_text(image, "pullPolicy", policy);
+    }
     if let Some(p) = object_mut(v, "projected") {
         for s in items_mut(p, "sources") {
             if let Some(t) = object_mut(s, "serviceAccountToken") {
@@ -279,13 +283,15 @@ mod tests {
                 "livenessProbe": {"httpGet": {"port": 80}},
                 "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
             }],
-            "volumes": [{"name": "e"}, {"name": "c", "configMap": {"name": "c"}}],
+            "volumes": [{"name": "e"}, {"name": "c", "configMap": {"name": "c"}},
+                {"name": "i", "image": {"reference": "x:5000/i"}},
+                {"name": "j", "image": {"reference": "j:1"}}],
         }});
         pod(&mut v);
         let once = v.clone();
         pod(&mut v);
         assert_eq!(v, once, "idempotent");
-        expect![[r#"{"spec":{"containers":[{"env":[{"name":"N","valueFrom":{"fieldRef":{"apiVersion":"v1","fieldPath":"metadata.name"}}}],"image":"x:5000/a","imagePullPolicy":"Always","livenessProbe":{"failureThreshold":3,"httpGet":{"path":"/","port":80,"scheme":"HTTP"},"periodSeconds":10,"successThreshold":1,"timeoutSeconds":1},"name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"1","memory":"1Gi"}},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","enableServiceLinks":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30,"volumes":[{"emptyDir":{},"name":"e"},{"configMap":{"defaultMode":420,"name":"c"},"name":"c"}]}}"#]]
+        expect![[r#"{"spec":{"containers":[{"env":[{"name":"N","valueFrom":{"fieldRef":{"apiVersion":"v1","fieldPath":"metadata.name"}}}],"image":"x:5000/a","imagePullPolicy":"Always","livenessProbe":{"failureThreshold":3,"httpGet":{"path":"/","port":80,"scheme":"HTTP"},"periodSeconds":10,"successThreshold":1,"timeoutSeconds":1},"name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"1","memory":"1Gi"}},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","enableServiceLinks":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30,"volumes":[{"emptyDir":{},"name":"e"},{"configMap":{"defaultMode":420,"name":"c"},"name":"c"},{"image":{"pullPolicy":"Always","reference":"x:5000/i"},"name":"i"},{"image":{"pullPolicy":"IfNotPresent","reference":"j:1"},"name":"j"}]}}"#]]
         .assert_eq(&v.to_string());
     }
 

@@ -1,6 +1,6 @@
 //! Pods and pod templates.
 
-use super::volumes::{mounts, volumes};
+use super::volumes::{PULL_POLICIES, mounts, volumes};
 use super::{Check, Unique};
 use crate::access::{at, int, is_empty, list, text};
 use apimachinery::names;
@@ -165,7 +165,7 @@ fn container(c: &mut Check, path: &str, v: &Value, init: bool) {
     c.one_of(
         format!("{path}.imagePullPolicy"),
         at(v, "imagePullPolicy"),
-        &["Always", "IfNotPresent", "Never"],
+        PULL_POLICIES,
     );
     ports(c, path, v);
     environment(c, path, v);
@@ -572,11 +572,14 @@ mod tests {
         check(
             json!({"containers": [{"name": "a", "image": "x"}], "restartPolicy": "Maybe", "dnsPolicy": "None",
                 "activeDeadlineSeconds": 0, "hostname": "a.b", "tolerations": [{"key": "k", "operator": "Exists", "value": "v"}],
-                "volumes": [{"name": "v", "emptyDir": {}, "configMap": {"name": "c"}}, {"name": "v", "configMap": {}}]}),
+                "volumes": [{"name": "v", "emptyDir": {}, "configMap": {"name": "c"}}, {"name": "v", "configMap": {}},
+                    {"name": "i", "image": {"pullPolicy": "Sometimes"}}]}),
             expect![[r#"
                 spec.volumes[0].configMap: Forbidden: may not specify more than 1 volume type
                 spec.volumes[1].configMap.name: Required value
                 spec.volumes[1].name: Duplicate value: "v"
+                spec.volumes[2].image.reference: Required value
+                spec.volumes[2].image.pullPolicy: Unsupported value: "Sometimes": supported values: "Always", "IfNotPresent", "Never"
                 spec.restartPolicy: Unsupported value: "Maybe": supported values: "Always", "OnFailure", "Never"
                 spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None
                 spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive

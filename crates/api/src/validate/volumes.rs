@@ -53,13 +53,19 @@ fn source(c: &mut Check, path: &str, v: &Value) {
             "persistentVolumeClaim" => "claimName",
             "nfs" => "server",
             "csi" => "driver",
-            _ => continue,
+            // Whoever makes pods of a template may fill it in.
+            "image" if path.starts_with("spec.volumes[") => "reference",
+            _ => "",
         };
-        if text(s, need).is_empty() {
+        if !need.is_empty() && text(s, need).is_empty() {
             c.required(format!("{path}.{kind}.{need}"), "");
         }
         if matches!(*kind, "configMap" | "secret") {
             items(c, &format!("{path}.{kind}"), s);
+        }
+        if *kind == "image" {
+            let path = format!("{path}.image.pullPolicy");
+            c.one_of(path, at(s, "pullPolicy"), PULL_POLICIES);
         }
         if *kind == "hostPath" && text(s, "path").split('/').any(|p| p == "..") {
             c.invalid(
@@ -70,6 +76,9 @@ fn source(c: &mut Check, path: &str, v: &Value) {
         }
     }
 }
+
+/// When an image's registry is asked.
+pub(super) const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 
 /// Sources in the order in which upstream looks at them.
 const ORDER: &[&str] = &[

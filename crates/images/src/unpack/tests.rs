@@ -252,6 +252,23 @@ proptest! {
         let _ = Place::new().unpack(&[bytes]);
     }
 
+    /// Names that artifacts give their files, among links that lead out.
+    #[test]
+    fn no_name_of_a_file_escapes(
+        names in prop::collection::vec("(/|\\.\\./|\\./|out/|a/|b|secret|\\.|.)*", 0..4)
+    ) {
+        let place = Place::new();
+        let links = archive(&[(EntryType::Symlink, "out", "..", &b""[..])]);
+        let _ = place.unpack(&[links]);
+        let content = place.root().join("content");
+        fs::write(&content, "new").unwrap();
+        let mut unpacker = Unpacker::whole(&place.root(), place.limits);
+        for name in &names {
+            let _ = unpacker.link(Path::new(name), &content);
+        }
+        place.unpack(&[]).unwrap();
+    }
+
     /// Folders, files, links and whiteouts in any order, with few names so that they meet.
     #[test]
     fn no_order_of_entries_escapes(

@@ -1,6 +1,7 @@
 //! The image store against registries: a misbehaving one in this process, and a real one.
 
 mod fake;
+mod files;
 mod gc;
 mod packagings;
 mod pull;

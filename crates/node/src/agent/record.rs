@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     pub(crate) changed: Notify,
     /// Held while its runtime is asked how it is.
     pub(crate) looking: tokio::sync::Mutex<()>,
+    /// Held while the images of its volumes are fetched.
+    pub(crate) fetching: tokio::sync::Mutex<()>,
     /// Never held across an await.
     record: Mutex<Record>,
 }
@@ -122,6 +124,7 @@ impl Agent {
                     ending: CancellationToken::new(),
                     changed: Notify::new(),
                     looking: tokio::sync::Mutex::new(()),
+                    fetching: tokio::sync::Mutex::new(()),
                     record: Mutex::new(self.new_record(desired, confirmed)),
                 });
                 pods.insert(uid.clone(), slot.clone());
@@ -154,6 +157,7 @@ impl Agent {
             ending: CancellationToken::new(),
             changed: Notify::new(),
             looking: tokio::sync::Mutex::new(()),
+            fetching: tokio::sync::Mutex::new(()),
             record: Mutex::new(record),
         })
     }

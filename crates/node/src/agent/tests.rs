@@ -241,6 +241,54 @@ async fn init_containers_run_in_order_before_a_job_completes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_waits_for_the_images_of_its_volumes() {
+    let rig = Rig::new().await;
+    let mut spec = one();
+    spec["volumes"] = json!([
+        {"name": "model", "image": {"reference": "model:1", "pullPolicy": "IfNotPresent"}},
+        {"name": "unused", "image": {"reference": "unused:1"}},
+    ]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "model", "mountPath": "/model"}]);
+    rig.apply("web", spec);
+    let reason = |r: &Rig| r.container("web", "/state/waiting/reason");
+    rig.until("error", |r| reason(r) == "ErrImagePull").await;
+    rig.until("back-off", |r| reason(r) == "ImagePullBackOff")
+        .await;
+    assert_eq!(
+        rig.container("web", "/state/waiting/message"),
+        "Back-off pulling image \"model:1\": ErrImagePull: the store gave no files"
+    );
+    assert_eq!(rig.runtime.told(), "0 run_sandbox web\n");
+    let digest = "ab".repeat(32);
+    let files = rig.dir.path().join("images/volumes").join(&digest);
+    std::fs::create_dir_all(files.join("conf")).unwrap();
+    *rig.images.files.lock() = Some(files.clone());
+    rig.until("running", |r| r.api.status("web")["phase"] == "Running")
+        .await;
+    let pod_dir = crate::volumes::pod_dir(rig.dir.path(), "web");
+    let links = pod_dir.join("volumes/kubernetes.io~image");
+    assert_eq!(std::fs::read_link(links.join("model")).unwrap(), files);
+    assert!(!links.join("unused").exists());
+    let used = crate::images_in_use(rig.dir.path());
+    assert_eq!(used, [format!("sha256:{digest}")].into());
+    let told = rig.api.events();
+    for line in [
+        "Failed: Error: ErrImagePull",
+        "BackOff: Back-off pulling image \"model:1\"",
+        "Pulling: Pulling image \"model:1\"",
+        "Pulling: Pulling image \"hello:1\"",
+    ] {
+        assert!(told.lines().any(|l| l == line), "{line}: {told}");
+    }
+    rig.delete("web", 0);
+    rig.until("removed", |r| r.runtime.told().contains("remove_sandbox"))
+        .await;
+    rig.until("links removed", |_| !pod_dir.exists()).await;
+    assert!(files.is_dir(), "it is the store's");
+    rig.scope.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_that_can_not_be_had_is_tried_again_ever_later() {
     let rig = Rig::new().await;
     *rig.images.failure.lock() = Some(PullFailure {

@@ -1,11 +1,12 @@
 //! Starting and ending a container.
 
 use crate::agent::{Agent, Slot};
-use crate::container::{self, Ingredients};
+use crate::container::{self, Ingredients, SpecError};
 use crate::exec::Exec;
 use crate::hooks;
 use crate::plan::Why;
 use crate::state::{Image, Run};
+use crate::volumes::VolumeError;
 use client::EventType;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1 as core;
@@ -159,7 +160,14 @@ impl Agent {
             facts: self.facts(&desired.pod, ip),
             fixed: &self.fixed,
         })
-        .map_err(|e| config_error(e.to_string()))?;
+        .map_err(|e| StartFailure {
+            // It is the runtime that mounts images, upstream.
+            reason: match e {
+                SpecError::Volume(VolumeError::ImageSubPath { .. }) => "CreateContainerError",
+                _ => "CreateContainerConfigError",
+            },
+            ..config_error(e.to_string())
+        })?;
         let id = spec.id.clone();
         if matches!(image.artifact, Artifact::Wasm { .. })
             && let Some(ip) = ip

@@ -120,6 +120,7 @@ fn what_failed_waits_for_its_time() {
                 reason: "ErrImagePull",
                 message: String::new(),
                 retry_at: 2000,
+                of_volume: None,
             };
         },
         expect![[r#"

@@ -1,11 +1,12 @@
 //! Volumes as directories of the host: what each holds, where it lies, how a container
 //! is shown it.
 //!
-//! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath, and claims that
-//! are bound to directories of the machine. No mounts are made here, so a site without root has them
+//! Known types: emptyDir, configMap, secret, downwardAPI, projected, hostPath, image, and claims
+//! that are bound to directories of the machine. No mounts are made here, so a site without root has them
 //! all; an `emptyDir` in memory is one for containers, whose runtime mounts it. Start with [`set_up`] and [`mounts`].
 
 mod files;
+mod images;
 mod limits;
 mod own;
 mod payload;
@@ -13,6 +14,8 @@ mod persistent;
 mod write;
 
 pub(crate) use files::in_directories;
+pub use images::images_in_use;
+pub(crate) use images::{link_image, missing_images};
 pub(crate) use limits::watch_limits;
 pub(crate) use persistent::{directory, reclaim};
 
@@ -34,6 +37,10 @@ pub(crate) enum VolumeError {
     Key { what: &'static str, key: String },
     #[error("{0} is no path inside the volume")]
     Path(String),
+    #[error(
+        "ImageVolumeMountFailed: sub path {path:?} does not exist in image volume {reference:?}"
+    )]
+    ImageSubPath { path: String, reference: String },
     #[error("claim {0:?} is not bound to a volume")]
     Unbound(String),
     #[error("{0}")]
@@ -124,6 +131,10 @@ async fn set_up_one(
         check_host_path(host)?;
         return Ok(None);
     }
+    if volume.image.is_some() {
+        // Pulled when a container that mounts it is about to start, as upstream.
+        return Ok(None);
+    }
     let dir = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
     if let Some((claim, made)) = client::volumes::claim_of(sources.facts.pod, volume) {
         persistent::set_up(&claim, made, &dir, sources).await?;
@@ -181,7 +192,7 @@ pub(crate) fn mounts(
             Some(host) => PathBuf::from(&host.path),
             None => {
                 let dir = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
-                // What a claim is bound to is behind a link.
+                // What a claim is bound to is behind a link, and so are images.
                 std::fs::read_link(&dir).unwrap_or(dir)
             }
         };
@@ -191,7 +202,10 @@ pub(crate) fn mounts(
             })
         });
         if let Some(sub) = expanded.or_else(|| mount.sub_path.clone()) {
-            host_path = sub_path(&host_path, &sub)?;
+            host_path = match &volume.image {
+                Some(image) => images::sub_path(&host_path, &sub, image)?,
+                None => sub_path(&host_path, &sub)?,
+            };
         }
         let propagation = mount.mount_propagation.as_deref();
         if propagation == Some("Bidirectional") {
@@ -203,6 +217,7 @@ pub(crate) fn mounts(
             read_only: mount.read_only.unwrap_or(false) || is_read_only(volume),
             recursive_read_only: mount.recursive_read_only.as_deref() == Some("Enabled"),
             follows_machine: propagation == Some("HostToContainer"),
+            data_only: volume.image.is_some(),
             memory: in_memory(pod_dir, pod, volume),
         });
     }
@@ -254,6 +269,8 @@ fn volume_dir(pod_dir: &Path, volume: &core::Volume) -> Option<PathBuf> {
         "kubernetes.io~projected"
     } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
         persistent::PLUGIN
+    } else if volume.image.is_some() {
+        images::PLUGIN
     } else {
         return None;
     };
@@ -266,6 +283,7 @@ fn is_read_only(volume: &core::Volume) -> bool {
         || volume.secret.is_some()
         || volume.downward_api.is_some()
         || volume.projected.is_some()
+        || volume.image.is_some()
         || volume
             .persistent_volume_claim
             .as_ref()

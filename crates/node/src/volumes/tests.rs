@@ -217,6 +217,24 @@ async fn mounts_say_where_and_whether_to_write() {
     assert_eq!(std::fs::read_to_string(&found[2].host_path).unwrap(), "1");
     assert_eq!(found[3].host_path, host);
 
+    // An image has what it has.
+    let image: core::Volume =
+        serde_json::from_value(json!({"name": "i", "image": {"reference": "r:1"}})).unwrap();
+    link_image(dir.path(), &image, &host).unwrap();
+    let mut with_image = pod.clone();
+    with_image.spec.as_mut().unwrap().volumes = Some(vec![image]);
+    let image = |sub: &str| {
+        let mount = json!([{"name": "i", "mountPath": "/i", "subPath": sub}]);
+        mounts(dir.path(), &with_image, &container(mount), &env)
+    };
+    let shown = &image(".").unwrap()[0];
+    assert!(shown.read_only && shown.data_only && shown.host_path == host);
+    assert_eq!(
+        image("no").unwrap_err().to_string(),
+        "ImageVolumeMountFailed: sub path \"no\" does not exist in image volume \"r:1\""
+    );
+    assert!(!host.join("no").exists());
+
     std::os::unix::fs::symlink("/etc", host.join("out")).unwrap();
     for sub in ["../x", "out", "out/y", "/abs"] {
         let wanted = container(json!([{"name": "h", "mountPath": "/x", "subPath": sub}]));

@@ -221,7 +221,7 @@ pub(crate) fn waits(site: &Site, pod: &str, reason: &str, words: &str) {
 
 #[test]
 fn containers_of_a_pod_start_in_order_and_end_by_their_limits() {
-    let Some((registry, image, site)) = with_busybox(&[]) else {
+    let Some((_registry, image, site)) = with_busybox(&[]) else {
         return;
     };
     site.apply(

@@ -245,24 +245,46 @@ pub(crate) type Part<'a> = (&'a str, Vec<u8>);
 impl Registry {
     /// Puts an artifact there as another tool would have packed it; the reference.
     pub(crate) fn put(&self, name: &str, config: Part<'_>, layers: &[Part<'_>]) -> String {
+        let layers = layers.iter().map(|part| self.blob(name, part)).collect();
+        let config = self.blob(name, &config);
+        self.put_manifest(name, &config, layers)
+    }
+
+    /// Puts an artifact of files with their names there; the reference.
+    pub(crate) fn put_files(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let layers = files.iter().map(|(title, content)| {
+            let part = ("application/octet-stream", content.as_bytes().to_vec());
+            let mut layer = self.blob(name, &part);
+            layer["annotations"] = serde_json::json!({"org.opencontainers.image.title": title});
+            layer
+        });
+        let layers = layers.collect();
+        let config = ("application/vnd.oci.empty.v1+json", b"{}".to_vec());
+        let config = self.blob(name, &config);
+        self.put_manifest(name, &config, layers)
+    }
+
+    /// Puts a blob there; its descriptor.
+    fn blob(&self, name: &str, (media_type, bytes): &Part<'_>) -> Value {
+        let repository = name.split_once(':').expect("name:tag").0;
+        let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
+        let begun = self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), "", &[]);
+        let place = begun.header("location");
+        let path = place
+            .split_once(&self.address)
+            .map_or(place.as_str(), |(_, path)| path);
+        let mark = if path.contains('?') { '&' } else { '?' };
+        let put = format!("{path}{mark}digest={digest}");
+        self.send("PUT", &put, "application/octet-stream", bytes)
+            .expect_code(201)
+            .expect("blob");
+        serde_json::json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    }
+
+    fn put_manifest(&self, name: &str, config: &Value, layers: Vec<Value>) -> String {
         let (repository, tag) = name.split_once(':').expect("name:tag");
-        let blob = |(media_type, bytes): &Part<'_>| {
-            let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
-            let begun = self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), "", &[]);
-            let place = begun.header("location");
-            let path = place
-                .split_once(&self.address)
-                .map_or(place.as_str(), |(_, path)| path);
-            let mark = if path.contains('?') { '&' } else { '?' };
-            let put = format!("{path}{mark}digest={digest}");
-            self.send("PUT", &put, "application/octet-stream", bytes)
-                .expect_code(201)
-                .expect("blob");
-            serde_json::json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
-        };
         let manifest = serde_json::json!({
-            "schemaVersion": 2, "mediaType": MANIFEST,
-            "config": blob(&config), "layers": layers.iter().map(blob).collect::<Vec<_>>(),
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
         });
         let path = format!("/v2/{repository}/manifests/{tag}");
         self.send("PUT", &path, MANIFEST, manifest.to_string().as_bytes())

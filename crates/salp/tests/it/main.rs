@@ -22,6 +22,7 @@ mod faults;
 mod gitops;
 mod guests;
 mod harness;
+mod image_volumes;
 mod join;
 mod kubectl;
 mod nats;
