@@ -49,15 +49,14 @@ fn a_wasm_pod_reads_the_files_of_an_artifact() {
 
     // What the pod has it keeps, whatever becomes of the tag, the agent and the registry.
     model(&registry, "second");
-    site.kill("up");
+    site.signal("-KILL");
     site.up(&[]);
     registry.stop();
-    let _ = get(&address, "/exit");
-    let again = |count: &Value| count == 1;
+    site.expects("the data plane ended; starting it again");
+    site.kill("dataplane");
+    let again = |status: &Value| status["restartCount"] == 1 && status["ready"] == true;
     let of = ["get", "pod", "till"];
-    site.wait_for(&of, "/status/containerStatuses/0/restartCount", again);
-    let running = "/status/containerStatuses/0/state/running";
-    site.wait_for(&of, running, Value::is_object);
+    site.wait_for(&of, "/status/containerStatuses/0", again);
     assert_eq!(body(&address, "/read?path=/model/weights.bin"), "first");
 }
 
