@@ -10,6 +10,7 @@ use crate::volumes;
 use client::EventType;
 use k8s_openapi::api::core::v1 as core;
 use runtime::Artifact;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,20 +18,17 @@ use std::time::Duration;
 struct Needed {
     image: Arc<str>,
     policy: PullPolicy,
-    /// Whose files it is, if it is not what the container runs.
-    volume: Option<core::Volume>,
+    /// Where its files are shown, if it is not what the container runs.
+    volume: Option<PathBuf>,
 }
 
 impl Needed {
-    fn by_volume(volume: core::Volume) -> Self {
-        let source = volume.image.as_ref();
-        let image = source.and_then(|source| source.reference.as_deref());
-        let image = image.unwrap_or_default();
-        let policy = source.and_then(|source| source.pull_policy.as_deref());
+    fn by_volume((place, source): (PathBuf, core::ImageVolumeSource)) -> Self {
+        let image = source.reference.as_deref().unwrap_or_default();
         Self {
             image: image.into(),
-            policy: pull_policy(policy, image),
-            volume: Some(volume),
+            policy: pull_policy(source.pull_policy.as_deref(), image),
+            volume: Some(place),
         }
     }
 
@@ -114,8 +112,8 @@ impl Agent {
             let needed = Needed::by_volume(volume);
             let fetched = self.fetch(slot, index, &needed, secrets, false).await;
             let linked = fetched.and_then(|image| match (&needed.volume, &image.artifact) {
-                (Some(volume), Artifact::Container { layers, .. }) if layers.len() == 1 => {
-                    let linked = volumes::link_image(&dir, volume, &layers[0]);
+                (Some(place), Artifact::Container { layers, .. }) if layers.len() == 1 => {
+                    let linked = volumes::link_image(place, &layers[0]);
                     linked.map_err(|error| unusable(error.to_string()))
                 }
                 _ => Err(unusable("the store gave no files".to_owned())),

@@ -16,39 +16,38 @@ pub(crate) fn missing_images(
     pod_dir: &Path,
     pod: &core::Pod,
     container: &core::Container,
-) -> Vec<core::Volume> {
+) -> Vec<(PathBuf, core::ImageVolumeSource)> {
     let volumes = pod
         .spec
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten());
-    let missing = volumes.filter(|volume| {
+    let missing = volumes.filter_map(|volume| {
         let mut mounts = container.volume_mounts.iter().flatten();
-        volume.image.is_some()
-            && mounts.any(|mount| mount.name == volume.name)
-            && !volume_dir(pod_dir, volume).is_some_and(|link| link.is_dir())
+        let mounted = mounts.any(|mount| mount.name == volume.name);
+        let image = volume.image.as_ref().filter(|_| mounted)?;
+        let place = volume_dir(pod_dir, volume)?;
+        (!place.is_dir()).then(|| (place, image.clone()))
     });
-    missing.cloned().collect()
+    missing.collect()
 }
 
-/// Shows a pod's volume what is in `dir`.
-pub(crate) fn link_image(
-    pod_dir: &Path,
-    volume: &core::Volume,
-    dir: &Path,
-) -> Result<(), VolumeError> {
-    let link = volume_dir(pod_dir, volume).ok_or(VolumeError::Unsupported)?;
-    if let Some(parent) = link.parent() {
+/// Shows a pod's volume, which is at `place`, what is in `dir`.
+pub(crate) fn link_image(place: &Path, dir: &Path) -> Result<(), VolumeError> {
+    if let Some(parent) = place.parent() {
         make_dir(parent, 0o755)?;
     }
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let make = || {
-        match std::fs::remove_file(&link) {
+        match std::fs::remove_file(place) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        std::os::unix::fs::symlink(&dir, &link)
+        std::os::unix::fs::symlink(&dir, place)
     };
-    make().map_err(|source| VolumeError::Write { path: link, source })
+    make().map_err(|source| VolumeError::Write {
+        path: place.to_owned(),
+        source,
+    })
 }
 
 /// A path inside an image: nothing can be made there.

@@ -220,9 +220,12 @@ async fn mounts_say_where_and_whether_to_write() {
     // An image has what it has.
     let image: core::Volume =
         serde_json::from_value(json!({"name": "i", "image": {"reference": "r:1"}})).unwrap();
-    link_image(dir.path(), &image, &host).unwrap();
     let mut with_image = pod.clone();
     with_image.spec.as_mut().unwrap().volumes = Some(vec![image]);
+    let mounting = container(json!([{"name": "i", "mountPath": "/i"}]));
+    let missing = missing_images(dir.path(), &with_image, &mounting);
+    link_image(&missing[0].0, &host).unwrap();
+    assert!(missing_images(dir.path(), &with_image, &mounting).is_empty());
     let image = |sub: &str| {
         let mount = json!([{"name": "i", "mountPath": "/i", "subPath": sub}]);
         mounts(dir.path(), &with_image, &container(mount), &env)
