@@ -20,6 +20,7 @@ use crate::objects::ObjectCache;
 use crate::plan::{self, Step, Why};
 use crate::pod::{Role, Uid};
 use crate::probes;
+use crate::shutdown;
 use crate::sleep::{Hints, is_standby};
 use crate::state::{Ended, Image, Run, Sandbox};
 use crate::static_pods::Mirrors;
@@ -91,6 +92,8 @@ pub(crate) struct Agent {
     origin: Instant,
     /// The node is being drained: nothing is begun and nothing told any more.
     pub(crate) draining: AtomicBool,
+    /// Whether the machine goes down.
+    pub(crate) stage: watch::Sender<shutdown::Stage>,
     /// How often something was done at a runtime: tells whether an answer is older than that.
     deeds: AtomicU64,
     /// What runtimes had when the agent started, until its pods are known. Held for
@@ -156,6 +159,7 @@ impl Agent {
             scope: parts.scope,
             totals: Mutex::default(),
             draining: AtomicBool::new(false),
+            stage: watch::Sender::default(),
             deeds: AtomicU64::new(0),
             adoptable: Mutex::default(),
             traffic: OnceLock::new(),
@@ -558,12 +562,16 @@ impl Agent {
             return;
         }
         let requests = Requests::of(&record.desired.pod);
-        let enforceable = admit::enforceable(&record.desired.pod, admit::has_apparmor);
+        let up = match self.is_going_down() {
+            true => Err(shutdown::refusal()),
+            false => Ok(()),
+        };
+        let enforceable = || admit::enforceable(&record.desired.pod, admit::has_apparmor);
         let room = || {
             let mut totals = self.totals.lock();
             totals.admit(requests, &self.fixed.allocatable, self.fixed.pods_max)
         };
-        let admitted = enforceable.and_then(|()| room());
+        let admitted = up.and_then(|()| enforceable()).and_then(|()| room());
         match admitted {
             Ok(()) => record.counted = Some(requests),
             Err(ended) => {

@@ -9,6 +9,7 @@ use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
 use crate::server::{Server, Serving};
+use crate::shutdown::ShutdownGrace;
 use crate::static_pods::Follower;
 use crate::volumes;
 use client::{EventRecorder, Informer, Selected};
@@ -125,6 +126,12 @@ impl Node {
     /// API and run again at the next start.
     pub async fn drain_all(&self) {
         self.agent.drain_all().await;
+    }
+
+    /// Takes no more pods and ends those that run, in order and with their grace, for the machine
+    /// goes down. In the API they have failed; whoever made them replaces them.
+    pub async fn shut_down(&self, grace: ShutdownGrace) {
+        self.agent.shut_down(grace).await;
     }
 
     /// Stops the agent by closing the scope that it was started in; pods run on.

@@ -6,6 +6,7 @@
 
 use crate::agent::{Agent, Record, Slot};
 use crate::pod::Uid;
+use crate::shutdown::TERMINATION_REASON;
 use crate::state::{Image, Run, Sandbox};
 use crate::status::{self, Surroundings};
 use client::{Outcome, run_workers};
@@ -20,18 +21,24 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Patches and deletes under way at once.
-const WRITES_MAX: usize = 24;
+pub(crate) const WRITES_MAX: usize = 24;
 /// How long a status that is about to change waits.
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// The conditions that the agent keeps; others are left to their owners.
-pub(crate) const OWN_CONDITIONS: [&str; 5] = [
+const OWN_CONDITIONS: [&str; 5] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
 ];
+
+/// Whether the agent keeps the condition.
+pub(crate) fn is_own(condition: &core::PodCondition) -> bool {
+    OWN_CONDITIONS.contains(&condition.type_.as_str())
+        || condition.reason.as_deref() == Some(TERMINATION_REASON)
+}
 
 /// What the API server has been told of a pod: a hash of each field of its status, for
 /// the fields themselves would cost more memory than all else of the pod.
@@ -125,18 +132,13 @@ impl Published {
 }
 
 fn fields(status: &core::PodStatus) -> Map<String, Value> {
+    // Conditions of others are theirs to write.
+    let mut status = status.clone();
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(is_own);
+    }
     match serde_json::to_value(status) {
-        Ok(Value::Object(mut map)) => {
-            // Conditions of others are theirs to write.
-            if let Some(Value::Array(list)) = map.get_mut("conditions") {
-                list.retain(|c| {
-                    c["type"]
-                        .as_str()
-                        .is_some_and(|t| OWN_CONDITIONS.contains(&t))
-                });
-            }
-            map
-        }
+        Ok(Value::Object(map)) => map,
         _ => Map::new(),
     }
 }
@@ -214,7 +216,8 @@ impl Agent {
         )
     }
 
-    async fn publish(&self, uid: &Uid) -> Result<(), kube::Error> {
+    /// Sends what of the status was not sent yet.
+    pub(crate) async fn publish(&self, uid: &Uid) -> Result<(), kube::Error> {
         // The ends that a drain brings are not the pods' own.
         if self.draining.load(Ordering::SeqCst) {
             return Ok(());

@@ -5,6 +5,7 @@
 
 use crate::image::ImageSource;
 use crate::machine::{self, Capacity, Pressure};
+use crate::shutdown::Stage;
 use api::partition::{Epoch, epoch_of};
 use client::Clock;
 use jiff::Timestamp;
@@ -112,11 +113,15 @@ impl Registration {
         let mut sent = self.clock.now();
         let mut known = self.comparable(&conditions).await;
         let mut overdue = false;
+        let mut goes_down = false;
+        let mut stage = self.agent.stage.subscribe();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(STATUS_LOOK) => {}
+                _ = stage.wait_for(|stage| *stage != Stage::Up), if !goes_down => {}
                 () = self.regained.notified() => overdue = true,
             }
+            goes_down = self.agent.is_going_down();
             let now = self.clock.now();
             let next = self.conditions(&conditions, now);
             let comparable = self.comparable(&next).await;
@@ -133,6 +138,9 @@ impl Registration {
             };
             match done {
                 Ok(_) => {
+                    if goes_down {
+                        self.agent.stage.send_replace(Stage::Told);
+                    }
                     (sent, known, conditions) = (now, comparable, next);
                     overdue = false;
                 }
@@ -354,12 +362,15 @@ impl Registration {
                 "kubelet has sufficient PID available",
                 "kubelet has insufficient PID available",
             ),
-            condition(
-                "Ready",
-                true,
-                "KubeletReady",
-                "kubelet is posting ready status",
-            ),
+            match self.agent.is_going_down() {
+                true => condition("Ready", false, "KubeletNotReady", "node is shutting down"),
+                false => condition(
+                    "Ready",
+                    true,
+                    "KubeletReady",
+                    "kubelet is posting ready status",
+                ),
+            },
         ]
     }
 

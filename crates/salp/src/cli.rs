@@ -272,6 +272,22 @@ pub struct NodeFlags {
         value_name = "TAINT"
     )]
     pub register_with_taints: Vec<String>,
+    /// How long pods have to end when the machine goes down, such as 30s [default: 0s, they are not ended].
+    #[arg(
+        long,
+        env = "SALP_SHUTDOWN_GRACE_PERIOD",
+        hide_env_values = true,
+        value_name = "TIME"
+    )]
+    pub shutdown_grace_period: Option<String>,
+    /// How much of that is for critical pods alone, which end last [default: 0s].
+    #[arg(
+        long,
+        env = "SALP_SHUTDOWN_GRACE_PERIOD_CRITICAL_PODS",
+        hide_env_values = true,
+        value_name = "TIME"
+    )]
+    pub shutdown_grace_period_critical_pods: Option<String>,
 }
 
 /// How a site meets others.

@@ -27,6 +27,8 @@ struct File {
     max_pods: Option<u32>,
     pod_max_pids: Option<u64>,
     pod_manifest_path: Option<PathBuf>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
     #[serde(default)]
     node_labels: Vec<String>,
     #[serde(default)]
@@ -220,6 +222,8 @@ pub struct Site {
     pub pod_max_pids: Option<u64>,
     /// Directory of static pods.
     pub pod_manifest_path: Option<PathBuf>,
+    /// What pods get when the machine goes down.
+    pub shutdown_grace: node::ShutdownGrace,
     pub node_labels: BTreeMap<String, String>,
     /// Taints that the Node has when it is first seen.
     pub node_taints: Vec<Taint>,
@@ -305,6 +309,14 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             .map(std::path::absolute)
             .transpose()
             .context("find directory of static pods")?,
+        shutdown_grace: crate::shutdown::grace(
+            node.shutdown_grace_period
+                .as_deref()
+                .or(file.shutdown_grace_period.as_deref()),
+            node.shutdown_grace_period_critical_pods
+                .as_deref()
+                .or(file.shutdown_grace_period_critical_pods.as_deref()),
+        )?,
         node_labels: labels(either(&node.node_labels, &file.node_labels))?,
         node_taints: taints(either(
             &node.register_with_taints,

@@ -36,6 +36,7 @@ mod renewal;
 mod run;
 mod servers;
 mod shared_site;
+mod shutdown;
 mod site;
 mod sites;
 mod sites_commands;

@@ -6,6 +6,7 @@ use crate::cli::{DataDir, NodeFlags};
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::node_credentials::{self, Invitation};
 use crate::output::{self, Phases};
+use crate::shutdown::{self, Signals, Stop};
 use crate::site::{self, Site};
 use crate::up::{self, NodeParts};
 use crate::{dataplane, node_routes, process, servers, stop};
@@ -21,7 +22,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a part may take to stop before it is named and left.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -113,15 +113,16 @@ fn join(args: JoinArgs) -> Result<ExitCode> {
 }
 
 async fn serve(config: SiteConfig, invitation: Option<Invitation>) -> Result<()> {
-    let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
-    let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
+    let mut signals = Signals::watch(!config.shutdown_grace.total.is_zero())?;
     let layout = Layout::new(&config.data_dir);
     let mut stack = Stack::new();
     let mut phases = Phases::new();
     let started = tokio::select! {
         started = start(&config, &layout, invitation, &mut phases, &mut stack) => started,
-        _ = interrupted.recv() => Err(anyhow::anyhow!("join: interrupted")),
-        _ = terminated.recv() => Err(anyhow::anyhow!("join: terminated")),
+        stop = signals.next() => Err(match stop {
+            Stop::Everything => anyhow::anyhow!("join: interrupted"),
+            Stop::Process | Stop::Machine => anyhow::anyhow!("join: terminated"),
+        }),
     };
     let running = match started {
         Ok(running) => running,
@@ -137,18 +138,12 @@ async fn serve(config: SiteConfig, invitation: Option<Invitation>) -> Result<()>
         config.node_name,
         took.as_millis()
     ));
-    let everything = tokio::select! {
-        _ = interrupted.recv() => true,
-        _ = terminated.recv() => false,
-    };
-    if everything {
-        output::note("stopping; pods get their grace period");
-        running.node.drain_all().await;
-    }
+    let stop = signals.next().await;
+    shutdown::end_pods(stop, &running.node, config.shutdown_grace).await;
     for laggard in stack.stop().await {
         tracing::error!("{laggard}");
     }
-    if everything {
+    if stop != Stop::Process {
         let ended = layout.clone();
         tokio::task::spawn_blocking(move || stop::end_pods(&ended))
             .await

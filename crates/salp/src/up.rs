@@ -8,6 +8,7 @@ use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
 use crate::output::{self, Phases};
 use crate::renewal::{self, Renewal};
+use crate::shutdown::{self, Signals, Stop};
 use crate::site::Site;
 use crate::{
     answers, dataplane, image_collection, manifests, node_routes, pki, process, servers,
@@ -21,7 +22,6 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a part may take to stop before it is named and left.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,15 +29,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// First port tried for the kubelet API.
 const KUBELET_PORT: u16 = 10_250;
-
-/// Why the site stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    /// Ctrl-C: everything.
-    Everything,
-    /// SIGTERM: this process; the data plane goes on serving the pods.
-    ControlPlane,
-}
 
 /// `salp up`.
 pub fn up(args: UpArgs) -> Result<ExitCode> {
@@ -58,16 +49,17 @@ async fn serve(
     files: &[std::path::PathBuf],
     objects: Vec<serde_json::Value>,
 ) -> Result<()> {
-    let mut interrupted = signal(SignalKind::interrupt()).context("watch signals")?;
-    let mut terminated = signal(SignalKind::terminate()).context("watch signals")?;
+    let mut signals = Signals::watch(!config.shutdown_grace.total.is_zero())?;
     let layout = Layout::new(&config.data_dir);
     let mut stack = Stack::new();
     let mut phases = Phases::new();
     let mut begun = Begun::default();
     let started = tokio::select! {
         started = start(&config, &layout, &mut phases, &mut stack, &mut begun) => started,
-        _ = interrupted.recv() => Err(anyhow::anyhow!("start site: interrupted")),
-        _ = terminated.recv() => Err(anyhow::anyhow!("start site: terminated")),
+        stop = signals.next() => Err(match stop {
+            Stop::Everything => anyhow::anyhow!("start site: interrupted"),
+            Stop::Process | Stop::Machine => anyhow::anyhow!("start site: terminated"),
+        }),
     };
     let running = match started {
         Ok(running) => running,
@@ -85,12 +77,7 @@ async fn serve(
     };
     let took = phases.finish();
     usage(&layout, &config);
-    let wait_for_stop = async {
-        tokio::select! {
-            _ = interrupted.recv() => Stop::Everything,
-            _ = terminated.recv() => Stop::ControlPlane,
-        }
-    };
+    let wait_for_stop = signals.next();
     tokio::pin!(wait_for_stop);
     let stop = {
         let applied = apply_and_wait(&running, &config, files, objects);
@@ -116,7 +103,8 @@ async fn serve(
             wait_for_stop.await
         }
     };
-    finish(stop, running, stack, &layout).await
+    shutdown::end_pods(stop, &running.node, config.shutdown_grace).await;
+    finish(stop, stack, &layout).await
 }
 
 /// What a start that fails must undo.
@@ -770,16 +758,12 @@ async fn answers(url: &str) -> bool {
     tokio::time::timeout(ANSWER_DEADLINE, ask).await.is_ok()
 }
 
-/// Stops in reverse; on Ctrl-C the pods and the data plane too.
-async fn finish(stop: Stop, running: Running, stack: Stack, layout: &Layout) -> Result<()> {
-    if stop == Stop::Everything {
-        output::note("stopping; pods get their grace period");
-        running.node.drain_all().await;
-    }
+/// Stops in reverse, the data plane too if the pods have ended.
+async fn finish(stop: Stop, stack: Stack, layout: &Layout) -> Result<()> {
     for laggard in stack.stop().await {
         tracing::error!("{laggard}");
     }
-    if stop == Stop::Everything {
+    if stop != Stop::Process {
         let ended = layout.clone();
         tokio::task::spawn_blocking(move || stop::end_pods(&ended))
             .await

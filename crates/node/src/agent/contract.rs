@@ -131,9 +131,12 @@ impl Agent {
     }
 
     /// Seconds of grace that are left to a pod that ends: by `after` and its grace all is
-    /// over, however late that was noticed.
+    /// over, however late that was noticed, and before the machine goes down.
     pub(crate) fn grace_left_s(&self, record: &Record) -> u64 {
-        let grace = record.desired.grace_s;
+        let grace = match record.ends_by {
+            Some(at) => at.saturating_sub(self.now()).div_ceil(1000),
+            None => record.desired.grace_s,
+        };
         let Contract::Stop { after } = record.desired.contract else {
             return grace;
         };

@@ -7,7 +7,7 @@ use crate::objects::PodObjects;
 use crate::plan;
 use crate::pod::{Desired, Uid};
 use crate::probes;
-use crate::publish::{OWN_CONDITIONS, Published};
+use crate::publish::{Published, is_own};
 use crate::state::{Actual, Image};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
@@ -65,6 +65,8 @@ pub(crate) struct Record {
     pub(super) over: bool,
     /// It was checked against the node's resources.
     pub(super) admitted: bool,
+    /// When all of it has ended, of the agent's clock, for the machine goes down.
+    pub(crate) ends_by: Option<u64>,
     /// What it is counted with in the node's totals.
     pub(super) counted: Option<Requests>,
     /// The API server told of it since the agent started; else the checkpoint did.
@@ -230,6 +232,7 @@ impl Agent {
             done_at: 0,
             standby: false,
             fenced: false,
+            ends_by: None,
             desired,
         }
     }
@@ -263,17 +266,14 @@ impl Agent {
         record
             .sides
             .resize_with(desired.containers.len(), Side::default);
-        let foreign = desired
-            .pod
-            .status
+        let told = desired.pod.status.as_ref();
+        let told = told.and_then(|s| s.conditions.as_deref());
+        let own = || record.conditions.iter().filter(|c| is_own(c));
+        let foreign = told
+            .unwrap_or_default()
             .iter()
-            .flat_map(|s| s.conditions.iter().flatten())
-            .filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str()));
-        let own = record
-            .conditions
-            .iter()
-            .filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
-        record.conditions = own.chain(foreign).cloned().collect();
+            .filter(|c| !is_own(c) && own().all(|own| own.type_ != c.type_));
+        record.conditions = own().chain(foreign).cloned().collect();
         record.desired = desired;
         if (spec_changed || newly_confirmed)
             && confirmed

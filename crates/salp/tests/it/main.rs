@@ -34,6 +34,7 @@ mod pods;
 mod rootless;
 mod serve;
 mod servers;
+mod shutdown;
 mod sites;
 mod stores;
 mod terminal;
