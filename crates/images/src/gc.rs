@@ -85,11 +85,16 @@ impl ImageStore {
         blocking(move || inner.usage()).await
     }
 
-    /// Forgets a name and removes what only it needed. Whether it was there.
+    /// Forgets a name and removes what only it needed and no pod uses, by the policy's ages,
+    /// however full the disk is. Whether it was there.
     ///
     /// # Errors
     /// When the store can't be read or written.
-    pub async fn remove(&self, reference: &Reference) -> Result<bool, StoreError> {
+    pub async fn remove(
+        &self,
+        reference: &Reference,
+        policy: GcPolicy,
+    ) -> Result<bool, StoreError> {
         let (inner, reference) = (Arc::clone(&self.inner), reference.clone());
         blocking(move || {
             let was = inner
@@ -99,7 +104,7 @@ impl ImageStore {
                 // Others may use what it stood for: let ages tell.
                 inner.collect(&GcPolicy {
                     high_percent: 100,
-                    ..GcPolicy::default()
+                    ..policy
                 })?;
             }
             Ok(was)

@@ -6,7 +6,8 @@ use crate::output;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use images::{
-    ImageStore, ImageSummary, Policy, Progress, PullOptions, PushOptions, Reference, Registry, Step,
+    GcPolicy, ImageStore, ImageSummary, Policy, Progress, PullOptions, PushOptions, Reference,
+    Registry, Step,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -75,7 +76,7 @@ enum ImageCommand {
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Remove images from the site's store.
+    /// Remove images from the site's store; what pods use of them stays as long as they do.
     #[command(
         visible_alias = "remove",
         after_help = "Examples:\n  salp image rm localhost:5000/hello:1"
@@ -167,9 +168,14 @@ async fn run(args: ImageArgs) -> Result<()> {
         }
         ImageCommand::Rm { references } => {
             let store = open(&args.data_dir, registry)?;
+            let node = layout(&args.data_dir)?.node();
             for reference in references {
+                let policy = GcPolicy {
+                    in_use: node::images_in_use(&node),
+                    ..GcPolicy::default()
+                };
                 if !store
-                    .remove(&parse(&reference)?)
+                    .remove(&parse(&reference)?, policy)
                     .await
                     .context("remove image")?
                 {

@@ -85,6 +85,24 @@ async fn a_tag_that_moved_leaves_what_pods_still_run() {
 }
 
 #[tokio::test]
+async fn removing_a_name_leaves_what_pods_still_run() {
+    let (fake, (_dir, store)) = (Fake::start().await, store());
+    let name = fake.name("app:1");
+    fake.artifact("1", HELLO);
+    let pull = || store.pull(&name, PullOptions::default());
+    let image = pull().await.unwrap();
+    let bytes = || async { store.usage().await.unwrap().bytes };
+    let full = bytes().await;
+    assert!(store.remove(&name, all(&[image.id()])).await.unwrap());
+    assert_eq!(store.get(&name, None).unwrap(), None);
+    assert!(full - bytes().await < HELLO.len() as u64);
+    let again = pull().await.unwrap();
+    assert_eq!(again.kind, image.kind);
+    assert!(store.remove(&name, all(&[])).await.unwrap());
+    assert!(bytes().await < 2000);
+}
+
+#[tokio::test]
 async fn removing_a_name_leaves_what_others_share() {
     let (fake, (_dir, store)) = (Fake::start().await, store());
     fake.artifact("1", HELLO);
@@ -95,8 +113,18 @@ async fn removing_a_name_leaves_what_others_share() {
             .await
             .unwrap();
     }
-    assert!(store.remove(&fake.name("app:1")).await.unwrap());
-    assert!(!store.remove(&fake.name("app:1")).await.unwrap());
+    assert!(
+        store
+            .remove(&fake.name("app:1"), GcPolicy::default())
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .remove(&fake.name("app:1"), GcPolicy::default())
+            .await
+            .unwrap()
+    );
     store
         .gc(GcPolicy {
             high_percent: 100,
@@ -109,7 +137,10 @@ async fn removing_a_name_leaves_what_others_share() {
     let usage = store.usage().await.unwrap();
     assert_eq!(usage.images, 1);
     assert!(usage.bytes >= HELLO.len() as u64 && usage.capacity_bytes > usage.available_bytes);
-    store.remove(&fake.name("app:2")).await.unwrap();
+    store
+        .remove(&fake.name("app:2"), GcPolicy::default())
+        .await
+        .unwrap();
     store
         .gc(GcPolicy {
             high_percent: 100,

@@ -76,7 +76,13 @@ impl Agent {
         let work = async {
             self.fetch_volumes(slot, index, &secrets).await?;
             let fetched = self.fetch(slot, index, &own, &secrets, known).await;
-            fetched.map_err(|failure| (own, failure))
+            let noted = fetched.and_then(|image| {
+                let dir = volumes::pod_dir(&self.fixed.dir, &slot.uid.0);
+                let noted = volumes::note_image(&dir, &image.id);
+                noted.map_err(|error| unusable(error.to_string()))?;
+                Ok(image)
+            });
+            noted.map_err(|failure| (own, failure))
         };
         let result = slot.ending.run_until_cancelled(work).await;
         let mut record = slot.lock();

@@ -12,7 +12,7 @@ use crate::pod::{Desired, Role, Uid};
 use crate::state::{Image, Run};
 use crate::volumes;
 use api::constants::{ANNOTATION_WOKEN_ON, ANNOTATION_WOKEN_POD};
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
@@ -229,6 +229,10 @@ impl Standby {
                     plan::Standby::Adopted
                 }
                 None if since.elapsed() >= ADOPT_WITHIN => plan::Standby::Unclaimed,
+                // Woken while somebody scaled it up by hand: others were made meanwhile.
+                None if since.elapsed() >= FORGET_AFTER && newest.is_some_and(is_whole) => {
+                    plan::Standby::Unclaimed
+                }
                 _ => plan::Standby::Rising,
             },
             State::Sleeps => {
@@ -365,6 +369,14 @@ fn remove(dir: &std::path::Path) -> Result<(), String> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
         _ => Ok(()),
     }
+}
+
+/// Whether it is to have pods, and has as many.
+fn is_whole(set: &ReplicaSet) -> bool {
+    let wanted = set.spec.replicas.unwrap_or(1);
+    let seen = |s: &&ReplicaSetStatus| s.observed_generation >= set.metadata.generation;
+    let status = set.status.as_ref().filter(seen);
+    wanted > 0 && status.is_some_and(|s| s.replicas >= wanted)
 }
 
 fn is_ready(slot: &Slot) -> bool {

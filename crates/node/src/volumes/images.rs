@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// Where the links lie in a pod's directory: upstream's name.
 pub(super) const PLUGIN: &str = "kubernetes.io~image";
 
+/// Where in a pod's directory it is kept which images its containers run.
+const NOTED: &str = "images";
+
 /// The volumes that a container mounts and whose images are to be fetched first.
 pub(crate) fn missing_images(
     pod_dir: &Path,
@@ -65,18 +68,34 @@ pub(super) fn sub_path(
     })
 }
 
-/// Digests of the images that volumes of pods of this node show; `dir` is the node's.
+/// Keeps that a container of the pod runs an image (`repository@digest`), for as long as the pod
+/// has files here, whether or not an API server or an agent knows of it.
+pub(crate) fn note_image(pod_dir: &Path, id: &str) -> Result<(), VolumeError> {
+    let dir = pod_dir.join(NOTED);
+    make_dir(&dir, 0o755)?;
+    let digest = id.rsplit_once('@').map_or(id, |(_, digest)| digest);
+    let path = dir.join(digest.replace('/', "_"));
+    std::fs::write(&path, "").map_err(|source| VolumeError::Write { path, source })
+}
+
+/// Digests of the images that pods of this node run, or show in volumes, those that stand by
+/// among them; `dir` is the node's.
 pub fn images_in_use(dir: &Path) -> HashSet<String> {
     let list = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let links = list(dir.join("pods"))
-        .flat_map(|pod| list(pod.path().join("volumes").join(PLUGIN)))
-        .filter_map(|link| std::fs::read_link(link.path()).ok());
-    links
-        .filter_map(|target| {
+    let mut used = HashSet::new();
+    for pod in list(dir.join("pods")) {
+        let noted = list(pod.path().join(NOTED));
+        used.extend(noted.filter_map(|file| file.file_name().into_string().ok()));
+        for link in list(pod.path().join("volumes").join(PLUGIN)) {
             // The store names directories by digests.
-            let hex = target.file_name()?.to_str()?;
-            let algorithm = if hex.len() == 128 { "sha512" } else { "sha256" };
-            Some(format!("{algorithm}:{hex}"))
-        })
-        .collect()
+            let Ok(target) = std::fs::read_link(link.path()) else {
+                continue;
+            };
+            if let Some(hex) = target.file_name().and_then(|name| name.to_str()) {
+                let algorithm = if hex.len() == 128 { "sha512" } else { "sha256" };
+                used.insert(format!("{algorithm}:{hex}"));
+            }
+        }
+    }
+    used
 }

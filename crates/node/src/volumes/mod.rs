@@ -15,7 +15,7 @@ mod write;
 
 pub(crate) use files::in_directories;
 pub use images::images_in_use;
-pub(crate) use images::{link_image, missing_images};
+pub(crate) use images::{link_image, missing_images, note_image};
 pub(crate) use limits::watch_limits;
 pub(crate) use persistent::{directory, reclaim};
 
