@@ -6,6 +6,7 @@
 //! Start with [`schema`], which everything else is driven by.
 
 pub mod apply;
+pub mod cbor;
 pub mod cel;
 pub mod decode;
 pub mod gvk;

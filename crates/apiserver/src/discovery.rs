@@ -23,6 +23,9 @@ use std::io::{self, Read as _};
 use std::sync::Arc;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The same in CBOR.
+const AGGREGATED_CBOR: &str =
+    "application/cbor;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// The same in protobuf.
 const AGGREGATED_PROTOBUF: &str =
     "application/vnd.kubernetes.protobuf;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -78,7 +81,15 @@ pub(crate) fn answer(
     let missing = || respond::text(404, "404 page not found\n");
     let accept = |shapes| {
         let messages = true;
-        negotiate::accept(headers, Offer { shapes, messages })
+        let stream = false;
+        negotiate::accept(
+            headers,
+            Offer {
+                shapes,
+                messages,
+                stream,
+            },
+        )
     };
     let object = |found: Option<Value>| match found {
         Some(v) => Ok(respond::value(200, accept(&[])?, &v)),
@@ -431,11 +442,12 @@ fn tagged(
     let hash = hex::encode_upper(Sha256::digest(&json));
     let messages = match accepted.encoding {
         Encoding::Protobuf => respond::to_protobuf(value),
-        Encoding::Json | Encoding::Yaml => None,
+        _ => None,
     };
-    let (media, body) = match messages {
-        Some(body) => (AGGREGATED_PROTOBUF, body),
-        None => (AGGREGATED, json),
+    let (media, body) = match (accepted.encoding, messages) {
+        (_, Some(body)) => (AGGREGATED_PROTOBUF, body),
+        (Encoding::Cbor, _) => (AGGREGATED_CBOR, respond::to_cbor(value)),
+        _ => (AGGREGATED, json),
     };
     unless_known(headers, media, &hash, || {
         Ok(respond::bytes(200, media, body))

@@ -578,6 +578,7 @@ async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<B
     }
     let media = match view.accepted.encoding {
         Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Encoding::Cbor => negotiate::CBOR_SEQUENCE,
         Encoding::Json | Encoding::Yaml => "application/json",
     };
     let body = watch::open(ctx.core, filter, view, ctx.query).await?;
@@ -686,6 +687,7 @@ fn accept(ctx: &Ctx<'_>, row: &Row) -> Result<Accepted, Status> {
     let offer = Offer {
         shapes: &[Shape::Table, Shape::Metadata],
         messages: row.has_messages(),
+        stream: ctx.info.verb == "watch",
     };
     negotiate::accept(ctx.headers, offer)
 }

@@ -5,7 +5,7 @@ use crate::http::negotiate::{body_media, content_type};
 use crate::http::request::Query;
 use crate::registry::Input;
 use crate::registry::delete::{DeleteOptions, Propagation};
-use crate::registry::patch::Patch;
+use crate::registry::patch::{APPLY_CBOR, APPLY_YAML, Patch};
 use apimachinery::decode::{self, FieldValidation, MediaType};
 use apimachinery::schema::Schema;
 use apimachinery::{FieldError, Status};
@@ -19,7 +19,7 @@ pub(crate) fn manager_of(ctx: &Ctx<'_>, method: &Method) -> String {
     if let Some(m) = ctx.query.get("fieldManager") {
         return m.to_owned();
     }
-    if *method == Method::PATCH && content_type(ctx.headers) == "application/apply-patch+yaml" {
+    if *method == Method::PATCH && [APPLY_YAML, APPLY_CBOR].contains(&&*content_type(ctx.headers)) {
         return String::new();
     }
     ctx.headers
@@ -101,27 +101,23 @@ pub(crate) async fn read_input(ctx: &Ctx<'_>, body: Incoming) -> Result<Input, S
 pub(crate) async fn read_patch(ctx: &Ctx<'_>, body: Incoming) -> Result<Patch, Status> {
     let media = content_type(ctx.headers);
     let input = Input {
-        media: if media.ends_with("yaml") {
-            MediaType::Yaml
-        } else {
-            MediaType::Json
+        media: match &*media {
+            APPLY_YAML => MediaType::Yaml,
+            APPLY_CBOR => MediaType::Cbor,
+            _ => MediaType::Json,
         },
         validation: field_validation(ctx.query)?,
         bytes: read_body(ctx, body).await?,
     };
-    if let Some(audit) = ctx.audit {
-        let text = &input.bytes;
-        let value = match input.media {
-            MediaType::Yaml => serde_saphyr::from_slice::<Value>(text).ok(),
-            _ => serde_json::from_slice(text).ok(),
-        };
-        audit.sent(&value.unwrap_or_default());
-    }
-    Ok(Patch {
+    let patch = Patch {
         media,
         input,
         force: ctx.query.flag("force"),
-    })
+    };
+    if let Some(audit) = ctx.audit {
+        audit.sent(&patch.document().unwrap_or_default());
+    }
+    Ok(patch)
 }
 
 /// A body of a type that has no row of its own here.

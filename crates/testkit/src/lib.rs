@@ -79,15 +79,9 @@ impl Watch {
     /// # Errors
     /// On that timeout, a broken body or a line that is no JSON.
     pub async fn next(&mut self) -> Result<Option<Value>> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Ok(Some(serde_json::from_slice(&line)?));
-            }
-            if !self.read().await? {
-                return Ok(None);
-            }
-        }
+        let newline = |buffer: &[u8]| buffer.iter().position(|b| *b == b'\n').map(|end| end + 1);
+        let line = self.next_by(newline).await?;
+        Ok(line.map(|l| serde_json::from_slice(&l)).transpose()?)
     }
 
     /// The next frame of a watch in protobuf, without its length; `None` at the end.
@@ -95,12 +89,25 @@ impl Watch {
     /// # Errors
     /// As [`Watch::next`].
     pub async fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
+        let frame = |buffer: &[u8]| {
+            let (len, rest) = buffer.split_first_chunk::<4>()?;
+            let len = u32::from_be_bytes(*len) as usize;
+            (rest.len() >= len).then_some(4 + len)
+        };
+        Ok(self.next_by(frame).await?.map(|f| f[4..].to_vec()))
+    }
+
+    /// The next part of a stream, whose length `end` knows once it is all here; `None` at the end.
+    ///
+    /// # Errors
+    /// As [`Watch::next`].
+    pub async fn next_by(
+        &mut self,
+        end: impl Fn(&[u8]) -> Option<usize>,
+    ) -> Result<Option<Vec<u8>>> {
         loop {
-            if let Some((len, rest)) = self.buffer.split_first_chunk::<4>() {
-                let len = u32::from_be_bytes(*len) as usize;
-                if rest.len() >= len {
-                    return Ok(Some(self.buffer.drain(..4 + len).skip(4).collect()));
-                }
+            if let Some(end) = end(&self.buffer) {
+                return Ok(Some(self.buffer.drain(..end).collect()));
             }
             if !self.read().await? {
                 return Ok(None);

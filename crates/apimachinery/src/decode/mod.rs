@@ -1,8 +1,8 @@
 //! From request bytes to a pruned, type-checked `Value`.
 //!
 //! JSON and YAML are read straight into their final form by [`reader`], driven by the
-//! schema, in one pass; protobuf by [`crate::protobuf`]. Defaults and validation are not
-//! done here. Start with [`decode`].
+//! schema, in one pass; protobuf by [`crate::protobuf`], CBOR by [`crate::cbor`]. Defaults and
+//! validation are not done here. Start with [`decode`].
 
 mod reader;
 mod text;
@@ -10,6 +10,7 @@ mod text;
 pub(crate) use reader::read_any;
 pub(crate) use text::{go_duration, micro_time, time};
 
+use crate::cbor;
 use crate::protobuf;
 use crate::schema::{Schema, TypeId};
 use crate::status::Status;
@@ -33,6 +34,8 @@ pub enum MediaType {
     Yaml,
     /// `application/vnd.kubernetes.protobuf`
     Protobuf,
+    /// `application/cbor`
+    Cbor,
 }
 
 /// What happens to unknown and duplicate fields (`fieldValidation`).
@@ -58,7 +61,7 @@ pub struct Decoded {
 }
 
 /// The bytes' own `apiVersion` and `kind` where they carry them
-/// (protobuf: from the envelope; JSON and YAML: the top-level fields).
+/// (protobuf: from the envelope; others: the top-level fields).
 ///
 /// # Errors
 /// 400 `BadRequest` for malformed bytes.
@@ -78,6 +81,9 @@ pub fn type_meta(
             let envelope = protobuf::Envelope::parse(bytes).map_err(|e| malformed(media, &e))?;
             return Ok((not_empty(envelope.api_version), not_empty(envelope.kind)));
         }
+        MediaType::Cbor => cbor::read(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|v| reader::TypeMeta::deserialize(v).map_err(|e| e.to_string())),
     };
     let reader::TypeMeta { api_version, kind } = meta.map_err(|e| malformed(media, &e))?;
     Ok((api_version, kind))
@@ -112,6 +118,9 @@ pub fn decode(
                 warnings: Vec::new(),
             });
         }
+        MediaType::Cbor => cbor::read(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|v| reader.read(ty, v)),
     };
     finish(reader, result).map_err(|e| handled_as(schema, ty, media, bytes, &e))
 }
@@ -131,7 +140,7 @@ pub fn conform(
     finish(reader, result).map_err(Status::bad_request)
 }
 
-/// Parses JSON or YAML of no known type (a patch body) with the limits of [`decode`].
+/// Parses JSON, YAML or CBOR of no known type (a patch body) with the limits of [`decode`].
 ///
 /// # Errors
 /// 400 `BadRequest` for malformed bytes, and for protobuf, which needs a type.
@@ -143,6 +152,7 @@ pub fn parse(media: MediaType, bytes: &[u8]) -> Result<Value, Status> {
         }
         MediaType::Yaml => yaml(bytes, |d| read_any(d)),
         MediaType::Protobuf => Err("protobuf needs a known type".to_owned()),
+        MediaType::Cbor => cbor::read(bytes).map_err(|e| e.to_string()),
     };
     parsed.map_err(|e| malformed(media, &e))
 }
@@ -174,6 +184,7 @@ fn malformed(media: MediaType, error: &dyn std::fmt::Display) -> Status {
         MediaType::Json => "json",
         MediaType::Yaml => "yaml",
         MediaType::Protobuf => "protobuf",
+        MediaType::Cbor => "cbor",
     };
     Status::bad_request(format!(
         "couldn't get version/kind; {format} parse error: {error}"

@@ -70,6 +70,10 @@ pub(crate) struct Event {
     pub(crate) protobuf: OnceLock<Bytes>,
     /// One frame of a metadata watch in protobuf.
     pub(crate) protobuf_metadata: OnceLock<Bytes>,
+    /// One document of a watch in CBOR.
+    pub(crate) cbor: OnceLock<Bytes>,
+    /// One document of a metadata watch in CBOR.
+    pub(crate) cbor_metadata: OnceLock<Bytes>,
 }
 
 impl Event {
@@ -82,6 +86,8 @@ impl Event {
             metadata: OnceLock::new(),
             protobuf: OnceLock::new(),
             protobuf_metadata: OnceLock::new(),
+            cbor: OnceLock::new(),
+            cbor_metadata: OnceLock::new(),
         })
     }
 }

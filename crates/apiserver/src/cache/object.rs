@@ -177,16 +177,16 @@ impl Object {
         out.extend_from_slice(&self.bytes[self.splice..]);
     }
 
-    /// Appends it as PartialObjectMetadata.
-    pub(crate) fn write_metadata(&self, out: &mut Vec<u8>) {
+    /// Appends it as PartialObjectMetadata of a version of `meta.k8s.io`.
+    pub(crate) fn write_metadata(&self, version: &str, out: &mut Vec<u8>) {
         #[derive(serde::Deserialize)]
         struct Meta<'a> {
             #[serde(borrow)]
             metadata: &'a serde_json::value::RawValue,
         }
-        out.extend_from_slice(
-            b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{",
-        );
+        out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"");
+        out.extend_from_slice(version.as_bytes());
+        out.extend_from_slice(b"\",\"metadata\":{");
         write_version(self.revision, out);
         if let Ok(m) = serde_json::from_slice::<Meta<'_>>(&self.bytes) {
             out.push(b',');

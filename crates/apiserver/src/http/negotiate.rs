@@ -7,6 +7,13 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 
 /// Media type of Kubernetes' protobuf encoding.
 pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+/// Media type of one object in CBOR.
+pub(crate) const CBOR: &str = "application/cbor";
+/// Media type of a watch in CBOR.
+pub(crate) const CBOR_SEQUENCE: &str = "application/cbor-seq";
+
+const YAML: &str = "application/yaml";
+const JSON: &str = "application/json";
 
 /// Encoding of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +21,7 @@ pub(crate) enum Encoding {
     Json,
     Yaml,
     Protobuf,
+    Cbor,
 }
 
 /// Shape that an object or list is turned into before it is encoded.
@@ -21,7 +29,7 @@ pub(crate) enum Encoding {
 pub(crate) enum Shape {
     /// As it is.
     Object,
-    /// `meta.k8s.io/v1` Table.
+    /// Table of `meta.k8s.io`.
     Table,
     /// `PartialObjectMetadata` or its list.
     Metadata,
@@ -34,6 +42,8 @@ pub(crate) enum Shape {
 pub(crate) struct Accepted {
     pub(crate) encoding: Encoding,
     pub(crate) shape: Shape,
+    /// A Table or metadata in the version that older clients know.
+    pub(crate) beta: bool,
 }
 
 impl Accepted {
@@ -41,15 +51,27 @@ impl Accepted {
     pub(crate) const JSON: Self = Self {
         encoding: Encoding::Json,
         shape: Shape::Object,
+        beta: false,
     };
+
+    /// `apiVersion` of Tables and metadata.
+    pub(crate) fn meta(self) -> &'static str {
+        if self.beta {
+            "meta.k8s.io/v1beta1"
+        } else {
+            "meta.k8s.io/v1"
+        }
+    }
 }
 
-/// What an endpoint can answer with besides plain objects in JSON and YAML.
+/// What an endpoint can answer with besides plain objects in JSON, YAML and CBOR.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer<'a> {
     pub(crate) shapes: &'a [Shape],
     /// Plain objects are there in protobuf: those of custom resources are not.
     pub(crate) messages: bool,
+    /// It is a watch, which YAML has no form for and CBOR another.
+    pub(crate) stream: bool,
 }
 
 /// How an error is told: as the client wants it if it can be, else in JSON.
@@ -57,6 +79,7 @@ pub(crate) fn of_errors(headers: &HeaderMap) -> Accepted {
     let offer = Offer {
         shapes: &[],
         messages: true,
+        stream: false,
     };
     accept(headers, offer).unwrap_or(Accepted::JSON)
 }
@@ -90,38 +113,57 @@ pub(crate) fn accept(headers: &HeaderMap, offer: Offer<'_>) -> Result<Accepted, 
         .iter()
         .filter(|(q, _)| *q > 0.0)
         .find_map(|(_, c)| clause_accepts(c, offer))
-        .ok_or_else(|| {
-            Status::new(
-                406,
-                "NotAcceptable",
-                "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
-            )
-        })
+        .ok_or_else(|| not_acceptable(offer))
+}
+
+fn not_acceptable(offer: Offer<'_>) -> Status {
+    let types = match (offer.stream, offer.messages) {
+        (false, true) => vec![JSON, YAML, PROTOBUF, CBOR],
+        (false, false) => vec![JSON, YAML, CBOR],
+        (true, true) => vec![
+            "application/json;stream=watch",
+            "application/vnd.kubernetes.protobuf;stream=watch",
+            CBOR_SEQUENCE,
+        ],
+        (true, false) => vec!["application/json;stream=watch", CBOR_SEQUENCE],
+    };
+    let types = types.join(", ");
+    let message = format!("only the following media types are accepted: {types}");
+    Status::new(406, "NotAcceptable", message)
 }
 
 fn clause_accepts(clause: &str, offer: Offer<'_>) -> Option<Accepted> {
     let media = clause.split(';').next().unwrap_or_default().trim();
     let encoding = match media.to_ascii_lowercase().as_str() {
-        "application/json" | "*/*" | "application/*" | "text/*" => Encoding::Json,
-        "application/yaml" => Encoding::Yaml,
+        JSON | "*/*" | "application/*" | "text/*" => Encoding::Json,
+        YAML if !offer.stream => Encoding::Yaml,
         PROTOBUF => Encoding::Protobuf,
+        // Upstream answers a watch that asks for one object with a sequence, too.
+        CBOR => Encoding::Cbor,
+        CBOR_SEQUENCE if offer.stream => Encoding::Cbor,
         _ => return None,
     };
     let find = |key: &str| parameters(clause).find(|(k, _)| *k == key).map(|(_, v)| v);
-    if find("stream").is_some_and(|s| s != "watch") {
+    if find("stream").is_some_and(|s| s != "watch" || encoding == Encoding::Yaml) {
         return None;
     }
+    let mut beta = false;
     let shape = match find("as") {
         None if encoding == Encoding::Protobuf && !offer.messages => return None,
         None => Shape::Object,
         Some(kind) => {
             let (group, version) = (find("g").unwrap_or_default(), find("v").unwrap_or_default());
+            beta = version == "v1beta1";
             let shape = match (kind, group, version) {
                 // Tables have no messages.
-                ("Table", "meta.k8s.io", "v1") if encoding != Encoding::Protobuf => Shape::Table,
-                ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => {
-                    Shape::Metadata
+                ("Table", "meta.k8s.io", "v1" | "v1beta1") if encoding != Encoding::Protobuf => {
+                    Shape::Table
                 }
+                (
+                    "PartialObjectMetadata" | "PartialObjectMetadataList",
+                    "meta.k8s.io",
+                    "v1" | "v1beta1",
+                ) => Shape::Metadata,
                 ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Shape::Discovery,
                 _ => return None,
             };
@@ -131,7 +173,11 @@ fn clause_accepts(clause: &str, offer: Offer<'_>) -> Option<Accepted> {
             shape
         }
     };
-    Some(Accepted { encoding, shape })
+    Some(Accepted {
+        encoding,
+        shape,
+        beta,
+    })
 }
 
 fn parameters(clause: &str) -> impl Iterator<Item = (&str, &str)> {
@@ -163,13 +209,11 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
 /// 415 for types that are not spoken.
 pub(crate) fn body_media(headers: &HeaderMap) -> Result<MediaType, Status> {
     match content_type(headers).as_str() {
-        "application/json" | "*/*" => Ok(MediaType::Json),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(MediaType::Yaml),
+        JSON | "*/*" => Ok(MediaType::Json),
+        YAML | "application/x-yaml" | "text/yaml" => Ok(MediaType::Yaml),
         PROTOBUF => Ok(MediaType::Protobuf),
-        other => Err(unsupported_media(
-            &["application/json", "application/yaml", PROTOBUF],
-            other,
-        )),
+        CBOR => Ok(MediaType::Cbor),
+        other => Err(unsupported_media(&[JSON, YAML, PROTOBUF, CBOR], other)),
     }
 }
 
@@ -205,7 +249,12 @@ mod tests {
             h.insert(ACCEPT, accept_header.parse().unwrap());
         }
         let shapes = &[Shape::Table, Shape::Metadata];
-        accept(&h, Offer { shapes, messages }).map_err(|s| s.code)
+        let offer = Offer {
+            shapes,
+            messages,
+            stream: false,
+        };
+        accept(&h, offer).map_err(|s| s.code)
     }
 
     #[test]
@@ -213,18 +262,30 @@ mod tests {
         let table = Accepted {
             encoding: Encoding::Json,
             shape: Shape::Table,
+            beta: false,
         };
         let meta = Accepted {
             encoding: Encoding::Json,
             shape: Shape::Metadata,
+            beta: false,
         };
         let yaml = Accepted {
             encoding: Encoding::Yaml,
-            shape: Shape::Object,
+            ..Accepted::JSON
+        };
+        let cbor = Accepted {
+            encoding: Encoding::Cbor,
+            ..Accepted::JSON
+        };
+        let old = |shape| Accepted {
+            shape,
+            beta: true,
+            ..Accepted::JSON
         };
         let protobuf = |shape| Accepted {
             encoding: Encoding::Protobuf,
             shape,
+            beta: false,
         };
         let cases = [
             ("", Ok(Accepted::JSON)),
@@ -252,13 +313,23 @@ mod tests {
                 "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json",
                 Ok(Accepted::JSON),
             ),
-            ("application/cbor, text/html", Err(406)),
+            ("application/cbor, text/html", Ok(cbor)),
+            ("application/cbor-seq, text/html", Err(406)),
+            ("application/yaml;stream=watch", Err(406)),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
                 Ok(table),
             ),
             (
                 "application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Ok(old(Shape::Table)),
+            ),
+            (
+                "application/json;as=PartialObjectMetadata;v=v1beta1;g=meta.k8s.io",
+                Ok(old(Shape::Metadata)),
+            ),
+            (
+                "application/json;as=Table;v=v1alpha1;g=meta.k8s.io,application/json",
                 Ok(Accepted::JSON),
             ),
             (

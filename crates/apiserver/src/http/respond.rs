@@ -1,6 +1,7 @@
-//! Answers: bodies, objects in JSON, YAML and protobuf, `Status` errors, warnings, gzip.
+//! Answers: bodies, objects in JSON, YAML, protobuf and CBOR, `Status` errors, warnings, gzip.
 
-use super::negotiate::{Accepted, Encoding, PROTOBUF};
+use super::negotiate::{Accepted, CBOR, Encoding, PROTOBUF};
+use apimachinery::cbor;
 use apimachinery::protobuf::{self, Envelope};
 use apimachinery::schema::{Schema, TypeId};
 use apimachinery::{GroupVersion, Status};
@@ -147,7 +148,7 @@ pub(crate) fn encoded(code: u16, accepted: Accepted, json: Vec<u8>) -> Response<
             Ok(yaml) => bytes(code, "application/yaml", yaml.into_bytes()),
             Err(e) => status(&Status::internal(e), Accepted::JSON),
         },
-        Encoding::Protobuf => match serde_json::from_slice::<Value>(&json) {
+        Encoding::Protobuf | Encoding::Cbor => match serde_json::from_slice::<Value>(&json) {
             Ok(v) => value(code, accepted, &v),
             Err(e) => status(&Status::internal(e), Accepted::JSON),
         },
@@ -156,13 +157,28 @@ pub(crate) fn encoded(code: u16, accepted: Accepted, json: Vec<u8>) -> Response<
 
 /// A JSON value; in protobuf where that is accepted and the value's kind has messages.
 pub(crate) fn value(code: u16, accepted: Accepted, v: &Value) -> Response<Body> {
-    if accepted.encoding == Encoding::Protobuf {
-        return match to_protobuf(v) {
+    match accepted.encoding {
+        Encoding::Protobuf => match to_protobuf(v) {
             Some(body) => bytes(code, PROTOBUF, body),
             None => bytes(code, "application/json", to_json(v)),
-        };
+        },
+        Encoding::Cbor => bytes(code, CBOR, to_cbor(v)),
+        Encoding::Json | Encoding::Yaml => encoded(code, accepted, to_json(v)),
     }
-    encoded(code, accepted, to_json(v))
+}
+
+/// A value as a document in CBOR, with the types of its kind where that is known.
+pub(crate) fn to_cbor(v: &Value) -> Vec<u8> {
+    let text = |key: &str| v.get(key).and_then(Value::as_str);
+    let ty = message(
+        text("apiVersion").unwrap_or("v1"),
+        text("kind").unwrap_or_default(),
+    );
+    let mut out = Vec::new();
+    cbor::enclose(&mut out, |out| {
+        cbor::write(ty.map(|ty| (Schema::builtin(), ty)), v, out);
+    });
+    out
 }
 
 /// A value in protobuf with its envelope, if its kind has messages.
@@ -186,8 +202,10 @@ fn message(api_version: &str, kind: &str) -> Option<TypeId> {
 /// The object that an answer holds, when that is all here.
 pub(crate) fn read(response: &Response<Body>) -> Option<Value> {
     let body = response.body().full()?;
-    if response.headers().get(CONTENT_TYPE)? != PROTOBUF {
-        return serde_json::from_slice(body).ok();
+    match response.headers().get(CONTENT_TYPE)?.to_str().ok()? {
+        PROTOBUF => {}
+        CBOR => return cbor::read(body).ok(),
+        _ => return serde_json::from_slice(body).ok(),
     }
     let envelope = Envelope::parse(body).ok()?;
     let ty = message(envelope.api_version, envelope.kind)?;

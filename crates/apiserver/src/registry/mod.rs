@@ -257,7 +257,7 @@ pub(crate) fn decode_kind(
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
     if input.media == MediaType::Protobuf && matches!(row, Row::Custom(_)) {
-        let types = ["application/json", "application/yaml"];
+        let types = ["application/json", "application/yaml", "application/cbor"];
         return Err(unsupported_media(
             &types,
             "application/vnd.kubernetes.protobuf",

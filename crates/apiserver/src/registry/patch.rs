@@ -8,7 +8,7 @@ use crate::http::negotiate::unsupported_media;
 use crate::row::Row;
 use apimachinery::apply::{self, Manager};
 use apimachinery::decode::{self, MediaType};
-use apimachinery::{Status, patch};
+use apimachinery::{Status, cbor, patch};
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::sync::Arc;
@@ -25,12 +25,31 @@ pub(crate) struct Patch {
 
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
-const TYPES: [&str; 4] = [
+/// Server-side apply of a body in CBOR.
+pub(crate) const APPLY_CBOR: &str = "application/apply-patch+cbor";
+/// Server-side apply of a body in YAML, or JSON, which is YAML.
+pub(crate) const APPLY_YAML: &str = "application/apply-patch+yaml";
+
+const TYPES: [&str; 5] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     STRATEGIC,
-    "application/apply-patch+yaml",
+    APPLY_YAML,
+    APPLY_CBOR,
 ];
+
+impl Patch {
+    /// Its body, of a patch that is no object of its kind.
+    pub(crate) fn document(&self) -> Result<Value, Status> {
+        let bytes = &self.input.bytes;
+        let parsed = match self.input.media {
+            MediaType::Yaml => serde_saphyr::from_slice(bytes).map_err(|e| e.to_string()),
+            MediaType::Cbor => cbor::read(bytes).map_err(|e| e.to_string()),
+            _ => serde_json::from_slice(bytes).map_err(|e| e.to_string()),
+        };
+        parsed.map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))
+    }
+}
 
 /// Patches an object; the object and whether it was made by it.
 pub(crate) async fn run(
@@ -39,7 +58,7 @@ pub(crate) async fn run(
     patch: &Patch,
     warnings: &mut Vec<String>,
 ) -> Result<(Arc<Object>, bool), Status> {
-    if patch.media == TYPES[3] {
+    if [APPLY_YAML, APPLY_CBOR].contains(&&*patch.media) {
         return apply(call, part, patch, warnings).await;
     }
     // Definitions state no patch strategies.
@@ -58,12 +77,7 @@ pub(crate) async fn run(
             "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
         ));
     }
-    let document: Value = match patch.input.media {
-        MediaType::Yaml => serde_saphyr::from_slice(&patch.input.bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?,
-        _ => serde_json::from_slice(&patch.input.bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?,
-    };
+    let document = patch.document()?;
     let told = Mutex::new(Vec::new());
     let object = modify(call, part, Tracking::Update, &|old| {
         let mut found = Vec::new();
@@ -123,12 +137,7 @@ async fn apply(
             "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
         ));
     }
-    // JSON is YAML, and clients send either under this type.
-    let input = Input {
-        media: MediaType::Yaml,
-        ..patch.input.clone()
-    };
-    let config = call.decode(&input, warnings)?;
+    let config = call.decode(&patch.input, warnings)?;
     if !config["metadata"]["managedFields"].is_null() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }

@@ -3,11 +3,11 @@
 use super::list::Page;
 use crate::cache::Object;
 use crate::convert;
-use crate::http::negotiate::{Accepted, Encoding, PROTOBUF, Shape};
+use crate::http::negotiate::{Accepted, CBOR, Encoding, PROTOBUF, Shape};
 use crate::http::respond::{self, Body, to_json};
 use crate::row::Row;
 use apimachinery::schema::{Schema, TypeId};
-use apimachinery::{Status, protobuf};
+use apimachinery::{Status, cbor, protobuf};
 use http::Response;
 use serde_json::{Value, json};
 
@@ -44,27 +44,32 @@ impl Include {
     }
 }
 
-/// Objects of a list in protobuf after which others get their turn: some hundred microseconds.
+/// Objects of a list in protobuf or CBOR after which others get their turn: some hundred microseconds.
 const ENCODED_AT_ONCE: usize = 64;
-const META: &str = "meta.k8s.io/v1";
 const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
 impl View {
     /// One object as an answer.
     pub(crate) fn answer(&self, code: u16, object: &Object) -> Result<Response<Body>, Status> {
-        if self.accepted.encoding != Encoding::Protobuf {
-            return Ok(respond::encoded(code, self.accepted, self.object(object)));
-        }
+        let media = match self.accepted.encoding {
+            Encoding::Json | Encoding::Yaml => {
+                return Ok(respond::encoded(code, self.accepted, self.object(object)));
+            }
+            Encoding::Protobuf => PROTOBUF,
+            Encoding::Cbor => CBOR,
+        };
         let mut out = Vec::with_capacity(object.bytes.len());
         self.write_enclosed(object, &mut out)?;
-        Ok(respond::bytes(code, PROTOBUF, out))
+        Ok(respond::bytes(code, media, out))
     }
 
     /// A list as an answer.
     pub(crate) async fn answer_list(&self, page: &Page) -> Result<Response<Body>, Status> {
-        if self.accepted.encoding != Encoding::Protobuf {
-            return Ok(respond::encoded(200, self.accepted, self.list(page)));
+        match (self.accepted.encoding, self.accepted.shape) {
+            (Encoding::Protobuf, _) => {}
+            (Encoding::Cbor, Shape::Object | Shape::Metadata) => return self.sequence(page).await,
+            _ => return Ok(respond::encoded(200, self.accepted, self.list(page))),
         }
         let (schema, ty, ..) = self.message()?;
         let meta_ty = struct_type(LIST_META)?;
@@ -90,8 +95,50 @@ impl View {
         Ok(respond::bytes(200, PROTOBUF, out))
     }
 
-    /// Appends one object in protobuf with its envelope.
+    /// A list in CBOR.
+    async fn sequence(&self, page: &Page) -> Result<Response<Body>, Status> {
+        let (kind, version) = self.list_kind();
+        let size: usize = page.objects.iter().map(|o| o.bytes.len()).sum();
+        let mut out = Vec::with_capacity(size + 256);
+        cbor::enclose(&mut out, |out| {
+            cbor::map(4, out);
+            for (key, text) in [("kind", &kind), ("apiVersion", &version)] {
+                cbor::string(key.as_bytes(), out);
+                cbor::string(text.as_bytes(), out);
+            }
+            cbor::string(b"metadata", out);
+            cbor::write(None, &list_meta(page), out);
+            cbor::string(b"items", out);
+            cbor::array(page.objects.len(), out);
+        });
+        for some in page.objects.chunks(ENCODED_AT_ONCE) {
+            for object in some {
+                self.write_cbor(object, &mut out)?;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(respond::bytes(200, CBOR, out))
+    }
+
+    /// Appends one object in CBOR.
+    fn write_cbor(&self, object: &Object, out: &mut Vec<u8>) -> Result<(), Status> {
+        let text = self.object(object);
+        let value: Value = serde_json::from_slice(&text).map_err(Status::internal)?;
+        // Of bytes and floats only built-in kinds know, and no metadata has any.
+        let ty = match (self.accepted.shape, &self.row) {
+            (Shape::Object, Row::Builtin(_)) => self.row.schema().ok(),
+            _ => None,
+        };
+        cbor::write(ty, &value, out);
+        Ok(())
+    }
+
+    /// Appends one object in protobuf with its envelope, or in CBOR with the tag that marks it.
     pub(crate) fn write_enclosed(&self, object: &Object, out: &mut Vec<u8>) -> Result<(), Status> {
+        if self.accepted.encoding == Encoding::Cbor {
+            out.extend_from_slice(&cbor::MAGIC);
+            return self.write_cbor(object, out);
+        }
         let (schema, ty, version, kind) = self.message()?;
         protobuf::enclose(out, &version, kind, |out| {
             self.write_message((schema, ty), object, &mut Vec::new(), out)
@@ -103,7 +150,8 @@ impl View {
         if self.accepted.shape == Shape::Metadata {
             let ty = struct_type(PARTIAL)?;
             let kind = "PartialObjectMetadata";
-            return Ok((Schema::builtin(), ty, META.to_owned(), kind));
+            let version = self.accepted.meta().to_owned();
+            return Ok((Schema::builtin(), ty, version, kind));
         }
         let (schema, ty) = self.row.schema()?;
         Ok((schema, ty, self.row.api_version(), self.row.kind()))
@@ -119,7 +167,7 @@ impl View {
     ) -> Result<(), Status> {
         text.clear();
         match self.accepted.shape {
-            Shape::Metadata => object.write_metadata(text),
+            Shape::Metadata => object.write_metadata(self.accepted.meta(), text),
             _ => self.write_object(object, text),
         }
         protobuf::write_text(schema, ty, text, out).map_err(Status::internal)
@@ -128,7 +176,8 @@ impl View {
     /// Kind and version of lists.
     fn list_kind(&self) -> (String, String) {
         if self.accepted.shape == Shape::Metadata {
-            ("PartialObjectMetadataList".to_owned(), META.to_owned())
+            let version = self.accepted.meta().to_owned();
+            ("PartialObjectMetadataList".to_owned(), version)
         } else {
             (self.row.list_kind(), self.row.api_version())
         }
@@ -142,7 +191,7 @@ impl View {
                 let meta = version_meta(object.revision);
                 out = to_json(&self.table(&[object], &meta, true));
             }
-            Shape::Metadata => object.write_metadata(&mut out),
+            Shape::Metadata => object.write_metadata(self.accepted.meta(), &mut out),
             _ => self.write_object(object, &mut out),
         }
         out
@@ -179,7 +228,7 @@ impl View {
                 out.push(b',');
             }
             if metadata_only {
-                object.write_metadata(&mut out);
+                object.write_metadata(self.accepted.meta(), &mut out);
             } else if convert::differs(&self.row, object) {
                 self.write_object(object, &mut out);
             } else {
@@ -194,7 +243,7 @@ impl View {
     pub(crate) fn table(&self, objects: &[&Object], meta: &Value, with_columns: bool) -> Value {
         let rows: Vec<Value> = objects.iter().map(|o| self.table_row(o)).collect();
         let mut table = json!({
-            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+            "kind": "Table", "apiVersion": self.accepted.meta(), "metadata": meta,
             "columnDefinitions": null, "rows": rows,
         });
         if with_columns {
@@ -214,7 +263,7 @@ impl View {
             Include::None => Value::Null,
             Include::Object => value,
             Include::Metadata => json!({
-                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+                "kind": "PartialObjectMetadata", "apiVersion": self.accepted.meta(),
                 "metadata": value["metadata"],
             }),
         };

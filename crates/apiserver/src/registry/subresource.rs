@@ -7,7 +7,6 @@ use super::update::{Part, modify};
 use super::{Call, Input, meta, patch};
 use crate::cache::Object;
 use crate::row::ScalePaths;
-use apimachinery::decode::MediaType;
 use apimachinery::{FieldError, Status};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -220,12 +219,7 @@ fn decode_scale(input: &Input) -> Result<Value, Status> {
 }
 
 fn patch_scale(current: &Value, p: &Patch) -> Result<Value, Status> {
-    let document: Value = match p.input.media {
-        MediaType::Json => serde_json::from_slice(&p.input.bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?,
-        _ => serde_saphyr::from_slice(&p.input.bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?,
-    };
+    let document = p.document()?;
     let mut new = current.clone();
     match p.media.as_str() {
         "application/json-patch+json" => apimachinery::patch::json_patch(&mut new, &document)?,

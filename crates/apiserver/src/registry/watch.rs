@@ -1,4 +1,4 @@
-//! Watches: a body that yields one line (in protobuf one frame) an event until its time is up, its client goes,
+//! Watches: a body that yields one line (in protobuf one frame, in CBOR one document) an event until its time is up, its client goes,
 //! the server stops or it falls behind.
 
 use super::list::{Filter, revision_parameter};
@@ -7,10 +7,10 @@ use crate::cache::{Change, Event, Next, Object, Snapshot, Source};
 use crate::convert;
 use crate::http::negotiate::{Encoding, Shape};
 use crate::http::request::Query;
-use crate::http::respond::{Body, BoxError, to_json, to_protobuf};
+use crate::http::respond::{Body, BoxError, to_cbor, to_json, to_protobuf};
 use crate::row::Row;
 use crate::server_state::Core;
-use apimachinery::{Status, protobuf};
+use apimachinery::{Status, cbor, protobuf};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -250,14 +250,16 @@ impl Watch {
         };
         // Most watchers see the event as it is: they share one encoding.
         let whole = seen == event.change && !convert::differs(&self.view.row, &event.object);
-        let binary = self.view.accepted.encoding == Encoding::Protobuf;
-        let shared = match (self.view.accepted.shape, binary) {
-            _ if !whole => None,
-            (Shape::Object, false) => Some(&event.json),
-            (Shape::Object, true) => Some(&event.protobuf),
-            (Shape::Metadata, false) => Some(&event.metadata),
-            (Shape::Metadata, true) => Some(&event.protobuf_metadata),
-            (Shape::Table | Shape::Discovery, _) => None,
+        let accepted = self.view.accepted;
+        let shared = match (accepted.shape, accepted.encoding) {
+            _ if !whole || accepted.beta => None,
+            (Shape::Object, Encoding::Json) => Some(&event.json),
+            (Shape::Object, Encoding::Protobuf) => Some(&event.protobuf),
+            (Shape::Object, Encoding::Cbor) => Some(&event.cbor),
+            (Shape::Metadata, Encoding::Json) => Some(&event.metadata),
+            (Shape::Metadata, Encoding::Protobuf) => Some(&event.protobuf_metadata),
+            (Shape::Metadata, Encoding::Cbor) => Some(&event.cbor_metadata),
+            (Shape::Table | Shape::Discovery, _) | (_, Encoding::Yaml) => None,
         };
         if let Some(bytes) = shared.and_then(|s| s.get()) {
             return Ok(Some(bytes.clone()));
@@ -280,44 +282,65 @@ impl Watch {
 
     /// Appends an event.
     fn write(&mut self, event: &str, object: &Object, out: &mut Vec<u8>) -> Result<(), Status> {
-        if self.view.accepted.encoding == Encoding::Protobuf {
-            return protobuf::frame(out, event, |out| self.view.write_enclosed(object, out));
+        let accepted = self.view.accepted;
+        match (accepted.encoding, accepted.shape) {
+            (Encoding::Protobuf, _) => {
+                return protobuf::frame(out, event, |out| self.view.write_enclosed(object, out));
+            }
+            (Encoding::Cbor, Shape::Object | Shape::Metadata) => {
+                write_document(event, out);
+                return self.view.write_enclosed(object, out);
+            }
+            (Encoding::Cbor, _) => {
+                let table = self.table(object);
+                write_document(event, out);
+                out.extend(to_cbor(&table));
+            }
+            (Encoding::Json | Encoding::Yaml, _) => {
+                let body = self.body(object);
+                write_line(event, &body, out);
+            }
         }
-        let body = self.body(object);
-        write_line(event, &body, out);
         Ok(())
     }
 
     /// An event of an object that is not stored.
     fn told(&self, event: &str, object: &Value) -> Vec<u8> {
         let mut out = Vec::new();
-        if self.view.accepted.encoding == Encoding::Protobuf
-            && let Some(body) = to_protobuf(object)
-        {
-            protobuf::frame(&mut out, event, |out| out.extend(body));
-        } else {
-            write_line(event, &to_json(object), &mut out);
+        let messages = match self.view.accepted.encoding {
+            Encoding::Protobuf => to_protobuf(object),
+            _ => None,
+        };
+        match (self.view.accepted.encoding, messages) {
+            (_, Some(body)) => protobuf::frame(&mut out, event, |out| out.extend(body)),
+            (Encoding::Cbor, _) => {
+                write_document(event, &mut out);
+                out.extend(to_cbor(object));
+            }
+            _ => write_line(event, &to_json(object), &mut out),
         }
         out
     }
 
+    /// The Table of one event.
+    fn table(&mut self, object: &Object) -> Value {
+        let view = View {
+            now: self.core.clock.now().as_second(),
+            ..self.view.clone()
+        };
+        let meta = version_meta(object.revision);
+        let table = view.table(&[object], &meta, !self.sent_columns);
+        self.sent_columns = true;
+        table
+    }
+
     fn body(&mut self, object: &Object) -> Vec<u8> {
         if self.view.accepted.shape == Shape::Table {
-            let view = View {
-                now: self.core.clock.now().as_second(),
-                ..self.view.clone()
-            };
-            let table = view.table(
-                &[object],
-                &version_meta(object.revision),
-                !self.sent_columns,
-            );
-            self.sent_columns = true;
-            return to_json(&table);
+            return to_json(&self.table(object));
         }
         let mut out = Vec::with_capacity(object.bytes.len() + 64);
         match self.view.accepted.shape {
-            Shape::Metadata => object.write_metadata(&mut out),
+            Shape::Metadata => object.write_metadata(self.view.accepted.meta(), &mut out),
             _ => self.view.write_object(object, &mut out),
         }
         out
@@ -329,16 +352,17 @@ impl Watch {
             meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let row = &self.view.row;
+        let version = self.view.accepted.meta();
         let object = match self.view.accepted.shape {
             Shape::Metadata => json!({
-                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+                "kind": "PartialObjectMetadata", "apiVersion": version, "metadata": meta,
             }),
             Shape::Table => {
                 let shown = json!({
-                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+                    "kind": "PartialObjectMetadata", "apiVersion": version, "metadata": meta,
                 });
                 json!({
-                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                    "kind": "Table", "apiVersion": version,
                     "metadata": version_meta(revision), "columnDefinitions": Value::Null,
                     "rows": [{"cells": empty_cells(row), "object": shown}],
                 })
@@ -357,6 +381,16 @@ fn empty_cells(row: &Row) -> Vec<Value> {
 /// revision, but several clients decode it as a whole object of the kind.
 fn skeleton(row: &Row, meta: Value) -> Value {
     json!({"kind": row.kind(), "apiVersion": row.api_version(), "metadata": meta})
+}
+
+/// Begins a document of CBOR with an event, whose object is to follow.
+fn write_document(kind: &str, out: &mut Vec<u8>) {
+    cbor::enclose(out, |out| {
+        cbor::map(2, out);
+        for part in ["type", kind, "object"] {
+            cbor::string(part.as_bytes(), out);
+        }
+    });
 }
 
 fn write_line(kind: &str, body: &[u8], out: &mut Vec<u8>) {

@@ -4,6 +4,7 @@ mod access;
 mod admission;
 mod aggregation;
 mod audit;
+mod cbor;
 mod crds;
 mod crud;
 mod deletion;

@@ -2,7 +2,7 @@
 
 use super::{CONFIG_MAPS, config_map};
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::TestApi;
 
 #[tokio::test]
@@ -250,5 +250,91 @@ async fn a_named_watch_is_of_that_name() -> Result<()> {
     let seen = api.call("GET", &format!("{path}?{query}"), None).await?;
     assert!(seen.text.contains("\"mine\""), "{}", seen.text);
     assert!(!seen.text.contains("\"theirs\""), "{}", seen.text);
+    api.close().await
+}
+
+/// A list or Table without what time changes: its revision, and ages.
+pub(super) fn at_rest(mut shown: Value) -> Value {
+    if shown["rows"].is_array() || shown["items"].is_array() {
+        shown["metadata"] = Value::Null;
+    }
+    for row in shown["rows"].as_array_mut().into_iter().flatten() {
+        row["cells"] = Value::Null;
+    }
+    shown
+}
+
+/// Upstream: `RequestScope.AllowsMediaTypeTransform` and `handlers/response.go` (`asTable`,
+/// `asPartialObjectMetadata`) know both versions of `meta.k8s.io`.
+#[tokio::test]
+async fn tables_and_metadata_in_the_older_version() -> Result<()> {
+    const BETA: &str = "meta.k8s.io/v1beta1";
+    let api = TestApi::start().await?;
+    api.call("POST", CONFIG_MAPS, Some(&config_map("a", "x")))
+        .await?;
+    let one = format!("{CONFIG_MAPS}/a");
+    let watch = format!("{CONFIG_MAPS}?watch=1");
+    let accept = |media: &str, kind: &str, version: &str| {
+        format!("{media};as={kind};g=meta.k8s.io;v={version}")
+    };
+    for (path, kind) in [
+        (&*one, "Table"),
+        (CONFIG_MAPS, "Table"),
+        (&*one, "PartialObjectMetadata"),
+        (CONFIG_MAPS, "PartialObjectMetadataList"),
+    ] {
+        let json = "application/json";
+        let [new, old] = ["v1", "v1beta1"].map(|v| accept(json, kind, v));
+        let old = api
+            .send("GET", path, &[("accept", &old)], Vec::new())
+            .await?;
+        let new = api
+            .send("GET", path, &[("accept", &new)], Vec::new())
+            .await?;
+        assert_eq!(
+            (&old.json["kind"], &old.json["apiVersion"]),
+            (&json!(kind), &json!(BETA))
+        );
+        let told = new.text.replace("meta.k8s.io/v1", BETA);
+        assert_eq!(
+            at_rest(serde_json::from_str(&told)?),
+            at_rest(old.json),
+            "{kind}"
+        );
+        if kind != "Table" {
+            let binary = accept("application/vnd.kubernetes.protobuf", kind, "v1beta1");
+            let answer = api
+                .send("GET", path, &[("accept", &binary)], Vec::new())
+                .await?;
+            let envelope = apimachinery::protobuf::Envelope::parse(&answer.body)?;
+            assert_eq!((envelope.api_version, envelope.kind), (BETA, kind));
+        }
+    }
+    for kind in ["Table", "PartialObjectMetadata"] {
+        let accept = accept("application/json", kind, "v1beta1");
+        let mut watch = api.watch(&watch, &[("accept", &accept)]).await?;
+        let told = watch.next().await?.context("an event")?;
+        assert_eq!(told["object"]["apiVersion"], BETA);
+        assert_eq!(told["object"]["kind"], kind);
+    }
+    api.close().await
+}
+
+/// Upstream: `NegotiateOutputMediaTypeStream` (`endpoints/handlers/negotiation`): YAML has no
+/// stream serializer (`runtime/serializer/codec_factory.go`), so a watch that accepts nothing
+/// else is refused with the types of streams.
+#[tokio::test]
+async fn yaml_has_no_watch() -> Result<()> {
+    let api = TestApi::start().await?;
+    let path = format!("{CONFIG_MAPS}?watch=1");
+    for accept in ["application/yaml", "application/yaml;stream=watch"] {
+        let refused = api
+            .send("GET", &path, &[("accept", accept)], Vec::new())
+            .await?;
+        assert_eq!(refused.code, 406, "{accept}");
+        let types = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch, application/cbor-seq";
+        assert!(refused.text.contains(types), "{}", refused.text);
+        assert!(refused.text.contains("NotAcceptable"), "{}", refused.text);
+    }
     api.close().await
 }

@@ -304,3 +304,43 @@ fn top_shows_what_pods_and_the_node_use() {
     assert!(words[1].ends_with('m') && words[4].ends_with('%'), "{top}");
     site.says(&["get", "apiservices", "v1beta1.metrics.k8s.io"], "True");
 }
+
+/// Go's clients, once they may, ask in CBOR where they know no type (KEP-4222), as `wait` and
+/// `delete` do: objects, lists and watches.
+#[test]
+fn clients_that_prefer_cbor() {
+    let site = Site::start();
+    site.ok(&["create", "configmap", "c", "--from-literal=a=b"]);
+    let cbor = |args: &[&str]| {
+        let mut command = site.kubectl_command(&[&["-v=8"], args].concat());
+        command.env("KUBE_FEATURE_ClientsAllowCBOR", "true");
+        command.env("KUBE_FEATURE_ClientsPreferCBOR", "true");
+        command
+    };
+    let told = |output: std::process::Output| {
+        let text = text(&output);
+        assert!(output.status.success(), "{text}");
+        // Of what was answered, not only of what was asked for.
+        assert!(text.contains("Content-Type: application/cbor"), "{text}");
+        text
+    };
+    let waiting = Following::start(cbor(&["wait", "--for=jsonpath={.data.a}=c", "configmap/c"]));
+    waiting.wait_for(|l| l.contains("watch=true"));
+    site.ok(&[
+        "patch",
+        "configmap",
+        "c",
+        "--patch",
+        r#"{"data": {"a": "c"}}"#,
+    ]);
+    waiting.wait_for(|l| l.contains("condition met"));
+    let lines = waiting.lines().join("\n");
+    assert!(lines.contains("application/cbor-seq"), "{lines}");
+    let met = cbor(&["wait", "--for=jsonpath={.data.a}=c", "configmap/c"]);
+    told({ met }.output().expect("kubectl"));
+    told(
+        cbor(&["delete", "configmap", "c"])
+            .output()
+            .expect("kubectl"),
+    );
+}
