@@ -1,6 +1,7 @@
 //! Admission policies: cases from the documentation of ValidatingAdmissionPolicy and
 //! MutatingAdmissionPolicy, and `test/integration/apiserver/cel` of upstream.
 
+use super::webhooks::{TABS, converted, define, serve, tab};
 use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::{Answer, TestApi};
@@ -273,5 +274,90 @@ async fn the_status_tells_what_does_not_fit_the_types() -> Result<()> {
         ),
         "{text}"
     );
+    api.close().await
+}
+
+/// Upstream: `plugin/policy/mutating/dispatcher.go` (versioned attributes, converted back) and
+/// `test/integration/apiserver/cel/mutatingadmissionpolicy_test.go`: of kinds in several versions
+/// a policy sees that of its rule.
+#[tokio::test]
+async fn a_policy_changes_objects_in_the_version_of_its_rule() -> Result<()> {
+    let api = TestApi::start().await?;
+    let conversion = serve(|_, request| converted(request)).await?;
+    define(&api, &conversion).await?;
+    let about = |policy: &str| {
+        json!({"matchPolicy": policy, "resourceRules": [{"apiGroups": ["stable.example.com"],
+            "apiVersions": ["v2"], "operations": ["CREATE", "UPDATE"], "resources": ["crontabs"]}]})
+    };
+    let policies = [
+        (
+            "a-port",
+            "Equivalent",
+            json!({"patchType": "ApplyConfiguration", "applyConfiguration": {
+            "expression": "Object{spec: Object.spec{port: object.spec.port + '9'}}"}}),
+        ),
+        (
+            "b-host",
+            "Equivalent",
+            json!({"patchType": "JSONPatch", "jsonPatch": {"expression":
+            "[JSONPatch{op: 'replace', path: '/spec/host', value: object.apiVersion.split('/')[1] + (oldObject == null ? '' : oldObject.spec.host)}]"}}),
+        ),
+        (
+            "c-exact",
+            "Exact",
+            json!({"patchType": "JSONPatch", "jsonPatch": {"expression":
+            "[JSONPatch{op: 'add', path: '/metadata/labels', value: {'exact': 'yes'}}]"}}),
+        ),
+    ];
+    for (name, policy, mutation) in policies {
+        let spec = json!({
+            "matchConstraints": about(policy), "mutations": [mutation], "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "matchConditions": [{"name": "host", "expression": "object.spec.host != 'free'"}],
+        });
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        make(&api, "mutatingadmissionpolicies", object).await?;
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+        make(&api, "mutatingadmissionpolicybindings", binding).await?;
+    }
+    let one = tab("v1", "one", json!({"hostPort": "a:1"}));
+    let made = api.call("POST", TABS, Some(&one)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    assert_eq!(made.json["apiVersion"], "stable.example.com/v1");
+    assert_eq!(made.json["spec"], json!({"hostPort": "v2:19"}));
+    assert_eq!(made.json["metadata"].get("labels"), None);
+    // It is who wrote that owns what was changed.
+    let fields = made.json["metadata"]["managedFields"].as_array();
+    assert_eq!(fields.map(Vec::len), Some(1), "{}", made.text);
+    let mut next = made.json.clone();
+    next["spec"]["hostPort"] = "b:2".into();
+    let put = api.call("PUT", &format!("{TABS}/one"), Some(&next)).await?;
+    assert_eq!(
+        put.json["spec"],
+        json!({"hostPort": "v2v2:29"}),
+        "{}",
+        put.text
+    );
+    // Conditions are held against the object in that version, too.
+    let free = tab("v1", "free", json!({"hostPort": "free:1"}));
+    let made = api.call("POST", TABS, Some(&free)).await?;
+    assert_eq!(
+        made.json["spec"],
+        json!({"hostPort": "free:1"}),
+        "{}",
+        made.text
+    );
+    // Whose own version it is is asked without a conversion; and the exact one is.
+    let own = tab("v2", "own", json!({"host": "a", "port": "1"}));
+    let made = api
+        .call("POST", &TABS.replace("/v1/", "/v2/"), Some(&own))
+        .await?;
+    assert_eq!(
+        made.json["spec"],
+        json!({"host": "v2", "port": "19"}),
+        "{}",
+        made.text
+    );
+    assert_eq!(made.json["metadata"]["labels"], json!({"exact": "yes"}));
     api.close().await
 }

@@ -300,7 +300,7 @@ async fn a_service_is_called_where_its_endpoint_is() -> Result<()> {
     api.close().await
 }
 
-const TABS: &str = "/apis/stable.example.com/v1/namespaces/default/crontabs";
+pub(super) const TABS: &str = "/apis/stable.example.com/v1/namespaces/default/crontabs";
 const TABS2: &str = "/apis/stable.example.com/v2/namespaces/default/crontabs";
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
@@ -352,7 +352,7 @@ pub(super) fn versions(server: &Server, storage: &str) -> Value {
 }
 
 /// Serves crontabs in two versions, of which the first is stored.
-async fn define(api: &TestApi, server: &Server) -> Result<()> {
+pub(super) async fn define(api: &TestApi, server: &Server) -> Result<()> {
     let made = api
         .call("POST", CRDS, Some(&versions(server, "v1")))
         .await?;
@@ -368,7 +368,7 @@ async fn define(api: &TestApi, server: &Server) -> Result<()> {
     Ok(())
 }
 
-fn tab(version: &str, name: &str, spec: Value) -> Value {
+pub(super) fn tab(version: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": format!("stable.example.com/{version}"), "kind": "CronTab",
         "metadata": {"name": name}, "spec": spec})
 }

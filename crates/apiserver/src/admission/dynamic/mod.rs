@@ -117,11 +117,11 @@ pub(crate) async fn mutate(
         return Ok(false);
     }
     let before = new.clone();
-    let policies = mutating::run(call, operation, new, old, None)?;
+    let policies = mutating::run(call, operation, new, old, None).await?;
     let hooks = webhook::mutate(call, operation, new, old, None).await?;
     // Once more for those that ask for it, of what somebody else has changed since.
     if hooks.changed && !policies.ran.is_empty() {
-        mutating::run(call, operation, new, old, Some(&policies.ran))?;
+        mutating::run(call, operation, new, old, Some(&policies.ran)).await?;
     }
     if !hooks.again.is_empty() {
         webhook::mutate(call, operation, new, old, Some(&hooks.again)).await?;

@@ -6,6 +6,7 @@ use super::configured;
 use super::policy::{Asked, Binding, Condition, Given, Mutation, Policy, failed, refusal};
 use super::request::Subject;
 use crate::admission::Operation;
+use crate::convert;
 use crate::registry::Call;
 use apimachinery::apply::{self, Manager};
 use apimachinery::cel::{Activation, CALL_COST_MAX, OBJECT_COST_MAX};
@@ -21,7 +22,7 @@ pub(super) struct Ran {
 }
 
 /// Runs the policies, or those of a first round that ask for another.
-pub(super) fn run(
+pub(super) async fn run(
     call: &Call<'_>,
     operation: Operation,
     new: &mut Value,
@@ -51,7 +52,7 @@ pub(super) fn run(
                 .map(|b| (&*b.name, &*b.made))
                 .collect(),
         };
-        if policy(call, operation, new, old, &asked)? && asked.policy.reinvoked {
+        if Box::pin(policy(call, operation, new, old, &asked)).await? && asked.policy.reinvoked {
             done.ran.insert(one.name.clone());
         }
     }
@@ -59,7 +60,7 @@ pub(super) fn run(
 }
 
 /// Runs one policy for all its bindings; whether it was asked.
-fn policy(
+async fn policy(
     call: &Call<'_>,
     operation: Operation,
     new: &mut Value,
@@ -70,31 +71,29 @@ fn policy(
     for (name, binding) in &asked.bindings {
         let before = new.clone();
         let subject = Subject::new(call, operation, &before, old);
-        // Only in the request's own version: what it makes is merged into the object.
-        let own = |row: &crate::row::Row| row.version() == call.row.version();
-        if !asked
-            .policy
-            .constraints
-            .matches(&subject)
-            .is_some_and(|r| own(&r))
-            || binding.resources.matches(&subject).is_none()
-        {
+        let Some(row) = asked.policy.constraints.matches(&subject) else {
+            continue;
+        };
+        if binding.resources.matches(&subject).is_none() {
             continue;
         }
         ran = true;
+        // In the version that its rule names; what it makes is converted back.
+        let subject = subject.in_version(&row).await?;
         let done = asked
             .policy
             .params(&subject, binding)
             .map_err(|e| format!("failed to configure binding: {e}"))
             .and_then(|all| {
-                let mut made = before.clone();
+                let mut made = (*subject.object).clone();
                 for p in &all {
                     made = evaluate(&subject, &asked.policy, made, p.as_ref())?;
                 }
                 Ok(made)
             });
         match done {
-            Ok(made) => *new = made,
+            Ok(made) if made == *subject.object => {}
+            Ok(made) => *new = convert::into(call.core, &row, call.row, &made).await?,
             Err(e) if asked.policy.fails => {
                 let message = format!(
                     "MutatingAdmissionPolicy '{}' with binding '{name}' denied request: {e}",
