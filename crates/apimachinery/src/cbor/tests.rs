@@ -209,7 +209,7 @@ fn bodies_are_decoded_as_in_other_formats() {
         assert_eq!(parse(MediaType::Cbor, &bytes), Ok(body.clone()));
     }
     let wrong = decode(schema, ty, MediaType::Cbor, b"{}", FieldValidation::Warn).unwrap_err();
-    assert_eq!((wrong.code, &*wrong.reason), (400, "BadRequest"));
+    assert_eq!((wrong.code, wrong.reason), (400, "BadRequest"));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
