@@ -181,6 +181,8 @@ fn storage_class() -> Value {
         },
         "provisioner": constants::LOCAL_PATH_PROVISIONER,
         "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        // A directory has room for what its disk has room for: it grows by saying so.
+        "allowVolumeExpansion": true,
     })
 }
 

@@ -2,6 +2,7 @@
 //! a version of a custom resource. The registry asks a [`Row`] and never cares which.
 
 use crate::definitions::Custom;
+use crate::resource_metrics;
 use api::{Resource, Subresource};
 use apimachinery::schema::{Schema, TypeId};
 use apimachinery::{FieldError, Status};
@@ -213,7 +214,10 @@ impl Row {
     pub(crate) fn schema(&self) -> Result<(&Schema, TypeId), Status> {
         match self {
             Self::Builtin(r) => {
-                let schema = Schema::builtin();
+                let schema = match r.group {
+                    resource_metrics::GROUP => resource_metrics::schema(),
+                    _ => Schema::builtin(),
+                };
                 let ty = schema
                     .by_name(r.type_name)
                     .ok_or_else(|| Status::internal(format!("no schema for {}", r.type_name)))?;

@@ -128,7 +128,8 @@ pub fn suited(
     all
 }
 
-fn size(volume: &PersistentVolume) -> i64 {
+/// Bytes of a volume.
+pub fn size(volume: &PersistentVolume) -> i64 {
     let capacity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref());
     bytes(
         capacity
@@ -137,7 +138,19 @@ fn size(volume: &PersistentVolume) -> i64 {
     )
 }
 
-fn requested(claim: &PersistentVolumeClaim) -> i64 {
+/// Whether only one pod at a time may have what has these access modes.
+pub fn is_for_one_pod(modes: Option<&[String]>) -> bool {
+    modes.is_some_and(|modes| modes.iter().any(|mode| mode == "ReadWriteOncePod"))
+}
+
+/// Bytes that a bound claim is said to have, if that is said yet.
+pub fn capacity(claim: &PersistentVolumeClaim) -> Option<i64> {
+    let capacity = claim.status.as_ref()?.capacity.as_ref()?;
+    Some(bytes(Some(capacity.get("storage")?.0.as_str())))
+}
+
+/// Bytes that a claim asks for.
+pub fn requested(claim: &PersistentVolumeClaim) -> i64 {
     let resources = claim.spec.as_ref().and_then(|s| s.resources.as_ref());
     let requests = resources.and_then(|r| r.requests.as_ref());
     bytes(

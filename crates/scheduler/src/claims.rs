@@ -7,7 +7,7 @@ use crate::snapshot::NodeState;
 use client::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use client::k8s_openapi::api::storage::v1::StorageClass;
 use client::volumes::{
-    SELECTED_NODE, claims_of, class_of, made_for, suited, volume_of, waits_for_pod,
+    SELECTED_NODE, claims_of, class_of, is_for_one_pod, made_for, suited, volume_of, waits_for_pod,
 };
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub(crate) trait Storage {
     fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>>;
     fn volumes(&self) -> Vec<Arc<PersistentVolume>>;
     fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
+    /// Whether a pod that has a node has this claim.
+    fn is_used(&self, claim: &str) -> bool;
 }
 
 /// What a pod's claims ask of its node.
@@ -33,6 +35,8 @@ pub(crate) trait Storage {
 pub(crate) struct Claims {
     /// Where the volumes are that are bound: one of the terms of each must hold.
     bound: Vec<Vec<NodeTerm>>,
+    /// One of them is for a single pod, and another pod has it.
+    taken: bool,
     pub(crate) waiting: Vec<Waiting>,
 }
 
@@ -70,6 +74,8 @@ impl Claims {
             if made {
                 made_for(&claim, pod)?;
             }
+            let modes = claim.spec.as_ref().and_then(|s| s.access_modes.as_deref());
+            all.taken |= is_for_one_pod(modes) && storage.is_used(&name);
             let volume = volume_of(&claim);
             let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
             if phase == Some("Lost") {
@@ -101,6 +107,13 @@ impl Claims {
 
     /// Whether a node has, or can have, all volumes.
     pub(crate) fn check(&self, name: &str, node: &NodeState) -> Result<(), Rejection> {
+        if self.taken {
+            // Wherever that pod is.
+            return Err(Rejection::by_pods(
+                "node has pod using PersistentVolumeClaim with the same name and \
+                 ReadWriteOncePod access mode",
+            ));
+        }
         let here = |terms: &Vec<NodeTerm>| terms.iter().any(|t| t.matches(name, node.labels()));
         if !self.bound.iter().all(here) {
             return Err(Rejection::by_node(
@@ -221,6 +234,7 @@ mod tests {
         claim: Option<Value>,
         volumes: Vec<Value>,
         class: Option<Value>,
+        used: bool,
     }
 
     fn read<T: client::informer::Kind>(v: &Value) -> Arc<T> {
@@ -244,6 +258,10 @@ mod tests {
 
         fn class(&self, _: &str) -> Option<Arc<StorageClass>> {
             self.class.as_ref().map(read)
+        }
+
+        fn is_used(&self, _: &str) -> bool {
+            self.used
         }
     }
 
@@ -354,7 +372,7 @@ mod tests {
         let has = Has {
             claim: Some(claim),
             volumes: vec![volume("pv", "n1", "1Gi")],
-            class: None,
+            ..Has::default()
         };
         let claims = Claims::of(&by_claim(), &has).unwrap();
         let check = |at: &str| with_node(at, |name, node| claims.check(name, node));
@@ -366,6 +384,33 @@ mod tests {
         );
     }
 
+    /// Upstream: `TestAccessModeConflicts` of the plug-in VolumeRestrictions.
+    #[test]
+    fn a_claim_for_one_pod_is_for_one() {
+        let check = |mode: &str, used: bool| {
+            let claim = json!({"metadata": {"name": "data"},
+                "spec": {"volumeName": "pv", "accessModes": [mode]}});
+            let has = Has {
+                claim: Some(claim),
+                volumes: vec![volume("pv", "n1", "1Gi")],
+                class: None,
+                used,
+            };
+            let claims = Claims::of(&by_claim(), &has).unwrap();
+            with_node("n1", |name, node| claims.check(name, node))
+        };
+        let refused = check("ReadWriteOncePod", true).unwrap_err();
+        assert_eq!(
+            refused.reasons,
+            [
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
+            ]
+        );
+        assert!(refused.by_pods);
+        assert_eq!(check("ReadWriteOncePod", false), Ok(()));
+        assert_eq!(check("ReadWriteOnce", true), Ok(()));
+    }
+
     #[test]
     fn the_pod_s_node_decides_where_the_volume_is() {
         let check = |provisioner: &str, notes: Value, at: &str| {
@@ -373,6 +418,7 @@ mod tests {
                 claim: Some(asking(&notes)),
                 volumes: vec![volume("large", "n1", "9Gi"), volume("fits", "n1", "2Gi")],
                 class: class(provisioner),
+                used: false,
             };
             let claims = Claims::of(&by_claim(), &has).unwrap();
             with_node(at, |at, node| match claims.check(at, node) {

@@ -132,6 +132,14 @@ impl Storage for Stored<'_> {
     fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
         self.of.classes.get("", name)
     }
+
+    fn is_used(&self, claim: &str) -> bool {
+        let mut pods = self.of.snapshot.nodes().flat_map(|(_, node)| node.pods());
+        pods.any(|pod| {
+            pod.metadata.namespace.as_deref() == Some(self.namespace)
+                && client::volumes::claims_of(pod).any(|(name, _)| name == claim)
+        })
+    }
 }
 
 impl Scheduler {

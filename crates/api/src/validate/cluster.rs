@@ -133,18 +133,7 @@ pub(crate) fn claim(v: &Value) -> Vec<FieldError> {
     if list(v, "spec.accessModes").is_empty() {
         c.required("spec.accessModes", "at least 1 access mode is required");
     }
-    for (i, m) in list(v, "spec.accessModes").iter().enumerate() {
-        c.one_of(
-            format!("spec.accessModes[{i}]"),
-            m,
-            &[
-                "ReadOnlyMany",
-                "ReadWriteMany",
-                "ReadWriteOnce",
-                "ReadWriteOncePod",
-            ],
-        );
-    }
+    access_modes(&mut c, v);
     let storage = at(v, "spec.resources.requests.storage");
     if storage.is_null() {
         c.required("spec.resources[storage]", "");
@@ -166,17 +155,47 @@ pub(crate) fn claim(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
-/// A bound claim may grow, and nothing else.
+/// Those that there are; the one of a single pod stands alone.
+fn access_modes(c: &mut Check, v: &Value) {
+    const ALONE: &str = "ReadWriteOncePod";
+    let modes = list(v, "spec.accessModes");
+    for mode in modes {
+        let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", ALONE];
+        c.one_of("spec.accessModes", mode, &known);
+    }
+    if modes.iter().any(|m| m == ALONE) && modes.iter().any(|m| m != ALONE) {
+        c.forbidden(
+            "spec.accessModes",
+            "may not use ReadWriteOncePod with other access modes",
+        );
+    }
+}
+
+/// A bound claim may grow, down to what it has where growing has failed, and nothing else.
+/// Whether its class lets it is admission's to say.
 pub(crate) fn claim_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let size = |v: &Value, path: &str| {
+        apimachinery::quantity::Quantity::from_json(at(v, path)).map_or(0, |q| q.nano)
+    };
+    const ASKED: &str = "spec.resources.requests.storage";
+    let (wants, wanted) = (size(new, ASKED), size(old, ASKED));
+    let sized = wants == wanted || text(old, "status.phase") == "Bound";
     let frozen = |v: &Value| {
         let mut spec = at(v, "spec").clone();
         if let Some(map) = spec.as_object_mut() {
-            map.remove("resources");
             map.remove("volumeAttributesClassName");
             if text(old, "spec.volumeName").is_empty() {
                 // The binder names the volume.
                 map.remove("volumeName");
             }
+            if at(old, "spec.storageClassName").is_null() {
+                // One that had none may get the class that has become the default.
+                map.remove("storageClassName");
+            }
+        }
+        let requests = spec.pointer_mut("/resources/requests");
+        if let Some(requests) = requests.and_then(Value::as_object_mut).filter(|_| sized) {
+            requests.remove("storage");
         }
         spec
     };
@@ -187,16 +206,8 @@ pub(crate) fn claim_update(new: &Value, old: &Value) -> Vec<FieldError> {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         );
     }
-    let size = |v: &Value| {
-        apimachinery::quantity::Quantity::from_json(at(v, "spec.resources.requests.storage"))
-    };
-    if let (Some(n), Some(o)) = (size(new), size(old))
-        && n < o
-    {
-        c.forbidden(
-            "spec.resources.requests.storage",
-            "field can not be less than status.capacity",
-        );
+    if wants < wanted && wants <= size(old, "status.capacity.storage") {
+        c.forbidden(ASKED, "field can not be less than status.capacity");
     }
     c.0
 }
@@ -207,6 +218,7 @@ pub(crate) fn volume(v: &Value) -> Vec<FieldError> {
     if list(v, "spec.accessModes").is_empty() {
         c.required("spec.accessModes", "");
     }
+    access_modes(&mut c, v);
     let storage = at(v, "spec.capacity.storage");
     if storage.is_null() {
         c.required("spec.capacity", "");

@@ -7,7 +7,7 @@
 
 use crate::schema::{Field, Scalar, Schema, Struct, Type, TypeId, Union};
 use base64::Engine as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -253,7 +253,12 @@ impl<'de> Visitor<'de> for Put<'_> {
                     time(out, number, t);
                 }
             }
-            // No type of a served group has a duration.
+            Type::Scalar(Scalar::Duration) => {
+                let nanos = v.parse::<SignedDuration>().map(|d| d.as_nanos());
+                if let Some(nanos) = nanos.ok().and_then(|n| i64::try_from(n).ok()) {
+                    nested(out, number, |out| varint_field(out, 1, nanos as u64));
+                }
+            }
             _ => {}
         }
         Ok(())

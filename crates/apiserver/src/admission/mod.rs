@@ -3,6 +3,7 @@
 //! webhooks that the API's own objects configure.
 
 mod certificate;
+mod claim_resize;
 pub(crate) mod dynamic;
 mod limits;
 mod namespace;
@@ -111,6 +112,7 @@ pub(crate) async fn validate(
     rbac_escalation::validate(call, new, old)?;
     limits::validate(call, operation, new)?;
     pod_security::validate(call, operation, new, old)?;
+    claim_resize::validate(call, operation, new, old)?;
     Box::pin(dynamic::validate(call, operation, new, old)).await?;
     // Last: what another refuses is not charged.
     quota::validate(call, operation, new, old).await

@@ -9,7 +9,7 @@ const DEFAULT: [&str; 2] = [
     "storageclass.kubernetes.io/is-default-class",
     "storageclass.beta.kubernetes.io/is-default-class",
 ];
-const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+pub(super) const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// Fills in a new claim.
 pub(super) fn mutate(call: &Call<'_>, claim: &mut Value) {

@@ -18,11 +18,12 @@ use crate::server_state::{Core, rfc3339};
 use api::Resource;
 use apimachinery::Status;
 use apimachinery::openapi::CustomKind;
+use apimachinery::schema::{Field, List, ListKind, Scalar, Schema, Struct, Type, TypeId};
 use bytes::Bytes;
 use http::Response;
 use sample::{Look, Use};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -170,6 +171,59 @@ fn usage(before: Option<&Use>, last: &Use, window: Duration, two: &Two) -> Optio
     };
     Some(json!({
         "cpu": format!("{nano_cores}n"), "memory": format!("{}Ki", last.memory_bytes / 1024),
+    }))
+}
+
+/// The types of this group, which no generated schema has, by upstream's `generated.proto`.
+pub(crate) fn schema() -> &'static Schema {
+    static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+        let mut all = Schema::over(Schema::builtin());
+        let meta = all.by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+        let meta = meta.unwrap_or_default();
+        let [text, time, window, amount] = [
+            Scalar::String,
+            Scalar::Time,
+            Scalar::Duration,
+            Scalar::Quantity,
+        ]
+        .map(|scalar| all.add(Type::Scalar(scalar)));
+        let usage = all.add(Type::Map(amount));
+        let container = [("name", text, 1), ("usage", usage, 2)];
+        let container = add(&mut all, "ContainerMetrics", &container);
+        let containers = all.add(Type::List(List {
+            item: container,
+            kind: ListKind::Atomic,
+            patch_merge_key: None,
+        }));
+        let what = [("containers", containers), ("usage", usage)];
+        for (kind, (name, ty)) in ["PodMetrics", "NodeMetrics"].into_iter().zip(what) {
+            let mut fields = [
+                ("metadata", meta, 1),
+                ("timestamp", time, 2),
+                ("window", window, 3),
+                (name, ty, 4),
+            ];
+            fields.sort_unstable();
+            add(&mut all, kind, &fields);
+        }
+        all
+    });
+    &SCHEMA
+}
+
+/// Adds a struct with fields in order of their names.
+fn add(all: &mut Schema, kind: &str, fields: &[(&str, TypeId, u32)]) -> TypeId {
+    let fields = fields.iter().map(|(name, ty, number)| Field {
+        name: (*name).into(),
+        ty: *ty,
+        number: *number,
+        ..Field::default()
+    });
+    all.add(Type::Struct(Struct {
+        name: format!("io.k8s.metrics.pkg.apis.metrics.v1beta1.{kind}").into(),
+        fields: fields.collect(),
+        atomic: false,
+        preserve_unknown: false,
     }))
 }
 

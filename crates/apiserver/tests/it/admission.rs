@@ -177,3 +177,83 @@ async fn classes_fill_in_pods_and_claims() -> Result<()> {
     assert_eq!(some["spec"]["storageClassName"], "local");
     api.close().await
 }
+
+/// Upstream: `TestValidatePersistentVolumeClaimUpdate` (`pkg/apis/core/validation`), and
+/// `plugin/pkg/admission/storage/persistentvolume/resize/admission_test.go`.
+#[tokio::test]
+async fn claims_grow_where_their_class_lets_them() -> Result<()> {
+    let api = TestApi::start().await?;
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let classes = "/apis/storage.k8s.io/v1/storageclasses";
+    for (name, grows) in [("grows", true), ("stays", false)] {
+        let class = json!({"metadata": {"name": name}, "provisioner": "p",
+            "allowVolumeExpansion": grows});
+        made(&api, classes, class).await?;
+    }
+    let claim = |name: &str, class: &str| {
+        json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    let media = [("content-type", "application/merge-patch+json")];
+    let patch = async |path: &str, body: Value| {
+        api.send("PATCH", path, &media, body.to_string().into_bytes())
+            .await
+    };
+    let size = async |name: &str, size: &str| {
+        let body = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        patch(&format!("{claims}/{name}"), body).await
+    };
+    for (name, class) in [("a", "grows"), ("b", "stays"), ("c", "")] {
+        made(&api, claims, claim(name, class)).await?;
+        let unbound = size(name, "2Gi").await?;
+        assert_eq!(unbound.code, 422, "{}", unbound.text);
+        let frozen = "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        assert!(message(&unbound).contains(frozen), "{}", unbound.text);
+        // The same in other words is no change.
+        assert_eq!(size(name, "1024Mi").await?.code, 200);
+        let bound = json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}});
+        let told = patch(&format!("{claims}/{name}/status"), bound).await?;
+        assert_eq!(told.code, 200, "{}", told.text);
+    }
+    for name in ["b", "c"] {
+        let refused = size(name, "2Gi").await?;
+        assert_eq!(refused.code, 403);
+        let want = format!(
+            "persistentvolumeclaims {name:?} is forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"
+        );
+        assert_eq!(message(&refused), want);
+    }
+    let grown = size("a", "3Gi").await?;
+    assert_eq!(grown.code, 200, "{}", grown.text);
+    // Back, where growing has failed; not below what there is.
+    assert_eq!(size("a", "2Gi").await?.code, 200);
+    let small = size("a", "1Gi").await?;
+    assert_eq!(small.code, 422);
+    let want =
+        "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity";
+    assert!(message(&small).contains(want), "{}", small.text);
+    let limits = json!({"spec": {"resources": {"limits": {"storage": "9Gi"}}}});
+    assert_eq!(patch(&format!("{claims}/a"), limits).await?.code, 422);
+    let own = api
+        .call("GET", &format!("{classes}/local-path"), None)
+        .await?;
+    assert_eq!(own.json["allowVolumeExpansion"], true);
+
+    let mut modes = claim("d", "grows");
+    modes["spec"]["accessModes"] = json!(["ReadWriteOncePod", "ReadWriteMany"]);
+    let refused = post(&api, claims, modes.clone()).await?;
+    assert!(
+        message(&refused).contains(
+            "spec.accessModes: Forbidden: may not use ReadWriteOncePod with other access modes"
+        ),
+        "{}",
+        refused.text
+    );
+    modes["spec"]["accessModes"] = json!(["Mine"]);
+    let refused = post(&api, claims, modes.clone()).await?;
+    let want = "spec.accessModes: Unsupported value: \"Mine\": supported values: \"ReadOnlyMany\", \"ReadWriteMany\", \"ReadWriteOnce\", \"ReadWriteOncePod\"";
+    assert!(message(&refused).contains(want), "{}", refused.text);
+    modes["spec"]["accessModes"] = json!(["ReadWriteOncePod"]);
+    made(&api, claims, modes).await?;
+    api.close().await
+}

@@ -2,7 +2,9 @@
 
 use super::kubectl::Kubectl;
 use super::{PODS, default_account, pod};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use apimachinery::protobuf::{self, Envelope};
+use apimachinery::schema::{Field, List, ListKind, Scalar, Schema, Struct, Type, TypeId};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
@@ -88,6 +90,81 @@ fn near(text: &str, millicores: i64) -> bool {
     (shown - millicores).abs() <= millicores / 4
 }
 
+/// The messages of upstream's `k8s.io/metrics/pkg/apis/metrics/v1beta1/generated.proto`, of which
+/// clients in protobuf (a HorizontalPodAutoscaler's among them) read the same as others in JSON.
+fn messages() -> Schema {
+    let mut all = Schema::over(Schema::builtin());
+    let meta = all.by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+    let scalars = [
+        Scalar::String,
+        Scalar::Quantity,
+        Scalar::Time,
+        Scalar::Duration,
+    ];
+    let [text, amount, time, duration] = scalars.map(|s| all.add(Type::Scalar(s)));
+    let usage = all.add(Type::Map(amount));
+    let message = |all: &mut Schema, name: &str, fields: &[(&str, TypeId, u32)]| {
+        let field = |(name, ty, number): &(&str, TypeId, u32)| Field {
+            name: (*name).into(),
+            ty: *ty,
+            number: *number,
+            ..Field::default()
+        };
+        all.add(Type::Struct(Struct {
+            name: name.into(),
+            fields: fields.iter().map(field).collect(),
+            atomic: false,
+            preserve_unknown: false,
+        }))
+    };
+    let (meta, named) = (
+        ("metadata", meta.unwrap_or_default(), 1),
+        ("usage", usage, 2),
+    );
+    let container = message(&mut all, "ContainerMetrics", &[("name", text, 1), named]);
+    let containers = all.add(Type::List(List {
+        item: container,
+        kind: ListKind::Atomic,
+        patch_merge_key: None,
+    }));
+    let (time, window) = (("timestamp", time, 2), ("window", duration, 3));
+    let pod = [("containers", containers, 4), meta, time, window];
+    message(&mut all, "PodMetrics", &pod);
+    message(
+        &mut all,
+        "NodeMetrics",
+        &[meta, time, ("usage", usage, 4), window],
+    );
+    all
+}
+
+async fn in_messages(api: &TestApi) -> Result<()> {
+    let schema = messages();
+    for (kind, path) in [
+        ("NodeMetrics", "/apis/metrics.k8s.io/v1beta1/nodes/n"),
+        (
+            "PodMetrics",
+            "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods/big",
+        ),
+    ] {
+        let accept = [("accept", "application/vnd.kubernetes.protobuf")];
+        let answer = api.send("GET", path, &accept, Vec::new()).await?;
+        assert_eq!(answer.code, 200, "{}", answer.text);
+        let ty = schema.by_name(kind).context("a type")?;
+        let envelope = Envelope::parse(&answer.body)?;
+        let gvk = (envelope.api_version, envelope.kind);
+        assert_eq!(gvk, ("metrics.k8s.io/v1beta1", kind));
+        let told = protobuf::decode(&schema, ty, &answer.body)?;
+        let mut text = api.call("GET", path, None).await?.json;
+        for key in ["kind", "apiVersion"] {
+            text.as_object_mut().context("an object")?.remove(key);
+        }
+        assert!(told["window"].as_str().is_some_and(|w| w.ends_with('s')));
+        assert_eq!(told, text);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_top_shows_what_nodes_and_pods_use() -> Result<()> {
     let api = TestApi::start().await?;
@@ -150,6 +227,7 @@ async fn kubectl_top_shows_what_nodes_and_pods_use() -> Result<()> {
         "{top:?}"
     );
     assert!(near(&top[0][1], 750), "{top:?}");
+    in_messages(&api).await?;
     // All that time the kubelet was asked for two readings.
     assert_eq!(asked.load(Ordering::SeqCst), 2);
     let missing = k.run(false, "top pod gone", "").await?;

@@ -16,7 +16,9 @@ use api::constants::{
 };
 use client::k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use client::k8s_openapi::api::storage::v1::StorageClass;
-use client::volumes::{claim_of, claimed_by, claims_of, class_of, is_for, made_for, volume_of};
+use client::volumes::{
+    claim_of, claimed_by, claims_of, class_of, is_for, made_for, requested, size, volume_of,
+};
 use client::{EventRecorder, Informer, ObjectKey, Outcome, WorkQueue};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use plan::{ClaimPlan, VolumePlan};
@@ -173,6 +175,11 @@ impl Controller {
                     return Ok(Outcome::Done);
                 };
                 self.provision(&claim, &class, &node).await?;
+            }
+            ClaimPlan::Grow(volume) => self.grow(&claim, &volume).await?,
+            ClaimPlan::AwaitGrowth => {
+                let message = "waiting for an external controller to expand this PVC";
+                self.recorder.normal(&*claim, "ExternalExpanding", message);
             }
             ClaimPlan::AskProvisioner(provisioner) => {
                 let note = json!({"metadata": {"annotations": {STORAGE_PROVISIONER: provisioner}}});
@@ -333,6 +340,31 @@ impl Controller {
                 source,
             }),
         }
+    }
+
+    /// Says that a claim has what it asks for, its volume first.
+    async fn grow(
+        &self,
+        claim: &PersistentVolumeClaim,
+        volume: &PersistentVolume,
+    ) -> Result<(), Error> {
+        let resources = claim.spec.as_ref().and_then(|s| s.resources.as_ref());
+        let requests = resources.and_then(|r| r.requests.as_ref());
+        let asked = json!({"storage": requests.and_then(|r| r.get("storage"))});
+        if size(volume) < requested(claim) {
+            let name = volume.metadata.name.as_deref().unwrap_or_default();
+            let patch = json!({
+                "metadata": {"resourceVersion": volume.metadata.resource_version},
+                "spec": {"capacity": asked},
+            });
+            self.patch_volume(name, &patch).await?;
+        }
+        let status = json!({"capacity": asked, "allocatedResources": asked});
+        self.claim_status(claim, &status).await?;
+        let message = "Resize volume succeeded";
+        self.recorder
+            .normal(claim, "VolumeResizeSuccessful", message);
+        Ok(())
     }
 
     /// Asks for the pods of now: one may have been placed that is not known yet.

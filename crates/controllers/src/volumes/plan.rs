@@ -10,7 +10,9 @@ use client::k8s_openapi::api::core::v1::{
     PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use client::volumes::{SELECTED_NODE, class_of, is_for, suited, volume_of, waits_for_pod};
+use client::volumes::{
+    SELECTED_NODE, capacity, class_of, is_for, requested, size, suited, volume_of, waits_for_pod,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,6 +33,11 @@ pub(super) enum ClaimPlan {
     Provision(String),
     /// Another program makes volumes of its class.
     AskProvisioner(String),
+    /// It has this volume and asks for more, which the volume is to say it has: a directory has
+    /// no size of its own.
+    Grow(Arc<PersistentVolume>),
+    /// It asks for more than its volume has, which another program is to see to.
+    AwaitGrowth,
 }
 
 /// What a volume needs.
@@ -66,7 +73,7 @@ pub(super) fn claim(
         Some(volume) if is_for(&volume, claim) => {
             let bound = volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
             if complete && phase == Some("Bound") && bound {
-                ClaimPlan::Keep
+                grown(claim, volume)
             } else {
                 ClaimPlan::Bind(volume)
             }
@@ -85,6 +92,21 @@ pub(super) fn claim(
                 ),
             }
         }
+    }
+}
+
+/// What a claim needs that has its volume.
+fn grown(claim: &PersistentVolumeClaim, volume: Arc<PersistentVolume>) -> ClaimPlan {
+    let (asks, has) = (requested(claim), size(&volume));
+    if asks <= has.min(capacity(claim).unwrap_or(has)) {
+        return ClaimPlan::Keep;
+    }
+    let by = volume.metadata.annotations.as_ref();
+    let by = by.and_then(|a| a.get(ANNOTATION_PROVISIONED_BY));
+    if by.is_some_and(|by| by == LOCAL_PATH_PROVISIONER) {
+        ClaimPlan::Grow(volume)
+    } else {
+        ClaimPlan::AwaitGrowth
     }
 }
 
@@ -337,6 +359,7 @@ mod tests {
     fn shown(plan: ClaimPlan) -> String {
         match plan {
             ClaimPlan::Bind(volume) => format!("bind {}", volume.metadata.name.as_deref().unwrap()),
+            ClaimPlan::Grow(volume) => format!("grow {}", volume.metadata.name.as_deref().unwrap()),
             other => format!("{other:?}"),
         }
     }
@@ -405,6 +428,40 @@ mod tests {
             Keep
             Fail("FailedBinding", "volume \"pv\" already bound to a different claim.")
             Lost("Two claims are bound to the same volume, this one is bound incorrectly")"#]]
+        .assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn a_claim_that_asks_for_more_grows_or_waits() {
+        let check = |by: &str, asked: &str, told: Option<&str>| {
+            let mut asks = asks(json!("slow"), "pv", json!({BIND_COMPLETED: "yes"}), "Bound");
+            let size = |text: &str| read(json!({"storage": text}));
+            let resources = asks.spec.as_mut().and_then(|s| s.resources.as_mut());
+            resources.unwrap().requests = Some(size(asked));
+            asks.status.as_mut().unwrap().capacity = told.map(size);
+            let pv = has("pv", Some("u1"), "Bound", "Delete", by);
+            shown(claim(&asks, Some(Arc::new(pv)), vec![], None))
+        };
+        let ours = LOCAL_PATH_PROVISIONER;
+        // The volume has 2Gi.
+        let lines = [
+            check(ours, "2Gi", Some("2Gi")),
+            check(ours, "1Gi", Some("2Gi")),
+            check(ours, "2Gi", None),
+            check(ours, "2049Mi", Some("2Gi")),
+            // The volume was told already, the claim was not.
+            check(ours, "2Gi", Some("1Gi")),
+            check("csi.example", "3Gi", Some("2Gi")),
+            check("csi.example", "2Gi", Some("2Gi")),
+        ];
+        expect![[r#"
+            Keep
+            Keep
+            Keep
+            grow pv
+            grow pv
+            AwaitGrowth
+            Keep"#]]
         .assert_eq(&lines.join("\n"));
     }
 

@@ -125,6 +125,20 @@ async fn a_claim_in_use_stays_and_its_volume_is_made_where_its_pod_is() -> Resul
     );
     assert_eq!(made["spec"]["persistentVolumeReclaimPolicy"], "Delete");
 
+    // A directory grows by being said to.
+    let more = json!({"spec": {"resources": {"requests": {"storage": "3Gi"}}}});
+    site.patch(&path, more).await?;
+    let grown = site
+        .until::<PersistentVolumeClaim, _>("the claim grows", |all| {
+            let (found, _) = phase_of(all, "data")?;
+            (found["status"]["capacity"]["storage"] == "3Gi").then_some(found)
+        })
+        .await?;
+    assert_eq!(grown["status"]["allocatedResources"]["storage"], "3Gi");
+    assert_eq!(grown["status"]["phase"], "Bound");
+    let volume = site.get(&format!("{VOLUMES}/{name}")).await?;
+    assert_eq!(volume["spec"]["capacity"]["storage"], "3Gi");
+
     site.api.call("DELETE", &path, None).await?;
     assert!(site.get(&path).await?["metadata"]["deletionTimestamp"].is_string());
     let ended = json!({"status": {"phase": "Succeeded"}});

@@ -43,6 +43,8 @@ pub(crate) enum VolumeError {
     ImageSubPath { path: String, reference: String },
     #[error("claim {0:?} is not bound to a volume")]
     Unbound(String),
+    #[error("volume uses the ReadWriteOncePod access mode and is already in use by another pod")]
+    InUse,
     #[error("{0}")]
     NotOwner(String),
     #[error("path {:?} does not exist", .0.display())]

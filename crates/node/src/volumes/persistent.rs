@@ -38,8 +38,8 @@ pub(super) async fn set_up(
     let owner = made.then_some(sources.facts.pod);
     let namespace = sources.facts.pod.metadata.namespace.as_deref();
     let found = find(sources.client, namespace.unwrap_or_default(), claim, owner).await;
-    let target = match found {
-        Ok(target) => target,
+    let (target, alone) = match found {
+        Ok(found) => found,
         // What was there before is there still.
         Err(VolumeError::Claim { .. }) if link.is_dir() => return Ok(()),
         Err(error) => return Err(error),
@@ -58,6 +58,11 @@ pub(super) async fn set_up(
     }
     if std::fs::read_link(link).is_ok_and(|to| to == target.path()) {
         return Ok(());
+    }
+    // Of two pods that are set up at once only one is first.
+    let _first = CLAIMING.lock().await;
+    if alone && is_elsewhere(link, target.path()) {
+        return Err(VolumeError::InUse);
     }
     // A directory of the machine's own stays whose it is, as upstream.
     let group = Group::of(sources.facts.pod);
@@ -78,6 +83,9 @@ pub(super) async fn set_up(
     std::os::unix::fs::symlink(target.path(), link).map_err(wrap)
 }
 
+/// Held while it is looked whether another pod has a volume, until this one has it.
+static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// What a claim leads to.
 enum Target {
     /// A directory that this site makes.
@@ -97,12 +105,13 @@ impl Target {
     }
 }
 
+/// Where the claim's volume is, and whether it is for one pod alone.
 async fn find(
     client: &kube::Client,
     namespace: &str,
     name: &str,
     owner: Option<&core::Pod>,
-) -> Result<Target, VolumeError> {
+) -> Result<(Target, bool), VolumeError> {
     let asked = |what: String| move |source| VolumeError::Claim { what, source };
     let claims: Api<core::PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let claim = claims
@@ -126,12 +135,14 @@ async fn find(
     }
     let made = is_made_here(&volume);
     let spec = volume.spec.unwrap_or_default();
-    match (spec.host_path, spec.local) {
-        (Some(host), _) if made => Ok(Target::Made(host.path.into())),
-        (Some(host), _) => Ok(Target::Host(host)),
-        (_, Some(local)) => Ok(Target::Local(local.path.into())),
-        _ => Err(VolumeError::Unsupported),
-    }
+    let alone = client::volumes::is_for_one_pod(spec.access_modes.as_deref());
+    let target = match (spec.host_path, spec.local) {
+        (Some(host), _) if made => Target::Made(host.path.into()),
+        (Some(host), _) => Target::Host(host),
+        (_, Some(local)) => Target::Local(local.path.into()),
+        _ => return Err(VolumeError::Unsupported),
+    };
+    Ok((target, alone))
 }
 
 fn is_made_here(volume: &core::PersistentVolume) -> bool {
@@ -202,9 +213,53 @@ fn given_up(volume: &core::PersistentVolume, path: &Path) -> bool {
 
 /// Where the links of all pods lead that are still on this machine.
 fn in_use(dir: &Path) -> std::collections::HashSet<PathBuf> {
+    links(&dir.join("pods")).map(|(_, to)| to).collect()
+}
+
+/// Whether another pod than a link's has a link to the same place.
+fn is_elsewhere(link: &Path, target: &Path) -> bool {
+    // pods/UID/volumes/PLUGIN/NAME
+    let own = link.ancestors().nth(3);
+    let pods = own.and_then(Path::parent).unwrap_or(link);
+    links(pods).any(|(pod, to)| Some(&*pod) != own && to == target)
+}
+
+/// The directories of pods, and where their links lead, each.
+fn links(pods: &Path) -> impl Iterator<Item = (PathBuf, PathBuf)> {
     let list = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-    list(dir.join("pods"))
-        .flat_map(|pod| list(pod.path().join("volumes").join(PLUGIN)))
-        .filter_map(|link| std::fs::read_link(link.path()).ok())
-        .collect()
+    list(pods.to_owned()).flat_map(move |pod| {
+        let own = list(pod.path().join("volumes").join(PLUGIN));
+        own.filter_map(move |link| Some((pod.path(), std::fs::read_link(link.path()).ok()?)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_pod_has_is_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = |pod: &str, to: &str| {
+            let plugin = dir
+                .path()
+                .join("pods")
+                .join(pod)
+                .join("volumes")
+                .join(PLUGIN);
+            std::fs::create_dir_all(&plugin).unwrap();
+            let link = plugin.join("v");
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            link
+        };
+        let (one, two) = (link("one", "/srv/a"), link("two", "/srv/b"));
+        let check = |link: &Path, to: &str| is_elsewhere(link, Path::new(to));
+        assert!(!check(&one, "/srv/a") && !check(&two, "/srv/b"));
+        assert!(check(&two, "/srv/a") && check(&one, "/srv/b"));
+        // A second volume of the same pod is no other pod's.
+        assert!(!check(&one.with_file_name("w"), "/srv/a"));
+        assert!(!check(&dir.path().join("pods/new/volumes/p/v"), "/srv/c"));
+        assert!(check(&dir.path().join("pods/new/volumes/p/v"), "/srv/a"));
+        assert_eq!(in_use(dir.path()).len(), 2);
+    }
 }
