@@ -15,6 +15,7 @@ use crate::addresses::Addresses;
 use crate::admit::{self, Requests, Totals};
 use crate::checkpoint::Checkpoint;
 use crate::contact::Contact;
+use crate::devices::Devices;
 use crate::image::ImageSource;
 use crate::objects::ObjectCache;
 use crate::plan::{self, Step, Why};
@@ -74,6 +75,7 @@ pub(crate) struct Agent {
     pub(crate) tokens: Tokens,
     pub(crate) addresses: Addresses,
     pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) devices: Devices,
     /// When the API server was last reached.
     pub(crate) contact: Arc<Contact>,
     /// Pods to reconcile.
@@ -131,6 +133,7 @@ pub(crate) struct Parts {
 impl Agent {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let scope = parts.scope.clone();
+        let dir = parts.fixed.dir.clone();
         Arc::new_cyclic(|this: &std::sync::Weak<Self>| Self {
             objects: ObjectCache::new(parts.client.clone(), &scope, {
                 let this = this.clone();
@@ -150,6 +153,7 @@ impl Agent {
             services: parts.services,
             addresses: parts.addresses,
             checkpoint: parts.checkpoint,
+            devices: Devices::open(&dir),
             contact: parts.contact,
             queue: WorkQueue::new(),
             statuses: WorkQueue::new(),
@@ -253,6 +257,7 @@ impl Agent {
                 self.gone(&slot.uid);
             }
         }
+        self.devices.retain(|uid| self.slot(&uid.into()).is_some());
     }
 
     /// How often something was done at a runtime so far.

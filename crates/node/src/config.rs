@@ -41,6 +41,9 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// Directory of files that each describe a pod to run, API server or not.
     pub static_pods: Option<PathBuf>,
+    /// Where device plugins and those who ask what pods have look for a kubelet: the first of
+    /// these directories that nobody else has.
+    pub kubelet_dirs: Vec<PathBuf>,
     /// Pods that the node takes.
     pub max_pods: u32,
     /// Processes and threads that a container pod may have.

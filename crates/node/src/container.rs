@@ -1,6 +1,7 @@
 //! From a pod's words to what a runtime is given: sandboxes and containers.
 
 use crate::agent::Fixed;
+use crate::devices::Given;
 use crate::env::{self, ConfigError, Facts};
 use crate::image::PulledImage;
 use crate::linux;
@@ -25,6 +26,11 @@ pub(crate) enum SpecError {
     Volume(#[from] VolumeError),
     #[error("{0}")]
     NonRoot(String),
+    #[error("find device {path}: {source}")]
+    Device {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("failed to create log directory for container: {0}")]
     LogDir(std::io::Error),
 }
@@ -159,6 +165,8 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) attempt: u32,
     pub(crate) image: &'a PulledImage,
     pub(crate) objects: &'a PodObjects,
+    /// Devices, by resource.
+    pub(crate) given: &'a BTreeMap<String, Given>,
     pub(crate) services: &'a [Arc<core::Service>],
     pub(crate) facts: Facts<'a>,
     pub(crate) fixed: &'a Fixed,
@@ -167,9 +175,22 @@ pub(crate) struct Ingredients<'a> {
 /// The container as the runtime is told. Makes its log directory.
 pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, SpecError> {
     let container = from.container;
-    let own = env::environment(container, &from.facts, from.objects, from.services)?;
+    let mut own = env::environment(container, &from.facts, from.objects, from.services)?;
+    for (name, value) in from.given.values().flat_map(|given| &given.env) {
+        // What the pod says itself wins.
+        if !own.iter().any(|(known, _)| known == name) {
+            own.push((name.clone(), value.clone()));
+        }
+    }
     let pod_dir = volumes::pod_dir(&from.fixed.dir, &from.desired.uid.0);
     let mut mounts: Vec<Mount> = volumes::mounts(&pod_dir, from.facts.pod, container, &own)?;
+    let given = from.given.values().flat_map(|given| &given.mounts);
+    mounts.extend(given.map(|(host, guest, read_only)| Mount {
+        host_path: host.into(),
+        guest_path: guest.clone(),
+        read_only: *read_only,
+        ..Mount::default()
+    }));
     if let Artifact::Wasm { .. } = &from.image.artifact {
         mounts = volumes::in_directories(&pod_dir, &container.name, mounts)?;
     }
@@ -219,10 +240,44 @@ pub(crate) fn container_spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Sp
                 linux::verify_non_root(from.facts.pod, container, from.image)
                     .map_err(SpecError::NonRoot)?;
                 let pod = from.facts.pod;
-                Some(linux::container(pod, container, from.image, &machine))
+                let mut linux = linux::container(pod, container, from.image, &machine);
+                linux.devices = devices(from.given)?;
+                let annotations = from.given.values().flat_map(|given| &given.annotations);
+                linux
+                    .annotations
+                    .extend(annotations.map(|(k, v)| (k.clone(), v.clone())));
+                Some(linux)
             }
         },
     })
+}
+
+/// Devices that plugins gave, as the machine has them.
+fn devices(given: &BTreeMap<String, Given>) -> Result<Vec<runtime::Device>, SpecError> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let all = given.values().flat_map(|given| &given.devices);
+    let find = |(host, guest, access): &(String, String, String)| {
+        let failed = |source| SpecError::Device {
+            path: host.clone(),
+            source,
+        };
+        let facts = std::fs::metadata(host).map_err(failed)?;
+        let kind = facts.file_type();
+        if !kind.is_char_device() && !kind.is_block_device() {
+            return Err(failed(std::io::Error::other("it is no device")));
+        }
+        Ok(runtime::Device {
+            path: guest.clone(),
+            is_block: kind.is_block_device(),
+            major: rustix::fs::major(facts.rdev()),
+            minor: rustix::fs::minor(facts.rdev()),
+            mode: facts.mode() & 0o777,
+            user: facts.uid(),
+            group: facts.gid(),
+            access: access.clone(),
+        })
+    };
+    all.map(find).collect()
 }
 
 /// `command` replaces entry point and CMD, `args` only CMD. A bare Wasm file has no path to be

@@ -10,7 +10,7 @@ use crate::agent::{Agent, Record, Slot};
 use crate::container;
 use crate::env::Facts;
 use crate::objects::PodObjects;
-use crate::state::Sandbox;
+use crate::state::{Ended, Sandbox};
 use crate::volumes::{self, Sources};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -38,6 +38,18 @@ impl Agent {
         let Ok(_turn) = self.setups.acquire().await else {
             return;
         };
+        if let Err(message) = self.give_devices(slot).await {
+            let mut record = slot.lock();
+            let ended = Ended {
+                reason: "UnexpectedAdmissionError".to_owned(),
+                message: format!("Pod was rejected: {message}"),
+            };
+            self.events
+                .warning(&*record.desired.pod, &ended.reason, &message);
+            record.actual.ended = Some(ended);
+            record.actual.sandbox = Sandbox::Absent;
+            return;
+        }
         let result = self.try_set_up(slot).await;
         let mut record = slot.lock();
         let record = &mut *record;
@@ -57,6 +69,14 @@ impl Agent {
                 self.events
                     .warning(&*record.desired.pod, failure.reason, &failure.message);
             }
+        }
+    }
+
+    async fn give_devices(&self, slot: &Slot) -> Result<(), String> {
+        let pod = slot.lock().desired.pod.clone();
+        match &pod.spec {
+            Some(spec) => self.devices.allocate(&slot.uid.0, spec).await,
+            None => Ok(()),
         }
     }
 
@@ -216,6 +236,7 @@ impl Agent {
             }
         }
         self.addresses.release(&slot.uid);
+        self.devices.release(&slot.uid.0);
         self.objects.release(&slot.uid);
         self.tokens.release(&slot.uid.0);
         let dir = volumes::pod_dir(&self.fixed.dir, &slot.uid.0);

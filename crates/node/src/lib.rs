@@ -15,6 +15,7 @@ mod checkpoint;
 mod config;
 mod contact;
 mod container;
+mod devices;
 mod env;
 mod exec;
 #[cfg(test)]

@@ -175,6 +175,8 @@ pub(crate) fn container(
             _ => Seccomp::RuntimeDefault,
         },
         oom_score_adj: oom_score_adj.unwrap_or_default(),
+        devices: Vec::new(),
+        annotations: Default::default(),
         apparmor: apparmor(pod, container),
         target: machine.target.clone(),
         stop_signal: container

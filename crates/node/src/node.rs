@@ -5,6 +5,7 @@ use crate::agent::{Agent, Fixed, Parts};
 use crate::checkpoint::{Checkpoint, Restored};
 use crate::config::{Config, Error, TlsError};
 use crate::contact::Contact;
+use crate::devices::Devices;
 use crate::feed;
 use crate::machine::Capacity;
 use crate::register::Registration;
@@ -102,6 +103,7 @@ impl Node {
             let mine = format!("spec.nodeName={}", config.name);
             config.informers.get_selected(Selected::fields(mine))
         };
+        Devices::start(&agent, &config.kubelet_dirs, &scope);
         run(&agent, pods, restored, config.static_pods, &scope);
         if let Some(sleep) = config.sleep {
             crate::sleep::start(&agent, sleep, &config.informers);

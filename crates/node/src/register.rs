@@ -11,6 +11,7 @@ use client::Clock;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -120,6 +121,7 @@ impl Registration {
                 () = tokio::time::sleep(STATUS_LOOK) => {}
                 _ = stage.wait_for(|stage| *stage != Stage::Up), if !goes_down => {}
                 () = self.regained.notified() => overdue = true,
+                () = self.agent.devices.changed.notified() => {}
             }
             goes_down = self.agent.is_going_down();
             let now = self.clock.now();
@@ -253,6 +255,11 @@ impl Registration {
                 size_bytes: i64::try_from(bytes).ok(),
             })
             .collect();
+        let (mut capacity, mut allocatable) = (self.capacity.api(), self.capacity.api());
+        for (name, (all, healthy)) in self.agent.devices.amounts() {
+            capacity.insert(name.clone(), Quantity(all.to_string()));
+            allocatable.insert(name, Quantity(healthy.to_string()));
+        }
         let address = |type_: &str, address: String| core::NodeAddress {
             type_: type_.into(),
             address,
@@ -262,8 +269,8 @@ impl Registration {
                 address("InternalIP", self.node_ip.to_string()),
                 address("Hostname", self.name.clone()),
             ]),
-            allocatable: Some(self.capacity.api()),
-            capacity: Some(self.capacity.api()),
+            allocatable: Some(allocatable),
+            capacity: Some(capacity),
             conditions: Some(conditions),
             daemon_endpoints: Some(core::NodeDaemonEndpoints {
                 kubelet_endpoint: Some(core::DaemonEndpoint {

@@ -70,6 +70,16 @@ fn limit(spec: &core::PodSpec, name: &str) -> Option<i128> {
     (whole || each()).then(|| total(spec, Which::Limits, name))
 }
 
+/// What a container's limits say of resources that come in whole pieces.
+pub(crate) fn whole_limits(container: &core::Container) -> impl Iterator<Item = (&str, usize)> {
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    limits.into_iter().flatten().filter_map(|(name, amount)| {
+        let amount: Quantity = amount.0.parse().ok()?;
+        let amount = usize::try_from(amount.value()).ok()?;
+        (amount > 0).then_some((name.as_str(), amount))
+    })
+}
+
 pub(crate) fn containers(spec: &core::PodSpec) -> impl Iterator<Item = &core::Container> {
     let init = spec.init_containers.iter().flatten();
     spec.containers.iter().chain(init)

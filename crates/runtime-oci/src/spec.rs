@@ -4,7 +4,7 @@
 use crate::cgroup;
 use crate::seccomp;
 use crate::users::Identity;
-use runtime::{ContainerSpec, LinuxContainer, LinuxSandbox, SandboxSpec, Seccomp};
+use runtime::{ContainerSpec, Device, LinuxContainer, LinuxSandbox, SandboxSpec, Seccomp};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -176,6 +176,16 @@ pub(crate) fn config(
     });
     if let Some(name) = places.apparmor.as_ref().filter(|_| !linux.privileged) {
         config["process"]["apparmorProfile"] = json!(name);
+    }
+    for (name, value) in &linux.annotations {
+        config["annotations"][name] = json!(value);
+    }
+    if !linux.devices.is_empty() {
+        let device = |d: &Device| {
+            json!({"path": d.path, "type": kind(d), "major": d.major, "minor": d.minor,
+                "fileMode": d.mode, "uid": d.user, "gid": d.group})
+        };
+        config["linux"]["devices"] = linux.devices.iter().map(device).collect();
     }
     if spec.mounts.iter().any(|mount| mount.follows_machine) {
         config["linux"]["rootfsPropagation"] = json!("rslave");
@@ -358,6 +368,10 @@ fn bind(destination: &str, source: &Path, access: &str) -> Value {
         "options": ["rbind", "rprivate", access]})
 }
 
+fn kind(device: &Device) -> &'static str {
+    if device.is_block { "b" } else { "c" }
+}
+
 fn resources(spec: &ContainerSpec, linux: &LinuxContainer, unified: bool) -> Value {
     let device = |kind: &str, major: Option<u32>, minor: Option<u32>, access: &str| {
         let mut rule = json!({"allow": true, "type": kind, "access": access});
@@ -368,7 +382,7 @@ fn resources(spec: &ContainerSpec, linux: &LinuxContainer, unified: bool) -> Val
         }
         rule
     };
-    let devices = if linux.privileged {
+    let mut devices = if linux.privileged {
         vec![json!({"allow": true, "access": "rwm"})]
     } else {
         vec![
@@ -378,6 +392,8 @@ fn resources(spec: &ContainerSpec, linux: &LinuxContainer, unified: bool) -> Val
             device("b", None, None, "m"),
         ]
     };
+    let given = linux.devices.iter();
+    devices.extend(given.map(|d| device(kind(d), Some(d.major), Some(d.minor), &d.access)));
     let mut cpu = json!({"shares": cgroup::shares(spec.cpu_request_millis)});
     if let Some(limit) = spec.cpu_limit_millis {
         cpu["quota"] = json!(cgroup::quota_us(limit));

@@ -7,7 +7,9 @@
 mod linux;
 mod session;
 
-pub use linux::{AppArmor, Limits, LinuxContainer, LinuxSandbox, PodGroup, QosClass, Seccomp};
+pub use linux::{
+    AppArmor, Device, Limits, LinuxContainer, LinuxSandbox, PodGroup, QosClass, Seccomp,
+};
 pub use session::{AttachSpec, ExecSpec, Said, Session, TerminalSize};
 
 use async_trait::async_trait;

@@ -2,6 +2,7 @@
 //! guests have none of it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -117,8 +118,33 @@ pub struct LinuxContainer {
     pub stop_signal: Option<String>,
     /// `terminationMessagePath`.
     pub termination_path: Option<String>,
+    /// Devices of the machine beside those that every container has.
+    pub devices: Vec<Device>,
+    /// What the OCI runtime is told beside the usual.
+    pub annotations: BTreeMap<String, String>,
     /// `terminationMessagePolicy: FallbackToLogsOnError`.
     pub termination_from_log: bool,
+}
+
+/// A device of the machine in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// In the container.
+    pub path: String,
+    /// A block device; else a character device.
+    pub is_block: bool,
+    /// Its numbers.
+    pub major: u32,
+    /// Its numbers.
+    pub minor: u32,
+    /// Permissions of the file.
+    pub mode: u32,
+    /// Whose the file is.
+    pub user: u32,
+    /// Whose the file is.
+    pub group: u32,
+    /// What may be done with it: some of `rwm`.
+    pub access: String,
 }
 
 /// `appArmorProfile`.

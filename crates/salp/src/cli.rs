@@ -272,6 +272,14 @@ pub struct NodeFlags {
         value_name = "TAINT"
     )]
     pub register_with_taints: Vec<String>,
+    /// Where device plugins look for a kubelet [default: with root /var/lib/kubelet, if nobody else is there].
+    #[arg(
+        long,
+        env = "SALP_KUBELET_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub kubelet_dir: Option<PathBuf>,
     /// How long pods have to end when the machine goes down, such as 30s [default: 0s, they are not ended].
     #[arg(
         long,

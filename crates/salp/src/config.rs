@@ -27,6 +27,7 @@ struct File {
     max_pods: Option<u32>,
     pod_max_pids: Option<u64>,
     pod_manifest_path: Option<PathBuf>,
+    kubelet_dir: Option<PathBuf>,
     shutdown_grace_period: Option<String>,
     shutdown_grace_period_critical_pods: Option<String>,
     #[serde(default)]
@@ -222,6 +223,8 @@ pub struct Site {
     pub pod_max_pids: Option<u64>,
     /// Directory of static pods.
     pub pod_manifest_path: Option<PathBuf>,
+    /// Where device plugins look for a kubelet, if that is stated.
+    pub kubelet_dir: Option<PathBuf>,
     /// What pods get when the machine goes down.
     pub shutdown_grace: node::ShutdownGrace,
     pub node_labels: BTreeMap<String, String>,
@@ -309,6 +312,13 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             .map(std::path::absolute)
             .transpose()
             .context("find directory of static pods")?,
+        kubelet_dir: node
+            .kubelet_dir
+            .clone()
+            .or(file.kubelet_dir)
+            .map(std::path::absolute)
+            .transpose()
+            .context("find the kubelet's directory")?,
         shutdown_grace: crate::shutdown::grace(
             node.shutdown_grace_period
                 .as_deref()

@@ -625,6 +625,7 @@ pub async fn start_node(
             labels: config.node_labels.clone(),
             taints: config.node_taints.clone(),
             static_pods: config.pod_manifest_path.clone(),
+            kubelet_dirs: kubelet_dirs(config, layout),
             max_pods: config.max_pods,
             pod_pids_limit: config.pod_max_pids,
             share_pod_informer: shares_pods,
@@ -644,6 +645,18 @@ pub async fn start_node(
         scope.close().await
     });
     Ok(Arc::new(node))
+}
+
+/// Where device plugins look for a kubelet: real ones have its own directory built in.
+fn kubelet_dirs(config: &SiteConfig, layout: &Layout) -> Vec<std::path::PathBuf> {
+    if let Some(dir) = &config.kubelet_dir {
+        return vec![dir.clone()];
+    }
+    let usual = rustix::process::geteuid()
+        .is_root()
+        .then(|| "/var/lib/kubelet".into());
+    let own = layout.node().join("kubelet");
+    usual.into_iter().chain([own]).collect()
 }
 
 /// Waits until the Node says Ready, and says so since `began`: a Node of an earlier start may

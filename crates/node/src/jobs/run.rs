@@ -150,12 +150,18 @@ impl Agent {
             .await
             .map_err(|e| config_error(e.to_string()))?;
         let services = self.visible_services(&desired.namespace);
+        let given = self.devices.given(&slot.uid.0, &own.name);
+        self.devices
+            .before_start(&given)
+            .await
+            .map_err(config_error)?;
         let spec = container::container_spec(&Ingredients {
             desired: &desired,
             container: own,
             attempt,
             image: &image,
             objects: &objects,
+            given: &given,
             services: &services,
             facts: self.facts(&desired.pod, ip),
             fixed: &self.fixed,

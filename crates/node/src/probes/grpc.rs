@@ -138,7 +138,7 @@ fn parse_response(framed: &[u8]) -> Option<Health> {
 
 /// Runs the connection's tasks in a scope.
 #[derive(Clone)]
-struct InScope(lifecycle::Scope);
+pub(crate) struct InScope(pub(crate) lifecycle::Scope);
 
 impl<F> Executor<F> for InScope
 where

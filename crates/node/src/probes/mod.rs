@@ -5,7 +5,7 @@
 //! runs. Start with [`sync`].
 
 mod check;
-mod grpc;
+pub(crate) mod grpc;
 
 use crate::agent::{Agent, Record, Slot};
 use crate::exec::Exec;

@@ -124,6 +124,9 @@ impl Standby {
         if spec.and_then(|spec| spec.host_network) == Some(true) {
             return Err("its pods use the host's network".into());
         }
+        if spec.is_some_and(|spec| agent.devices.wants(spec).next().is_some()) {
+            return Err("its pods use devices, which a pod has only while it runs".into());
+        }
         let containers = desired.containers.len();
         let slot = agent.standby_slot(desired);
         let made = async {

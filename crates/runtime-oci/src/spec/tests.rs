@@ -195,6 +195,30 @@ fn privileged_sees_and_may_all() {
 }
 
 #[test]
+fn devices_of_the_machine() {
+    check(
+        LinuxSandbox::default(),
+        |c| {
+            linux(c).devices = vec![runtime::Device {
+                path: "/dev/gadget".into(),
+                is_block: false,
+                major: 10,
+                minor: 229,
+                mode: 0o600,
+                user: 0,
+                group: 6,
+                access: "rw".into(),
+            }];
+            linux(c).annotations = [("a".to_owned(), "b".to_owned())].into();
+        },
+        expect![[r#"
+            /annotations/a = "b"
+            /linux/devices = [{"fileMode":384,"gid":6,"major":10,"minor":229,"path":"/dev/gadget","type":"c","uid":0}]
+            /linux/resources/devices + {"access":"rw","allow":true,"major":10,"minor":229,"type":"c"}"#]],
+    );
+}
+
+#[test]
 fn limits() {
     check(
         LinuxSandbox::default(),

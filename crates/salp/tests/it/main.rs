@@ -14,6 +14,7 @@ mod container_runtimes;
 mod container_sessions;
 mod containers;
 mod crds;
+mod devices;
 mod disk;
 mod exec;
 mod fabric;
