@@ -53,7 +53,13 @@ pub enum Error {
 /// For bytes that are malformed, of another length, too deep or too wide, and for what JSON
 /// has no value for.
 pub fn read(bytes: &[u8]) -> Result<Value, Error> {
-    let mut input = Input { bytes, at: 0 };
+    // As upstream counts levels, this tag is none.
+    let at = if bytes.starts_with(&MAGIC) {
+        MAGIC.len()
+    } else {
+        0
+    };
+    let mut input = Input { bytes, at };
     let value = input.item(0, None)?;
     match bytes.len() - input.at {
         0 => Ok(value),

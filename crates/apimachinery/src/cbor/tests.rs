@@ -135,6 +135,7 @@ fn depth_and_width_are_limited() {
         };
         let whole = |n: usize| [nested(n), ends(n)].concat();
         assert!(read(&whole(LEVELS_MAX)).is_ok());
+        assert!(read(&[&MAGIC, &*whole(LEVELS_MAX)].concat()).is_ok());
         assert_eq!(read(&whole(LEVELS_MAX + 1)), Err(Error::Depth));
         assert_eq!(read(&nested(1_000_000)), Err(Error::Depth));
     }

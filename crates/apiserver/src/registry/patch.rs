@@ -30,7 +30,8 @@ pub(crate) const APPLY_CBOR: &str = "application/apply-patch+cbor";
 /// Server-side apply of a body in YAML, or JSON, which is YAML.
 pub(crate) const APPLY_YAML: &str = "application/apply-patch+yaml";
 
-const TYPES: [&str; 5] = [
+/// All types of patches.
+pub(crate) const TYPES: [&str; 5] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     STRATEGIC,

@@ -6,6 +6,7 @@ use super::patch::Patch;
 use super::update::{Part, modify};
 use super::{Call, Input, meta, patch};
 use crate::cache::Object;
+use crate::http::negotiate::unsupported_media;
 use crate::row::ScalePaths;
 use apimachinery::{FieldError, Status};
 use serde_json::{Value, json};
@@ -219,6 +220,9 @@ fn decode_scale(input: &Input) -> Result<Value, Status> {
 }
 
 fn patch_scale(current: &Value, p: &Patch) -> Result<Value, Status> {
+    if !patch::TYPES.contains(&&*p.media) {
+        return Err(unsupported_media(&patch::TYPES, &p.media));
+    }
     let document = p.document()?;
     let mut new = current.clone();
     match p.media.as_str() {

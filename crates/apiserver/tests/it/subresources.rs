@@ -42,6 +42,10 @@ async fn scale_reads_and_writes_replicas() -> Result<()> {
         )
         .await?;
     assert_eq!(less.code, 422, "{}", less.text);
+    // Upstream: `PatchResource` (`handlers/patch.go`) knows the types of patches alone.
+    let other = [("content-type", "application/json")];
+    let untyped = api.send("PATCH", &path, &other, b"{}".to_vec()).await?;
+    assert_eq!(untyped.code, 415, "{}", untyped.text);
     let d = api
         .call("GET", &format!("{DEPLOYMENTS}/d"), None)
         .await?

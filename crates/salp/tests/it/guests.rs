@@ -377,3 +377,60 @@ fn a_pod_waits_for_its_volume_claim() {
     let events = site.ok(&["describe", "pod", "waits"]);
     assert!(events.contains("FailedScheduling"), "{events}");
 }
+
+/// Upstream: `test/e2e/storage/testsuites/{readwriteoncepod,volume_expand}.go`.
+#[test]
+fn a_claim_for_one_pod_is_for_one_and_grows() {
+    let (registry, site) = (Registry::start(), Site::start());
+    site.apply(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  accessModes: [ReadWriteOncePod]\n  resources: {requests: {storage: 1Gi}}\n",
+    );
+    let node = site.json(&["get", "nodes"])["items"][0]["metadata"]["name"].clone();
+    let node = node.as_str().expect("a name");
+    let starts = |name: &str, more: &str| {
+        let volumes = "volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]";
+        apply(
+            &site,
+            &registry,
+            name,
+            "    volumeMounts: [{name: data, mountPath: /data}]\n",
+            &format!("  {volumes}\n{more}"),
+        );
+    };
+    let is = |name: &str, phase: &str| {
+        site.wait_for(&["get", "pod", name], "/status/phase", |p| p == phase);
+    };
+    starts("one", "");
+    is("one", "Running");
+    // The next is not placed, and one that says its node itself is not given the volume.
+    starts("two", "");
+    site.says(
+        &["get", "events", "--field-selector=involvedObject.name=two"],
+        "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode.",
+    );
+    starts("three", &format!("  nodeName: {node}\n"));
+    site.says(
+        &[
+            "get",
+            "events",
+            "--field-selector=involvedObject.name=three",
+        ],
+        "volume uses the ReadWriteOncePod access mode and is already in use by another pod",
+    );
+    // It grows as it is used.
+    let more = r#"{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}"#;
+    site.ok(&["patch", "pvc", "data", "--patch", more]);
+    let grown = site.wait_for(&["get", "pvc", "data"], "/status/capacity/storage", |s| {
+        s == "2Gi"
+    });
+    let volume = grown["spec"]["volumeName"].as_str().expect("a volume");
+    let volume = site.json(&["get", "pv", volume]);
+    assert_eq!(volume["spec"]["capacity"]["storage"], "2Gi");
+    site.says(&["describe", "pvc", "data"], "Resize volume succeeded");
+    for name in ["two", "three"] {
+        let pod = site.json(&["get", "pod", name]);
+        assert_eq!(pod["status"]["phase"], "Pending", "{name}");
+    }
+    site.ok(&["delete", "pod", "two", "one"]);
+    is("three", "Running");
+}
