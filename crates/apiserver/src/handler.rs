@@ -563,7 +563,7 @@ async fn lists(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Bod
     let filter = Filter::parse(row, namespace, ctx.query)?;
     let page = list::list(ctx.core, &filter, ctx.query).await?;
     convert::prepare(ctx.core, &view.row, &page.objects).await?;
-    view.answer_list(&page).await
+    view.answer_list(page).await
 }
 
 async fn watches(ctx: &Ctx<'_>, row: &Row, namespace: &str) -> Result<Response<Body>, Status> {
@@ -661,7 +661,8 @@ async fn deletes_all(
             Err(s) => return Err(s),
         }
     }
-    view.answer_list(&page).await
+    drop(done);
+    view.answer_list(page).await
 }
 
 /// What was sent, for the audit log.

@@ -232,7 +232,10 @@ impl Record {
             }
             let wanted = code >= 400 || known.decision.level == Level::RequestResponse;
             let body = (wanted && !long)
-                .then(|| respond::read(&response))
+                .then(|| {
+                    response.body_mut().make();
+                    respond::read(&response)
+                })
                 .flatten();
             let mut status = json!({"metadata": {}, "code": code});
             if let Some(told) = body

@@ -6,6 +6,7 @@ use apimachinery::protobuf::{self, Envelope};
 use apimachinery::schema::{Schema, TypeId};
 use apimachinery::{GroupVersion, Status};
 use bytes::Bytes;
+use flate2::write::GzEncoder;
 use futures::Stream;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
 use http::{HeaderValue, Response, StatusCode};
@@ -18,7 +19,13 @@ use std::task::{Context, Poll};
 /// Errors that can end a body early.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Body of an answer: bytes at hand, or a stream.
+/// Bytes from which on a body is sent in pieces, and those of a piece.
+pub(crate) const PIECE: usize = 128 * 1024;
+
+/// A body that is made while it is sent.
+type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
+
+/// Body of an answer: bytes at hand, pieces that are made one by one, or a stream.
 #[derive(Default)]
 pub struct Body(Inner);
 
@@ -27,6 +34,7 @@ enum Inner {
     #[default]
     Empty,
     Full(Bytes),
+    Pieces(Pieces),
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
 }
 
@@ -36,12 +44,33 @@ impl Body {
         Self(Inner::Stream(Box::pin(s)))
     }
 
+    /// A body of pieces that are made when they can be sent, so that no client makes this
+    /// process hold more than one.
+    pub(crate) fn pieces(mut pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
+        let (first, second) = (pieces.next(), pieces.next());
+        match (first, second) {
+            (None, _) => Self(Inner::Empty),
+            (Some(only), None) => only.into(),
+            (Some(first), Some(second)) => Self(Inner::Pieces(Box::new(
+                [first, second].into_iter().chain(pieces),
+            ))),
+        }
+    }
+
+    /// Makes all pieces now.
+    pub(crate) fn make(&mut self) {
+        if let Inner::Pieces(pieces) = &mut self.0 {
+            *self = pieces.collect::<Vec<_>>().concat().into();
+        }
+    }
+
     /// The same body; `kept` is dropped when it ends, or nobody reads it any more.
     pub(crate) fn with(self, kept: impl Send + 'static) -> Self {
         use futures::StreamExt as _;
         let inner: Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>> = match self.0 {
             Inner::Empty => futures::stream::empty().boxed(),
             Inner::Full(bytes) => futures::stream::iter([Ok(bytes)]).boxed(),
+            Inner::Pieces(pieces) => futures::stream::iter(pieces.map(Ok)).boxed(),
             Inner::Stream(s) => s,
         };
         Self(Inner::Stream(Box::pin(inner.inspect(move |_| {
@@ -79,6 +108,7 @@ impl std::fmt::Debug for Body {
         match &self.0 {
             Inner::Empty => f.write_str("Body(empty)"),
             Inner::Full(b) => write!(f, "Body({} bytes)", b.len()),
+            Inner::Pieces(_) => f.write_str("Body(pieces)"),
             Inner::Stream(_) => f.write_str("Body(stream)"),
         }
     }
@@ -100,6 +130,7 @@ impl http_body::Body for Body {
                 };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Inner::Pieces(pieces) => Poll::Ready(pieces.next().map(|b| Ok(Frame::data(b)))),
             Inner::Stream(s) => s
                 .as_mut()
                 .poll_next(cx)
@@ -115,15 +146,19 @@ impl http_body::Body for Body {
         match &self.0 {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(b) => SizeHint::with_exact(b.len() as u64),
-            Inner::Stream(_) => SizeHint::default(),
+            Inner::Pieces(_) | Inner::Stream(_) => SizeHint::default(),
         }
     }
 }
 
 /// An answer with bytes of a stated type.
 pub(crate) fn bytes(code: u16, media: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let body = body.into();
-    let mut response = Response::new(Body::from(body));
+    self::body(code, media, body.into().into())
+}
+
+/// An answer with a body of a stated type.
+pub(crate) fn body(code: u16, media: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
@@ -257,31 +292,45 @@ pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
-/// Compresses a large body; small ones are not worth it.
+/// Compresses a large body while it is sent; small ones are not worth it.
 pub(crate) fn gzip(mut response: Response<Body>) -> Response<Body> {
-    const GZIP_MIN: usize = 128 * 1024;
     if response.headers().contains_key(CONTENT_ENCODING) {
         return response;
     }
-    let Some(full) = response
-        .body()
-        .full()
-        .filter(|b| b.len() > GZIP_MIN)
-        .cloned()
-    else {
-        return response;
-    };
-    let mut encoder = flate2::write::GzEncoder::new(
-        Vec::with_capacity(full.len() / 6),
-        flate2::Compression::fast(),
-    );
-    let Ok(packed) = encoder.write_all(&full).and_then(|()| encoder.finish()) else {
-        return response;
+    let pieces: Pieces = match std::mem::take(&mut response.body_mut().0) {
+        Inner::Full(mut bytes) if bytes.len() > PIECE => Box::new(std::iter::from_fn(move || {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            (!piece.is_empty()).then_some(piece)
+        })),
+        Inner::Pieces(pieces) => pieces,
+        other => {
+            response.body_mut().0 = other;
+            return response;
+        }
     };
     let headers = response.headers_mut();
     headers.remove(CONTENT_LENGTH);
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
-    *response.body_mut() = packed.into();
+    *response.body_mut() = Body::stream(packed(pieces));
     response
+}
+
+fn packed(pieces: Pieces) -> impl Stream<Item = Result<Bytes, BoxError>> + Send {
+    let encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    futures::stream::unfold(Some((pieces, encoder)), |state| async move {
+        let (mut pieces, mut encoder) = state?;
+        while let Some(piece) = pieces.next() {
+            if let Err(error) = encoder.write_all(&piece) {
+                return Some((Err(error.into()), None));
+            }
+            // A millisecond's work: others get their turn.
+            tokio::task::yield_now().await;
+            let made = std::mem::take(encoder.get_mut());
+            if !made.is_empty() {
+                return Some((Ok(made.into()), Some((pieces, encoder))));
+            }
+        }
+        Some((encoder.finish().map(Bytes::from).map_err(Into::into), None))
+    })
 }

@@ -4,7 +4,7 @@ use super::list::Page;
 use crate::cache::Object;
 use crate::convert;
 use crate::http::negotiate::{Accepted, CBOR, Encoding, PROTOBUF, Shape};
-use crate::http::respond::{self, Body, to_json};
+use crate::http::respond::{self, Body, PIECE, to_json};
 use crate::row::Row;
 use apimachinery::schema::{Schema, TypeId};
 use apimachinery::{Status, cbor, protobuf};
@@ -46,6 +46,8 @@ impl Include {
 
 /// Objects of a list in protobuf or CBOR after which others get their turn: some hundred microseconds.
 const ENCODED_AT_ONCE: usize = 64;
+/// What an item adds to a piece beyond the size that ends it, mostly.
+const ITEM_ROOM: usize = 8 * 1024;
 const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
@@ -65,12 +67,29 @@ impl View {
     }
 
     /// A list as an answer.
-    pub(crate) async fn answer_list(&self, page: &Page) -> Result<Response<Body>, Status> {
-        match (self.accepted.encoding, self.accepted.shape) {
-            (Encoding::Protobuf, _) => {}
-            (Encoding::Cbor, Shape::Object | Shape::Metadata) => return self.sequence(page).await,
-            _ => return Ok(respond::encoded(200, self.accepted, self.list(page))),
-        }
+    pub(crate) async fn answer_list(&self, page: Page) -> Result<Response<Body>, Status> {
+        let page = match (self.accepted.encoding, self.accepted.shape) {
+            (_, Shape::Table) => {
+                let objects: Vec<&Object> = page.objects.iter().map(|o| &**o).collect();
+                let table = self.table(&objects, &list_meta(&page), true);
+                return Ok(respond::encoded(200, self.accepted, to_json(&table)));
+            }
+            (Encoding::Protobuf, _) => &page,
+            (Encoding::Cbor, _) => return self.sequence(&page).await,
+            (encoding, _) => {
+                let mut body = self.list(page);
+                if encoding == Encoding::Json {
+                    return Ok(respond::body(200, "application/json", body));
+                }
+                body.make();
+                let json = body.full().map(|bytes| bytes.to_vec());
+                return Ok(respond::encoded(
+                    200,
+                    self.accepted,
+                    json.unwrap_or_default(),
+                ));
+            }
+        };
         let (schema, ty, ..) = self.message()?;
         let meta_ty = struct_type(LIST_META)?;
         let (kind, version) = self.list_kind();
@@ -207,36 +226,52 @@ impl View {
     }
 
     /// A list as JSON text.
-    fn list(&self, page: &Page) -> Vec<u8> {
-        let meta = list_meta(page);
-        if self.accepted.shape == Shape::Table {
-            let objects: Vec<&Object> = page.objects.iter().map(|o| &**o).collect();
-            return to_json(&self.table(&objects, &meta, true));
-        }
-        let metadata_only = self.accepted.shape == Shape::Metadata;
+    fn list(&self, page: Page) -> Body {
+        let meta = list_meta(&page);
         let (kind, version) = self.list_kind();
-        let size: usize = page.objects.iter().map(|o| o.bytes.len() + 40).sum();
-        let mut out = Vec::with_capacity(size + 256);
-        out.extend_from_slice(
-            format!(
-                "{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":["
-            )
-            .as_bytes(),
+        let head = format!(
+            "{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":["
         );
-        for (i, object) in page.objects.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
+        // What a webhook has converted is kept for the last version that was asked for.
+        let at_once = page.objects.iter().any(|o| convert::differs(&self.row, o));
+        let most: usize = page.objects.iter().map(|o| o.bytes.len() + 40).sum();
+        let room = most.min(PIECE) + head.len() + ITEM_ROOM;
+        let mut out = Vec::with_capacity(room);
+        out.extend_from_slice(head.as_bytes());
+        let view = self.clone();
+        let mut objects = page.objects.into_iter();
+        let mut next = Some(out);
+        let mut comma = false;
+        let mut body = Body::pieces(std::iter::from_fn(move || {
+            let mut out = next.take()?;
+            for object in objects.by_ref() {
+                if std::mem::replace(&mut comma, true) {
+                    out.push(b',');
+                }
+                view.write_item(&object, &mut out);
+                if out.len() >= PIECE {
+                    next = Some(Vec::with_capacity(room));
+                    return Some(out.into());
+                }
             }
-            if metadata_only {
-                object.write_metadata(self.accepted.meta(), &mut out);
-            } else if convert::differs(&self.row, object) {
-                self.write_object(object, &mut out);
-            } else {
-                object.write_item(&mut out);
-            }
+            out.extend_from_slice(b"]}");
+            Some(out.into())
+        }));
+        if at_once {
+            body.make();
         }
-        out.extend_from_slice(b"]}");
-        out
+        body
+    }
+
+    /// Appends an item of a list.
+    fn write_item(&self, object: &Object, out: &mut Vec<u8>) {
+        if self.accepted.shape == Shape::Metadata {
+            object.write_metadata(self.accepted.meta(), out);
+        } else if convert::differs(&self.row, object) {
+            self.write_object(object, out);
+        } else {
+            object.write_item(out);
+        }
     }
 
     /// A Table; columns are left out in all but the first event of a watch.

@@ -104,7 +104,7 @@ pub(crate) async fn answer(
         next: None,
         remaining: None,
     };
-    view.answer_list(&page).await
+    view.answer_list(page).await
 }
 
 fn chosen(kind: &Kind, filter: &Filter) -> Vec<Arc<Object>> {

@@ -278,3 +278,25 @@ async fn policies_that_audit_are_told_of() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_list_is_recorded_whole() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("audit.log");
+    let api = recording(&path).await?;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    for i in 0..3 {
+        let object =
+            json!({"metadata": {"name": format!("large-{i}")}, "data": {"k": "v".repeat(100_000)}});
+        let made = api.call("POST", maps, Some(&object)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+    }
+    let list = api.call("GET", maps, None).await?;
+    api.close().await?;
+    let all = events(&path)?;
+    let told = all.iter().find(|e| e["verb"] == "list").context("a list")?;
+    let recorded = &told["responseObject"]["items"];
+    assert_eq!(recorded.as_array().map(Vec::len), Some(3));
+    assert_eq!(recorded[2]["data"], list.json["items"][2]["data"]);
+    Ok(())
+}

@@ -3,6 +3,7 @@
 use super::{CONFIG_MAPS, config_map};
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::io::Read as _;
 use testkit::TestApi;
 
 fn names(list: &Value) -> String {
@@ -165,5 +166,44 @@ async fn every_kind_lists() -> Result<()> {
             assert_eq!(a.code, 200, "{path}: {}", a.text);
         }
     }
+    api.close().await
+}
+
+/// Upstream: `StreamingCollectionEncodingToJSON`.
+#[tokio::test]
+async fn large_lists_come_in_pieces() -> Result<()> {
+    let api = TestApi::start().await?;
+    for i in 0..5 {
+        let value = format!("{i}").repeat(100_000);
+        let object = json!({"metadata": {"name": format!("large-{i}")}, "data": {"k": value}});
+        let made = api.call("POST", CONFIG_MAPS, Some(&object)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+    }
+    let whole = api.call("GET", CONFIG_MAPS, None).await?;
+    assert_eq!(
+        names(&whole.json),
+        "large-0,large-1,large-2,large-3,large-4"
+    );
+    for (i, item) in whole.json["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        let value = item["data"]["k"].as_str().unwrap_or_default();
+        assert_eq!(value, format!("{i}").repeat(100_000));
+    }
+    let packed = api
+        .send(
+            "GET",
+            CONFIG_MAPS,
+            &[("accept-encoding", "gzip")],
+            Vec::new(),
+        )
+        .await?;
+    assert_eq!(packed.headers["content-encoding"], "gzip");
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&packed.body[..]).read_to_string(&mut text)?;
+    assert_eq!(text, whole.text);
     api.close().await
 }
