@@ -71,12 +71,13 @@ impl Devices {
     pub(crate) fn open(dir: &Path) -> Self {
         let file = dir.join("devices");
         let kept = match std::fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(file = %file.display(), %error, "who has which devices is not known");
-                inventory::Kept::default()
-            }),
-            Err(_) => inventory::Kept::default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Default::default()),
+            read => read.and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)),
         };
+        let kept = kept.unwrap_or_else(|error| {
+            tracing::warn!(file = %file.display(), %error, "who has which devices is not known");
+            inventory::Kept::default()
+        });
         Self {
             file,
             inventory: Mutex::new(Inventory::restore(kept, 0)),
@@ -511,5 +512,90 @@ impl Agent {
             });
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::{EPOCH, FakeApi, FakeRuntime, Rig, one};
+    use crate::pod::Uid;
+    use client::Clock;
+    use serde_json::json;
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_have_what_they_had_before_their_plugin_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = json!({"ids": ["d1"], "pre_start": false, "env": {"DEVICES": "d1", "OWN": "no"},
+            "mounts": [["/opt/gadget", "/gadget", true]], "devices": [], "annotations": {}});
+        let of = |pod: &str| json!({pod: {"c": {"a.b/d": given}}});
+        let mut pods = of("web");
+        pods["gone"] = of("gone")["gone"].clone();
+        let kept = json!({"resources": ["a.b/d"], "pods": pods});
+        std::fs::write(dir.path().join("devices"), kept.to_string()).unwrap();
+
+        let clock = Clock::following_tokio(EPOCH.parse().unwrap());
+        let rig = Rig::on(
+            dir,
+            FakeRuntime::new(clock.clone()),
+            clock,
+            FakeApi::default(),
+        )
+        .await;
+        let mut spec = one();
+        spec["containers"][0]["resources"] = json!({"limits": {"a.b/d": "1"}});
+        spec["containers"][0]["env"] = json!([{"name": "OWN", "value": "yes"}]);
+        rig.apply("web", spec.clone());
+        rig.apply("late", spec);
+        rig.until("it runs", |r| r.runtime.told().contains("start web/c/0"))
+            .await;
+        let container = rig.runtime.specs.lock()[0].clone();
+        let value = |name: &str| {
+            let mut env = container.env.iter().rev();
+            env.find(|(n, _)| n == name).map(|(_, v)| v.clone())
+        };
+        assert_eq!(value("DEVICES").as_deref(), Some("d1"));
+        assert_eq!(value("OWN").as_deref(), Some("yes"));
+        let mut mounts = container.mounts.iter();
+        let mount = mounts.find(|m| m.guest_path == "/gadget").unwrap();
+        assert!(mount.read_only);
+
+        // One that never had any can't be given any.
+        rig.until("refused", |r| r.api.status("late")["phase"] == "Failed")
+            .await;
+        let late = rig.api.status("late");
+        assert_eq!(late["reason"], "UnexpectedAdmissionError");
+        assert_eq!(
+            late["message"],
+            "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate \
+             unhealthy devices a.b/d, which is unexpected"
+        );
+
+        // What a pod has that is no more is free, and so is what has ended.
+        let known = [Uid::from("web"), Uid::from("late")];
+        rig.agent.retain(&known.into_iter().collect());
+        let holders = || rig.agent.devices.inventory.lock().holders();
+        assert_eq!(holders(), ["web"]);
+        rig.delete("web", 1);
+        rig.until("it ended", |_| holders().is_empty()).await;
+        rig.scope.close().await;
+        let text = std::fs::read_to_string(rig.dir.path().join("devices")).unwrap();
+        assert_eq!(text, r#"{"resources":["a.b/d"],"pods":{}}"#);
+    }
+
+    #[test]
+    fn only_names_of_other_domains_are_plugins_() {
+        for (name, may) in [
+            ("example.com/dev", true),
+            ("nvidia.com/gpu", true),
+            ("cpu", false),
+            ("kubernetes.io/dev", false),
+            ("node.kubernetes.io/dev", false),
+            ("requests.example.com/dev", false),
+            ("example.com/", false),
+            ("/dev", false),
+        ] {
+            assert_eq!(is_extended(name), may, "{name}");
+        }
     }
 }
