@@ -31,6 +31,7 @@ async fn grant(api: &TestApi, rules: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Upstream: `test/integration/auth/rbac_test.go`.
 #[tokio::test]
 async fn roles_allow_and_the_rest_is_forbidden() -> Result<()> {
     let api = TestApi::start().await?;
@@ -69,6 +70,7 @@ async fn roles_allow_and_the_rest_is_forbidden() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/rbac_test.go`.
 #[tokio::test]
 async fn nobody_grants_more_than_he_has() -> Result<()> {
     let api = TestApi::start().await?;
@@ -118,6 +120,7 @@ async fn nobody_grants_more_than_he_has() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/rbac_test.go`.
 #[tokio::test]
 async fn aggregated_roles_gather() -> Result<()> {
     let api = TestApi::start().await?;
@@ -143,6 +146,7 @@ async fn aggregated_roles_gather() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/accessreview_test.go`.
 #[tokio::test]
 async fn reviews_answer() -> Result<()> {
     let api = TestApi::start().await?;
@@ -211,6 +215,7 @@ async fn reviews_answer() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/auth_test.go`.
 #[tokio::test]
 async fn impersonation_needs_its_verb() -> Result<()> {
     let api = TestApi::start().await?;
@@ -243,6 +248,7 @@ async fn impersonation_needs_its_verb() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/svcaccttoken_test.go`.
 #[tokio::test]
 async fn tokens_speak_for_accounts_until_their_object_goes() -> Result<()> {
     let api = TestApi::start().await?;
@@ -322,6 +328,7 @@ pub(crate) fn pem_der(pem: &str) -> Vec<u8> {
         .unwrap_or_default()
 }
 
+/// Upstream: `test/integration/auth/certs_test.go`.
 #[tokio::test]
 async fn certificates_name_users_over_https() -> Result<()> {
     let api = TestApi::start().await?;
@@ -351,6 +358,7 @@ async fn certificates_name_users_over_https() -> Result<()> {
 }
 
 /// Clients that come later see what replaced it; what can't be used replaces nothing.
+/// Upstream: `test/integration/apiserver/certreload/certreload_test.go`.
 #[tokio::test]
 async fn a_serving_certificate_is_replaced_while_it_serves() -> Result<()> {
     let api = TestApi::start().await?;
@@ -377,6 +385,7 @@ async fn a_serving_certificate_is_replaced_while_it_serves() -> Result<()> {
 }
 
 /// A site made by an earlier version has its roles without what came later.
+/// Upstream: `plugin/pkg/auth/authorizer/rbac/bootstrappolicy/policy_test.go`.
 #[tokio::test]
 async fn default_roles_are_brought_up_to_date_at_a_start() -> Result<()> {
     const KIND: &[(&str, &str)] = &[("content-type", "application/merge-patch+json")];

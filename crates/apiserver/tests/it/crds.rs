@@ -97,6 +97,7 @@ async fn patch(api: &TestApi, path: &str, kind: &str, body: Value) -> Result<Ans
         .await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/basic_test.go`.
 #[tokio::test]
 async fn a_definition_serves_its_objects() -> Result<()> {
     let api = TestApi::start().await?;
@@ -139,6 +140,7 @@ async fn a_definition_serves_its_objects() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/crd_publish_openapi.go`.
 #[tokio::test]
 async fn discovery_and_openapi_tell_of_custom_resources() -> Result<()> {
     let api = TestApi::start().await?;
@@ -262,6 +264,7 @@ async fn patch_crd(api: &TestApi, kind: &str, body: Value) -> Result<Answer> {
     .await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/validation_test.go`.
 #[tokio::test]
 async fn wrong_objects_are_refused_in_upstream_s_words() -> Result<()> {
     let api = TestApi::start().await?;
@@ -315,6 +318,7 @@ async fn wrong_objects_are_refused_in_upstream_s_words() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/validation_test.go`.
 #[tokio::test]
 async fn wrong_definitions_are_refused() -> Result<()> {
     let api = TestApi::start().await?;
@@ -344,6 +348,7 @@ async fn wrong_definitions_are_refused() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/subresources_test.go`.
 #[tokio::test]
 async fn status_and_spec_are_apart_and_generation_counts_specs() -> Result<()> {
     let api = TestApi::start().await?;
@@ -408,6 +413,7 @@ async fn status_and_spec_are_apart_and_generation_counts_specs() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/apply/apply_crd_test.go`.
 #[tokio::test]
 async fn server_side_apply_merges_keyed_lists() -> Result<()> {
     let api = TestApi::start().await?;
@@ -449,6 +455,7 @@ async fn server_side_apply_merges_keyed_lists() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/fieldselector_test.go`.
 #[tokio::test]
 async fn tables_and_selectable_fields() -> Result<()> {
     let api = TestApi::start().await?;
@@ -493,6 +500,7 @@ async fn tables_and_selectable_fields() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/defaulting_test.go`.
 #[tokio::test]
 async fn versions_convert_and_old_objects_are_defaulted() -> Result<()> {
     let api = TestApi::start().await?;
@@ -565,6 +573,7 @@ async fn versions_convert_and_old_objects_are_defaulted() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/change_test.go`.
 #[tokio::test]
 async fn names_belong_to_one_definition() -> Result<()> {
     let api = TestApi::start().await?;
@@ -605,6 +614,7 @@ async fn names_belong_to_one_definition() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/finalization_test.go`.
 #[tokio::test]
 async fn a_definition_takes_its_objects_and_watches_along() -> Result<()> {
     let api = TestApi::start().await?;
@@ -646,6 +656,7 @@ async fn a_definition_takes_its_objects_and_watches_along() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiextensions-apiserver/test/integration/basic_test.go`.
 #[tokio::test]
 async fn cluster_wide_resources_with_names_of_built_in_ones() -> Result<()> {
     let api = TestApi::start().await?;
@@ -682,6 +693,7 @@ async fn cluster_wide_resources_with_names_of_built_in_ones() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/auth/rbac_test.go`.
 #[tokio::test]
 async fn roles_hold_for_custom_resources() -> Result<()> {
     let api = TestApi::start().await?;
@@ -706,6 +718,7 @@ async fn roles_hold_for_custom_resources() -> Result<()> {
 }
 
 /// Documentation of CustomResourceDefinitions, "Validation rules".
+/// Upstream: `test/integration/apiserver/crd_validation_expressions_test.go`.
 #[tokio::test]
 async fn rules_hold_objects_and_are_held_themselves() -> Result<()> {
     let api = TestApi::start().await?;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::TestApi;
 
+/// Upstream: `test/e2e/common/node/configmap.go`.
 #[tokio::test]
 async fn a_config_map_lives() -> Result<()> {
     let api = TestApi::start().await?;
@@ -55,6 +56,7 @@ async fn a_config_map_lives() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/field_validation.go`.
 #[tokio::test]
 async fn bad_input_changes_nothing_and_says_why() -> Result<()> {
     let api = TestApi::start().await?;
@@ -164,6 +166,7 @@ async fn bad_input_changes_nothing_and_says_why() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/dryrun/dryrun_test.go`.
 #[tokio::test]
 async fn names_are_generated_and_dry_runs_leave_nothing() -> Result<()> {
     let api = TestApi::start().await?;
@@ -192,6 +195,7 @@ async fn names_are_generated_and_dry_runs_leave_nothing() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/apidefinitions/generation_test.go`.
 #[tokio::test]
 async fn status_and_spec_do_not_mix_and_generation_counts_spec() -> Result<()> {
     let api = TestApi::start().await?;
@@ -220,6 +224,7 @@ async fn status_and_spec_do_not_mix_and_generation_counts_spec() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `pkg/registry/core/pod/storage/storage_test.go`.
 #[tokio::test]
 async fn pods_are_filled_in() -> Result<()> {
     let api = TestApi::start().await?;
@@ -262,6 +267,7 @@ async fn a_restart_finds_everything() -> Result<()> {
 }
 
 /// A body as kubectl sends it: `k8s\0`, then the envelope with type and object.
+/// Upstream: `test/integration/apiserver/apiserver_test.go`.
 #[tokio::test]
 async fn protobuf_bodies_are_understood() -> Result<()> {
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 use testkit::TestApi;
 
+/// Upstream: `pkg/registry/core/pod/storage/storage_test.go`.
 #[tokio::test]
 async fn pods_on_a_node_have_their_grace() -> Result<()> {
     let api = TestApi::start().await?;
@@ -46,6 +47,7 @@ async fn pods_on_a_node_have_their_grace() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/garbage_collector.go`.
 #[tokio::test]
 async fn finalizers_hold_and_let_go() -> Result<()> {
     let api = TestApi::start().await?;
@@ -75,6 +77,7 @@ async fn finalizers_hold_and_let_go() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/garbage_collector.go`.
 #[tokio::test]
 async fn propagation_is_left_to_the_collector_as_finalizers() -> Result<()> {
     let api = TestApi::start().await?;
@@ -102,6 +105,7 @@ async fn propagation_is_left_to_the_collector_as_finalizers() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/dryrun/dryrun_test.go`.
 #[tokio::test]
 async fn preconditions_are_kept() -> Result<()> {
     let api = TestApi::start().await?;
@@ -126,6 +130,7 @@ async fn preconditions_are_kept() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/namespace.go`.
 #[tokio::test]
 async fn namespaces_go_through_finalize() -> Result<()> {
     let api = TestApi::start().await?;
@@ -169,6 +174,7 @@ async fn namespaces_go_through_finalize() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/common/node/configmap.go`.
 #[tokio::test]
 async fn collections_are_deleted_by_selector() -> Result<()> {
     let api = TestApi::start().await?;

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use testkit::TestApi;
 
+/// Upstream: `test/e2e/apimachinery/aggregated_discovery.go`.
 #[tokio::test]
 async fn both_ways_name_the_same() -> Result<()> {
     let api = TestApi::start().await?;
@@ -64,6 +65,7 @@ async fn both_ways_name_the_same() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/openapiv3.go`.
 #[tokio::test]
 async fn openapi_documents_have_patch_paths() -> Result<()> {
     let api = TestApi::start().await?;
@@ -101,6 +103,7 @@ async fn openapi_documents_have_patch_paths() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/health_handlers.go`.
 #[tokio::test]
 async fn health_version_and_metrics() -> Result<()> {
     let api = TestApi::start().await?;

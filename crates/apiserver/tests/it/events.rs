@@ -7,6 +7,7 @@ use testkit::TestApi;
 const CORE: &str = "/api/v1/namespaces/default/events";
 const NEW: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
+/// Upstream: `test/e2e/instrumentation/events.go`.
 #[tokio::test]
 async fn each_version_shows_the_other() -> Result<()> {
     let api = TestApi::start().await?;

@@ -110,6 +110,7 @@ async fn site() -> Result<(TestApi, Scope)> {
     Ok((api, scope))
 }
 
+/// Upstream: `test/e2e/network/proxy.go`.
 #[tokio::test]
 async fn logs_and_proxies_reach_the_node() -> Result<()> {
     let (api, scope) = site().await?;
@@ -198,6 +199,7 @@ async fn upgraded_connections_are_passed_through() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/admissionwebhook/admission_test.go`.
 #[tokio::test]
 async fn policies_may_refuse_connections() -> Result<()> {
     let (api, scope) = site().await?;

@@ -26,6 +26,7 @@ async fn filled() -> Result<TestApi> {
     Ok(api)
 }
 
+/// Upstream: `test/integration/apiserver/apiserver_test.go`.
 #[tokio::test]
 async fn selectors_choose() -> Result<()> {
     let api = filled().await?;
@@ -60,6 +61,7 @@ async fn selectors_choose() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/chunking.go`.
 #[tokio::test]
 async fn pages_are_of_one_revision() -> Result<()> {
     let api = filled().await?;
@@ -110,6 +112,7 @@ async fn pages_are_of_one_revision() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/table_conversion.go`.
 #[tokio::test]
 async fn tables_and_metadata() -> Result<()> {
     let api = filled().await?;

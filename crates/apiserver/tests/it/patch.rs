@@ -16,6 +16,7 @@ async fn patch(api: &TestApi, path: &str, kind: &str, body: &Value) -> Result<An
     .await
 }
 
+/// Upstream: `test/integration/apiserver/patch_test.go`.
 #[tokio::test]
 async fn three_patches_change_a_deployment() -> Result<()> {
     let api = TestApi::start().await?;
@@ -99,6 +100,7 @@ async fn three_patches_change_a_deployment() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/apply/apply_test.go`.
 #[tokio::test]
 async fn server_side_apply_makes_owns_and_conflicts() -> Result<()> {
     let api = TestApi::start().await?;
@@ -169,6 +171,7 @@ async fn server_side_apply_makes_owns_and_conflicts() -> Result<()> {
 }
 
 /// Many writers of one object: each patch is there in the end.
+/// Upstream: `test/integration/apiserver/patch_test.go`.
 #[tokio::test]
 async fn patches_do_not_lose_each_other() -> Result<()> {
     let api = TestApi::start().await?;

@@ -13,6 +13,7 @@ fn service(name: &str, spec: &Value) -> Value {
     v
 }
 
+/// Upstream: `pkg/registry/core/service/storage/storage_test.go`.
 #[tokio::test]
 async fn addresses_are_given_kept_and_given_back() -> Result<()> {
     let api = TestApi::start().await?;
@@ -99,6 +100,7 @@ async fn addresses_are_given_kept_and_given_back() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `pkg/registry/core/service/storage/storage_test.go`.
 #[tokio::test]
 async fn node_ports_are_given_kept_and_given_back() -> Result<()> {
     let api = TestApi::start().await?;

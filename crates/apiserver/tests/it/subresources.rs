@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 use testkit::TestApi;
 
+/// Upstream: `test/integration/scale/scale_test.go`.
 #[tokio::test]
 async fn scale_reads_and_writes_replicas() -> Result<()> {
     let api = TestApi::start().await?;
@@ -57,6 +58,7 @@ async fn scale_reads_and_writes_replicas() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `pkg/registry/core/pod/storage/storage_test.go`.
 #[tokio::test]
 async fn pods_are_bound_once() -> Result<()> {
     let api = TestApi::start().await?;
@@ -110,6 +112,7 @@ async fn pods_are_bound_once() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/evictions/evictions_test.go`.
 #[tokio::test]
 async fn evictions_heed_budgets() -> Result<()> {
     let api = TestApi::start().await?;

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use testkit::TestApi;
 
+/// Upstream: `test/e2e/apimachinery/watch.go`.
 #[tokio::test]
 async fn from_a_revision_on() -> Result<()> {
     let api = TestApi::start().await?;
@@ -50,6 +51,7 @@ async fn from_a_revision_on() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/watch.go`.
 #[tokio::test]
 async fn without_a_revision_the_state_comes_first() -> Result<()> {
     let api = TestApi::start().await?;
@@ -66,6 +68,7 @@ async fn without_a_revision_the_state_comes_first() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/watchlist.go`.
 #[tokio::test]
 async fn watch_list_ends_its_start_with_a_bookmark() -> Result<()> {
     let api = TestApi::start().await?;
@@ -107,6 +110,7 @@ async fn watch_list_ends_its_start_with_a_bookmark() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/e2e/apimachinery/watch.go`.
 #[tokio::test]
 async fn selections_are_entered_and_left() -> Result<()> {
     let api = TestApi::start().await?;
@@ -139,6 +143,7 @@ async fn selections_are_entered_and_left() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/apiserver_test.go`.
 #[tokio::test]
 async fn tables_are_watched() -> Result<()> {
     let api = TestApi::start().await?;
@@ -157,6 +162,7 @@ async fn tables_are_watched() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `staging/src/k8s.io/apiserver/pkg/endpoints/watch_test.go`.
 #[tokio::test]
 async fn time_runs_out() -> Result<()> {
     let api = TestApi::start().await?;
@@ -168,6 +174,7 @@ async fn time_runs_out() -> Result<()> {
 }
 
 /// The ring forgets; the store does not, until it is compacted.
+/// Upstream: `test/e2e/apimachinery/watch.go`.
 #[tokio::test]
 async fn old_revisions_come_from_the_store_until_compacted() -> Result<()> {
     let api = TestApi::start_with(|c| c.limits.events_max = 2).await?;
