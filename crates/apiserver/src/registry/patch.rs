@@ -40,6 +40,11 @@ pub(crate) const TYPES: [&str; 5] = [
 ];
 
 impl Patch {
+    /// Whether it is one of server-side apply.
+    pub(crate) fn is_apply(&self) -> bool {
+        [APPLY_YAML, APPLY_CBOR].contains(&&*self.media)
+    }
+
     /// Its body, of a patch that is no object of its kind.
     pub(crate) fn document(&self) -> Result<Value, Status> {
         let bytes = &self.input.bytes;
@@ -59,7 +64,7 @@ pub(crate) async fn run(
     patch: &Patch,
     warnings: &mut Vec<String>,
 ) -> Result<(Arc<Object>, bool), Status> {
-    if [APPLY_YAML, APPLY_CBOR].contains(&&*patch.media) {
+    if patch.is_apply() {
         return apply(call, part, patch, warnings).await;
     }
     // Definitions state no patch strategies.
@@ -131,6 +136,17 @@ async fn apply(
     patch: &Patch,
     warnings: &mut Vec<String>,
 ) -> Result<(Arc<Object>, bool), Status> {
+    let config = call.decode(&patch.input, warnings)?;
+    merge(call, part, &config, patch.force).await
+}
+
+/// Applies what a manager wants of an object; the object and whether it was made by it.
+pub(super) async fn merge(
+    call: &Call<'_>,
+    part: Part,
+    config: &Value,
+    force: bool,
+) -> Result<(Arc<Object>, bool), Status> {
     if call.manager.is_empty() {
         return Err(Status::new(
             422,
@@ -138,11 +154,10 @@ async fn apply(
             "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
         ));
     }
-    let config = call.decode(&patch.input, warnings)?;
     if !config["metadata"]["managedFields"].is_null() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    let name = meta::text(&config, "name");
+    let name = meta::text(config, "name");
     if !name.is_empty() && name != call.name {
         return Err(Status::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
@@ -158,13 +173,13 @@ async fn apply(
         time: &time,
     };
     // A uid in the config says that the object must be there.
-    let must_exist = !meta::text(&config, "uid").is_empty() || !call.subresource.is_empty();
+    let must_exist = !meta::text(config, "uid").is_empty() || !call.subresource.is_empty();
     const TRIES: usize = 4;
     for _ in 0..TRIES {
         let there = call.current().await;
         match there {
             Err(s) if s.code == 404 && !must_exist => {
-                let mut made = apply::apply(schema, ty, None, &config, &manager, patch.force)?;
+                let mut made = apply::apply(schema, ty, None, config, &manager, force)?;
                 meta::of_mut(&mut made).insert("name".to_owned(), call.name.into());
                 meta::of_mut(&mut made).remove("resourceVersion");
                 match create(call, made, Tracking::Applied).await {
@@ -175,8 +190,7 @@ async fn apply(
             Err(s) => return Err(s),
             Ok(_) => {
                 let done = modify(call, part, Tracking::Applied, &|old| {
-                    let mut merged =
-                        apply::apply(schema, ty, Some(old), &config, &manager, patch.force)?;
+                    let mut merged = apply::apply(schema, ty, Some(old), config, &manager, force)?;
                     if let Some(v) = config["metadata"].get("resourceVersion") {
                         merged["metadata"]["resourceVersion"] = v.clone();
                     }

@@ -90,6 +90,8 @@ fn copy_approval(new: &mut Value, asked: &Value) {
     new["status"]["conditions"] = conditions.into();
 }
 
+const SCALE_VERSION: &str = "autoscaling/v1";
+
 /// The `autoscaling/v1` Scale of an object.
 pub(crate) fn scale_of(scale: ScalePaths<'_>, object: &Value) -> Value {
     let at = |path: &str| {
@@ -110,6 +112,10 @@ pub(crate) fn scale_of(scale: ScalePaths<'_>, object: &Value) -> Value {
             meta[key] = m[key].clone();
         }
     }
+    let managers = scale_managers(scale, m);
+    if !managers.is_empty() {
+        meta["managedFields"] = managers.into();
+    }
     let selector = match scale.selector {
         None => selector_text(&object["spec"]["selector"]),
         Some("") => String::new(),
@@ -120,7 +126,7 @@ pub(crate) fn scale_of(scale: ScalePaths<'_>, object: &Value) -> Value {
         status["selector"] = selector.into();
     }
     json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta,
+        "kind": "Scale", "apiVersion": SCALE_VERSION, "metadata": meta,
         "spec": {"replicas": at(scale.spec_replicas).as_i64().unwrap_or(0)}, "status": status,
     })
 }
@@ -165,6 +171,25 @@ fn selector_text(selector: &Value) -> String {
     out.join(",")
 }
 
+/// Who owns the replicas of an object, as managers of its Scale.
+fn scale_managers(scale: ScalePaths<'_>, metadata: &Value) -> Vec<Value> {
+    let owns = |entry: &&Value| {
+        let keys = scale.spec_replicas.trim_start_matches('.').split('.');
+        let path = keys.fold(&entry["fieldsV1"], |v, k| &v[format!("f:{k}")]);
+        path.is_object()
+    };
+    let entries = metadata["managedFields"].as_array().into_iter().flatten();
+    entries
+        .filter(owns)
+        .map(|entry| {
+            let mut entry = entry.clone();
+            entry["apiVersion"] = SCALE_VERSION.into();
+            entry["fieldsV1"] = json!({"f:spec": {"f:replicas": {}}});
+            entry
+        })
+        .collect()
+}
+
 /// Writes replicas through `/scale`, by PUT or PATCH of a Scale.
 pub(crate) async fn write_scale(
     call: &Call<'_>,
@@ -172,6 +197,9 @@ pub(crate) async fn write_scale(
     input: Option<&Input>,
     patch: Option<&Patch>,
 ) -> Result<Value, Status> {
+    if let Some(patch) = patch.filter(|p| p.is_apply()) {
+        return apply_scale(call, scale, patch).await;
+    }
     let sent = match input {
         None => None,
         Some(input) => Some(decode_scale(input)?),
@@ -183,21 +211,8 @@ pub(crate) async fn write_scale(
             (None, Some(p)) => patch_scale(&current, p)?,
             (None, None) => return Err(Status::bad_request("a body is required")),
         };
-        let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let error = FieldError::invalid(
-                "spec.replicas",
-                &replicas.into(),
-                "must be greater than or equal to 0",
-            );
-            return Err(Status::invalid("autoscaling", "Scale", call.name, &[error]));
-        }
         let mut new = old.clone();
-        let mut at = &mut new;
-        for key in scale.spec_replicas.trim_start_matches('.').split('.') {
-            at = &mut at[key];
-        }
-        *at = replicas.into();
+        *replicas_of(scale, &mut new) = replicas(call, &wanted)?.into();
         let version = &wanted["metadata"]["resourceVersion"];
         if version.as_str().is_some_and(|v| !v.is_empty()) {
             new["metadata"]["resourceVersion"] = version.clone();
@@ -206,6 +221,49 @@ pub(crate) async fn write_scale(
     })
     .await?;
     Ok(scale_of(scale, &call.view(&object)))
+}
+
+/// The applier owns the replicas of the object.
+async fn apply_scale(
+    call: &Call<'_>,
+    scale: ScalePaths<'_>,
+    patch: &Patch,
+) -> Result<Value, Status> {
+    let applied = decode_scale(&patch.input)?;
+    let mut config = json!({
+        "kind": call.row.kind(), "apiVersion": call.api_version(), "metadata": {},
+    });
+    // Labels and annotations are not the Scale's.
+    for key in ["name", "uid", "resourceVersion", "managedFields"] {
+        if let Some(value) = applied["metadata"].get(key) {
+            config["metadata"][key] = value.clone();
+        }
+    }
+    if !applied["spec"]["replicas"].is_null() {
+        *replicas_of(scale, &mut config) = replicas(call, &applied)?.into();
+    }
+    let (object, _) = patch::merge(call, Part::Main, &config, patch.force).await?;
+    Ok(scale_of(scale, &call.view(&object)))
+}
+
+/// Where an object says how many there are to be.
+fn replicas_of<'v>(scale: ScalePaths<'_>, object: &'v mut Value) -> &'v mut Value {
+    let keys = scale.spec_replicas.trim_start_matches('.').split('.');
+    keys.fold(object, |v, k| &mut v[k])
+}
+
+/// How many a Scale wants.
+fn replicas(call: &Call<'_>, scale: &Value) -> Result<i64, Status> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let error = FieldError::invalid(
+            "spec.replicas",
+            &replicas.into(),
+            "must be greater than or equal to 0",
+        );
+        return Err(Status::invalid("autoscaling", "Scale", call.name, &[error]));
+    }
+    Ok(replicas)
 }
 
 fn decode_scale(input: &Input) -> Result<Value, Status> {

@@ -58,6 +58,84 @@ async fn scale_reads_and_writes_replicas() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `test/integration/apiserver/apply/scale_test.go`.
+#[tokio::test]
+async fn scale_is_applied_and_owned() -> Result<()> {
+    let api = TestApi::start().await?;
+    api.call("POST", DEPLOYMENTS, Some(&deployment("d")))
+        .await?;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let apply = async |manager: &str, replicas: i64, force: bool| {
+        let scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1",
+            "metadata": {"name": "d", "labels": {"not": "its"}}, "spec": {"replicas": replicas}});
+        let url = format!("{path}?fieldManager={manager}&force={force}");
+        let media = [("content-type", "application/apply-patch+yaml")];
+        let body = serde_json::to_vec(&scale)?;
+        api.send("PATCH", &url, &media, body).await
+    };
+    let put = api.call("GET", &path, None).await?.json;
+    let put = api
+        .call("PUT", &format!("{path}?fieldManager=putter"), Some(&put))
+        .await?;
+    assert_eq!(put.code, 200, "{}", put.text);
+    let merged = api
+        .send(
+            "PATCH",
+            &format!("{path}?fieldManager=patcher"),
+            &[("content-type", "application/merge-patch+json")],
+            br#"{"spec":{"replicas":2}}"#.to_vec(),
+        )
+        .await?;
+    assert_eq!(merged.code, 200, "{}", merged.text);
+    let refused = apply("applier", 3, false).await?;
+    assert_eq!(refused.code, 409, "{}", refused.text);
+    let cause = &refused.json["details"]["causes"][0];
+    assert_eq!(cause["field"], ".spec.replicas", "{}", refused.text);
+    assert!(refused.text.contains("patcher"), "{}", refused.text);
+    // What is as it wants it is shared.
+    let shared = apply("applier", 2, false).await?;
+    assert_eq!(shared.code, 200, "{}", shared.text);
+    let forced = apply("other", 5, true).await?;
+    assert_eq!(forced.json["spec"]["replicas"], 5, "{}", forced.text);
+    let managers = &forced.json["metadata"]["managedFields"];
+    assert_eq!(managers.as_array().map(Vec::len), Some(1), "{managers}");
+    let owner = &managers[0];
+    assert_eq!(
+        (
+            &owner["manager"],
+            &owner["operation"],
+            &owner["subresource"],
+            &owner["apiVersion"],
+            &owner["fieldsV1"]
+        ),
+        (
+            &json!("other"),
+            &json!("Apply"),
+            &json!("scale"),
+            &json!("autoscaling/v1"),
+            &json!({"f:spec": {"f:replicas": {}}})
+        )
+    );
+    let d = api
+        .call("GET", &format!("{DEPLOYMENTS}/d"), None)
+        .await?
+        .json;
+    assert_eq!(d["spec"]["replicas"], 5);
+    assert!(d["metadata"]["labels"]["not"].is_null(), "{d}");
+    let less = apply("other", -1, true).await?;
+    assert_eq!(less.code, 422, "{}", less.text);
+    let unnamed = api
+        .send(
+            "PATCH",
+            &path,
+            &[("content-type", "application/apply-patch+yaml")],
+            b"{}".to_vec(),
+        )
+        .await?;
+    assert_eq!(unnamed.code, 422, "{}", unnamed.text);
+    api.close().await
+}
+
 /// Upstream: `pkg/registry/core/pod/storage/storage_test.go`.
 #[tokio::test]
 async fn pods_are_bound_once() -> Result<()> {
