@@ -58,6 +58,14 @@ pub fn class_of(claim: &PersistentVolumeClaim) -> &str {
         .unwrap_or_default()
 }
 
+/// Whether a claim says of which class it is to be, be it of none.
+pub fn states_class(claim: &PersistentVolumeClaim) -> bool {
+    let old = claim.metadata.annotations.as_ref();
+    let spec = claim.spec.as_ref();
+    old.is_some_and(|a| a.contains_key(OLD_CLASS))
+        || spec.is_some_and(|s| s.storage_class_name.is_some())
+}
+
 /// Whether a claim of this class waits for a pod before it gets a volume.
 pub fn waits_for_pod(class: &StorageClass) -> bool {
     class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")

@@ -3,12 +3,9 @@
 //! Upstream: "Storage Classes", "Default StorageClass"; of several defaults the newest.
 
 use crate::registry::Call;
+use api::constants::ANNOTATIONS_DEFAULT_CLASS;
 use serde_json::Value;
 
-const DEFAULT: [&str; 2] = [
-    "storageclass.kubernetes.io/is-default-class",
-    "storageclass.beta.kubernetes.io/is-default-class",
-];
 pub(super) const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// Fills in a new claim.
@@ -29,7 +26,9 @@ pub(super) fn mutate(call: &Call<'_>, claim: &mut Value) {
 fn choose(all: impl Iterator<Item = Value>) -> Option<Value> {
     let is_default = |c: &Value| {
         let annotations = &c["metadata"]["annotations"];
-        DEFAULT.iter().any(|key| annotations[*key] == "true")
+        ANNOTATIONS_DEFAULT_CLASS
+            .iter()
+            .any(|key| annotations[*key] == "true")
     };
     let text = |c: &Value, key: &str| c["metadata"][key].as_str().unwrap_or_default().to_owned();
     all.filter(is_default).max_by(|a, b| {

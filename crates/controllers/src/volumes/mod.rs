@@ -160,6 +160,18 @@ impl Controller {
                 self.claim_status(&claim, &json!({"phase": "Pending"}))
                     .await?;
             }
+            ClaimPlan::TakeDefaultClass => match plan::default_class(self.classes.list()) {
+                Some(class) => {
+                    let patch = json!({"spec": {"storageClassName": class}});
+                    self.patch_claim(&claim, &patch).await?;
+                }
+                None => {
+                    self.recorder
+                        .normal(&*claim, "FailedBinding", plan::NO_CLASS);
+                    self.claim_status(&claim, &json!({"phase": "Pending"}))
+                        .await?;
+                }
+            },
             ClaimPlan::Fail(reason, message) => {
                 self.recorder.warning(&*claim, reason, &message);
                 self.claim_status(&claim, &json!({"phase": "Pending"}))

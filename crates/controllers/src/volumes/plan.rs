@@ -5,13 +5,15 @@ use super::{
     LABEL_HOSTNAME, LOCAL_PATH_PROVISIONER, Node, PersistentVolume, PersistentVolumeClaim,
     STORAGE_PROVISIONER, StorageClass,
 };
+use api::constants::ANNOTATIONS_DEFAULT_CLASS;
 use client::k8s_openapi::api::core::v1::{
     HostPathVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference,
     PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use client::volumes::{
-    SELECTED_NODE, capacity, class_of, is_for, requested, size, suited, volume_of, waits_for_pod,
+    SELECTED_NODE, capacity, class_of, is_for, requested, size, states_class, suited, volume_of,
+    waits_for_pod,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub(super) enum ClaimPlan {
     Bind(Arc<PersistentVolume>),
     /// A volume is to be made on a node.
     Provision(String),
+    /// It states no class, and no volume has none: the default class is its own.
+    TakeDefaultClass,
     /// Another program makes volumes of its class.
     AskProvisioner(String),
     /// It has this volume and asks for more, which the volume is to say it has: a directory has
@@ -110,6 +114,25 @@ fn grown(claim: &PersistentVolumeClaim, volume: Arc<PersistentVolume>) -> ClaimP
     }
 }
 
+/// What is said of a claim without a class.
+pub(super) const NO_CLASS: &str =
+    "no persistent volumes available for this claim and no storage class is set";
+
+/// The class that claims get which state none: of several defaults the newest.
+pub(super) fn default_class(all: Vec<Arc<StorageClass>>) -> Option<String> {
+    let is_default = |class: &Arc<StorageClass>| {
+        let notes = class.metadata.annotations.as_ref();
+        let is = |key: &&str| notes.and_then(|n| n.get(*key)).is_some_and(|v| v == "true");
+        ANNOTATIONS_DEFAULT_CLASS.iter().any(is)
+    };
+    let newest = all.into_iter().filter(is_default).max_by(|a, b| {
+        let (a, b) = (&a.metadata, &b.metadata);
+        let by_age = a.creation_timestamp.cmp(&b.creation_timestamp);
+        by_age.then_with(|| b.name.cmp(&a.name))
+    });
+    newest?.metadata.name.clone()
+}
+
 fn unbound(
     claim: &PersistentVolumeClaim,
     all: Vec<Arc<PersistentVolume>>,
@@ -126,12 +149,10 @@ fn unbound(
     }
     let name = class_of(claim);
     let Some(class) = class else {
-        return if name.is_empty() {
-            ClaimPlan::Wait(Some((
-                "FailedBinding",
-                "no persistent volumes available for this claim and no storage class is set"
-                    .to_owned(),
-            )))
+        return if !states_class(claim) {
+            ClaimPlan::TakeDefaultClass
+        } else if name.is_empty() {
+            ClaimPlan::Wait(Some(("FailedBinding", NO_CLASS.to_owned())))
         } else {
             ClaimPlan::Fail(
                 "ProvisioningFailed",
@@ -384,6 +405,7 @@ mod tests {
             check(slow(), chosen(), vec![], Some(class("csi.example", first))),
             check(slow(), json!({}), vec![], None),
             check(json!(""), json!({}), vec![], None),
+            check(json!(null), json!({}), vec![], None),
         ];
         expect![[r#"
             bind pv
@@ -394,8 +416,25 @@ mod tests {
             Fail("ProvisioningFailed", "storage class \"slow\" binds at once, but a directory needs a node: its volumeBindingMode must be WaitForFirstConsumer")
             AskProvisioner("csi.example")
             Fail("ProvisioningFailed", "storageclass.storage.k8s.io \"slow\" not found")
-            Wait(Some(("FailedBinding", "no persistent volumes available for this claim and no storage class is set")))"#]]
+            Wait(Some(("FailedBinding", "no persistent volumes available for this claim and no storage class is set")))
+            TakeDefaultClass"#]]
         .assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn of_several_defaults_the_newest_is_taken() {
+        let class = |name: &str, at: &str, default: &str| -> Arc<StorageClass> {
+            read(json!({"metadata": {"name": name, "creationTimestamp": at,
+                "annotations": {ANNOTATIONS_DEFAULT_CLASS[0]: default}}, "provisioner": "p"}))
+        };
+        let all = vec![
+            class("a", "2026-01-01T00:00:00Z", "true"),
+            class("b", "2026-01-02T00:00:00Z", "true"),
+            class("c", "2026-01-02T00:00:00Z", "true"),
+            class("d", "2026-01-03T00:00:00Z", "false"),
+        ];
+        assert_eq!(default_class(all).as_deref(), Some("b"));
+        assert_eq!(default_class(vec![]), None);
     }
 
     #[test]

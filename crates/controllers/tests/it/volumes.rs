@@ -153,3 +153,38 @@ async fn a_claim_in_use_stays_and_its_volume_is_made_where_its_pod_is() -> Resul
     .await?;
     site.stop().await
 }
+
+/// Upstream: `TestRetroactiveStorageClassAssignment` (`test/integration/volume`).
+#[tokio::test]
+async fn a_claim_takes_the_class_that_becomes_the_default() -> Result<()> {
+    const CLASSES: &str = "/apis/storage.k8s.io/v1/storageclasses";
+    const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+    let site = Site::start().await?;
+    site.patch(
+        &format!("{CLASSES}/local-path"),
+        json!({"metadata": {"annotations": {DEFAULT: "false"}}}),
+    )
+    .await?;
+    let mut unclassed = claim("early", "", "1Gi");
+    if let Some(spec) = unclassed["spec"].as_object_mut() {
+        spec.remove("storageClassName");
+    }
+    site.create(CLAIMS, unclassed).await?;
+    site.create(CLAIMS, claim("none", "", "1Gi")).await?;
+    let early = claim_is(&site, "early", "Pending").await?;
+    assert!(early["spec"]["storageClassName"].is_null(), "{early}");
+    site.create(VOLUMES, volume("disk", "late", "2Gi")).await?;
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "late", "annotations": {DEFAULT: "true"}},
+        "provisioner": "kubernetes.io/no-provisioner",
+    });
+    site.create(CLASSES, class).await?;
+    let early = claim_is(&site, "early", "Bound").await?;
+    assert_eq!(early["spec"]["storageClassName"], "late");
+    assert_eq!(early["spec"]["volumeName"], "disk");
+    // An empty name asks for none, then as before.
+    let none = claim_is(&site, "none", "Pending").await?;
+    assert_eq!(none["spec"]["storageClassName"], "");
+    site.stop().await
+}
