@@ -92,7 +92,11 @@ impl Contact {
         let new_epoch = known.epoch() != Some(epoch);
         known.renewed(sent, epoch);
         if let Some((path, boot)) = &self.file
-            && let Err(error) = keep(path, &format!("{boot} {sent} {epoch}\n"), new_epoch)
+            && let Err(error) = keep(
+                path,
+                format!("{boot} {sent} {epoch}\n").as_bytes(),
+                new_epoch,
+            )
         {
             // The next agent then counts from an earlier contact: pods may end too early,
             // never too late.
@@ -120,12 +124,12 @@ fn unknown() -> partition::Contact {
     partition::Contact::known(None, Some(Epoch { lease, count: 0 }))
 }
 
-/// Replaces the file. A lost moment costs little, and comes every ten seconds; a lost epoch
-/// does not.
-fn keep(path: &Path, text: &str, durably: bool) -> std::io::Result<()> {
+/// Replaces a small file. A lost moment of contact costs little, and comes every ten seconds; a
+/// lost epoch, or who has which devices, does not.
+pub(crate) fn keep(path: &Path, bytes: &[u8], durably: bool) -> std::io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = File::create(&fresh)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     if durably {
         file.sync_all()?;
     }

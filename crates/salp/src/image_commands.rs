@@ -168,14 +168,13 @@ async fn run(args: ImageArgs) -> Result<()> {
         }
         ImageCommand::Rm { references } => {
             let store = open(&args.data_dir, registry)?;
-            let node = layout(&args.data_dir)?.node();
+            let policy = GcPolicy {
+                in_use: node::images_in_use(&layout(&args.data_dir)?.node()),
+                ..GcPolicy::default()
+            };
             for reference in references {
-                let policy = GcPolicy {
-                    in_use: node::images_in_use(&node),
-                    ..GcPolicy::default()
-                };
                 if !store
-                    .remove(&parse(&reference)?, policy)
+                    .remove(&parse(&reference)?, policy.clone())
                     .await
                     .context("remove image")?
                 {

@@ -3,7 +3,7 @@
 //!
 //! Upstream: `plugin/pkg/admission/storage/persistentvolume/resize`.
 
-use super::Operation;
+use super::{Operation, storage_class};
 use crate::registry::Call;
 use apimachinery::Status;
 use apimachinery::quantity::Quantity;
@@ -30,6 +30,7 @@ pub(super) fn validate(
     if old["status"]["phase"] != "Bound" {
         return Err(call.forbidden("Only bound persistent volume claims can be expanded"));
     }
+    let class_of = |claim| storage_class::class_of(claim).unwrap_or_default();
     let name = class_of(new);
     let class = call.core.peek("storage.k8s.io", "storageclasses", "", name);
     let grows = class.is_some_and(|c| c.value()["allowVolumeExpansion"] == true);
@@ -40,10 +41,4 @@ pub(super) fn validate(
         ));
     }
     Ok(())
-}
-
-fn class_of(claim: &Value) -> &str {
-    let old = &claim["metadata"]["annotations"][super::storage_class::OLD_CLASS];
-    let named = old.as_str().or(claim["spec"]["storageClassName"].as_str());
-    named.unwrap_or_default()
 }

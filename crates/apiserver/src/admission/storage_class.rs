@@ -6,14 +6,12 @@ use crate::registry::Call;
 use api::constants::ANNOTATIONS_DEFAULT_CLASS;
 use serde_json::Value;
 
-pub(super) const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// Fills in a new claim.
 pub(super) fn mutate(call: &Call<'_>, claim: &mut Value) {
     // An empty name asks for no class.
-    let states = !claim["spec"]["storageClassName"].is_null()
-        || !claim["metadata"]["annotations"][OLD_CLASS].is_null();
-    if states || !claim["spec"].is_object() {
+    if class_of(claim).is_some() || !claim["spec"].is_object() {
         return;
     }
     let kind = call.core.cache.named("storage.k8s.io", "storageclasses");
@@ -21,6 +19,12 @@ pub(super) fn mutate(call: &Call<'_>, claim: &mut Value) {
     if let Some(class) = choose(all) {
         claim["spec"]["storageClassName"] = class["metadata"]["name"].clone();
     }
+}
+
+/// The class that a claim states, be it none (`""`).
+pub(super) fn class_of(claim: &Value) -> Option<&str> {
+    let old = &claim["metadata"]["annotations"][OLD_CLASS];
+    old.as_str().or(claim["spec"]["storageClassName"].as_str())
 }
 
 fn choose(all: impl Iterator<Item = Value>) -> Option<Value> {

@@ -13,6 +13,7 @@ mod rpc;
 pub(crate) use inventory::Given;
 
 use crate::agent::Agent;
+use crate::contact;
 use crate::plan;
 use crate::resources;
 use inventory::{Choice, Inventory, OfContainer};
@@ -22,7 +23,6 @@ use messages as m;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -156,14 +156,9 @@ impl Devices {
     /// Writes down who has what.
     fn keep(&self) {
         let kept = self.inventory.lock().kept();
-        let write = || {
-            let fresh = self.file.with_extension("new");
-            let mut file = File::create(&fresh)?;
-            file.write_all(&serde_json::to_vec(&kept)?)?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &self.file)
-        };
-        if let Err(error) = write() {
+        let bytes = serde_json::to_vec(&kept).map_err(std::io::Error::from);
+        let written = bytes.and_then(|bytes| contact::keep(&self.file, &bytes, true));
+        if let Err(error) = written {
             tracing::warn!(file = %self.file.display(), %error, "who has which devices is not kept");
         }
     }
