@@ -20,6 +20,9 @@ pub struct Unschedulable {
     pub reasons: BTreeMap<String, usize>,
     /// Of how many nodes it is other pods that stand in the way.
     pub blocked_by_pods: usize,
+    /// What came of preemption, in place of what the numbers say of it; empty when others make
+    /// room.
+    pub preemption: Option<String>,
 }
 
 impl std::error::Error for Unschedulable {}
@@ -36,6 +39,12 @@ impl fmt::Display for Unschedulable {
             None => counted(&self.reasons),
         };
         write!(f, "0/{all} nodes are available: {reasons}.")?;
+        if let Some(text) = &self.preemption {
+            return match text.as_str() {
+                "" => Ok(()),
+                text => write!(f, " preemption: {text}"),
+            };
+        }
         let mut preemption = BTreeMap::new();
         for (reason, count) in [
             (

@@ -7,19 +7,18 @@ use crate::claims::{self, Claims, Reservation, Storage};
 use crate::demand::Demand;
 use crate::pending::Pending;
 use crate::place::{Unschedulable, place};
+use crate::preempt::{self, Preemption, priority, uid};
 use crate::snapshot::Snapshot;
+use crate::write::{Writer, Written};
 use client::k8s_openapi::api::core::v1::{
-    Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod,
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
 };
+use client::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use client::k8s_openapi::api::storage::v1::StorageClass;
-use client::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time};
-use client::volumes::SELECTED_NODE;
-use client::{Change, Clock, EventRecorder, EventType, Informer, Informers, ObjectKey};
+use client::{Change, Clock, EventRecorder, Informer, Informers, ObjectKey};
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use kube::api::{Api, Patch, PatchParams, PostParams};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -61,9 +60,11 @@ pub fn run(config: Config, scope: &lifecycle::Scope) {
         claims: config.informers.get(),
         volumes: config.informers.get(),
         classes: config.informers.get(),
+        budgets: config.informers.get(),
         snapshot: Snapshot::new(),
         pending: Pending::default(),
         assumed: HashMap::new(),
+        nominated: HashMap::new(),
         rng: StdRng::seed_from_u64(config.seed),
         writing: 0,
         writer: Writer {
@@ -84,10 +85,14 @@ struct Scheduler {
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
+    budgets: Informer<PodDisruptionBudget>,
     snapshot: Snapshot,
     pending: Pending,
     /// Uid → node of pods that are placed but not yet told as bound by the informer.
     assumed: HashMap<String, String>,
+    /// Uid → node of pods for which others have been made to go: none of a lower priority takes
+    /// their room.
+    nominated: HashMap<String, (String, Arc<Pod>)>,
     rng: StdRng,
     writing: usize,
     writer: Writer,
@@ -100,14 +105,6 @@ enum Input {
     Namespace(Change<Namespace>),
     /// A claim, a volume or a class.
     Storage,
-}
-
-/// A write that ended.
-enum Written {
-    Bound(Arc<Pod>, Result<(), kube::Error>),
-    Reported,
-    /// Volumes were reserved for a pod's claims.
-    Reserved(ObjectKey, Result<(), kube::Error>),
 }
 
 /// The storage of a pod's namespace.
@@ -151,6 +148,7 @@ impl Scheduler {
         self.claims.synced().await;
         self.volumes.synced().await;
         self.classes.synced().await;
+        self.budgets.synced().await;
         self.rebuild();
         loop {
             while let Some(Some(input)) = inputs.next().now_or_never() {
@@ -234,6 +232,11 @@ impl Scheduler {
                 self.assumed.insert(uid.to_owned(), node.clone());
             }
             self.pod_changed(None, Some(pod.clone()));
+            let status = pod.status.as_ref();
+            let node = status.and_then(|s| s.nominated_node_name.clone());
+            if let Some(node) = node.filter(|_| node_of(pod).is_none() && is_ours(pod)) {
+                self.nominated.insert(uid.to_owned(), (node, pod.clone()));
+            }
         }
         let informer = &self.pods;
         self.pending
@@ -259,6 +262,7 @@ impl Scheduler {
             {
                 self.snapshot.remove_pod(&assumed, &uid);
             }
+            self.nominated.remove(&uid);
             self.pending.remove(&ObjectKey::of(&*new));
             if holds_room(&new) {
                 let arrived = old.is_none_or(|o| node_of(&o).is_none());
@@ -278,7 +282,8 @@ impl Scheduler {
 
     /// A pod is gone or has ended: its room is free.
     fn release(&mut self, pod: &Pod) {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let uid = uid(pod);
+        self.nominated.remove(uid);
         let assumed = self.assumed.remove(uid);
         let node = node_of(pod).or(assumed.as_deref());
         let freed = node.is_some_and(|node| self.snapshot.remove_pod(node, uid));
@@ -311,17 +316,27 @@ impl Scheduler {
                 });
             }
             Ok((node, _)) => {
-                let uid = pod.metadata.uid.clone().unwrap_or_default();
+                let uid = uid(&pod).to_owned();
+                self.nominated.remove(&uid);
                 self.snapshot.add_pod(&node, pod.clone());
                 self.assumed.insert(uid, node.clone());
                 self.scope
                     .spawn_cancellable(async move { writer.bind(pod, node).await });
             }
-            Err(reasons) => {
+            Err(mut reasons) => {
                 self.pending
                     .failed(&ObjectKey::of(&*pod), true, Instant::now());
-                self.scope
-                    .spawn_cancellable(async move { writer.report(pod, reasons).await });
+                match self.preempt(&pod, &mut reasons) {
+                    None => {
+                        self.scope
+                            .spawn_cancellable(async move { writer.report(pod, reasons).await });
+                    }
+                    Some(preemption) => {
+                        self.scope.spawn_cancellable(async move {
+                            writer.preempt(pod, preemption, reasons).await;
+                        });
+                    }
+                }
             }
         }
         true
@@ -340,10 +355,53 @@ impl Scheduler {
             ..Unschedulable::default()
         })?;
         let demand = Demand::of(pod).with_claims(claims);
-        let name = place(&demand, &self.snapshot, &mut self.rng)?;
-        let node = self.snapshot.nodes().find(|(known, _)| *known == name);
-        let reservations = node.map(|(name, node)| demand.claims.reserve(name, node));
-        Ok((name.to_owned(), reservations.unwrap_or_default()))
+        let promised: Vec<(String, Arc<Pod>)> = self
+            .nominated
+            .values()
+            .filter(|(_, other)| uid(other) != uid(pod) && priority(other) >= priority(pod))
+            .cloned()
+            .collect();
+        for (node, other) in &promised {
+            self.snapshot.add_pod(node, other.clone());
+        }
+        let placed = place(&demand, &self.snapshot, &mut self.rng).map(str::to_owned);
+        for (node, other) in &promised {
+            self.snapshot.remove_pod(node, uid(other));
+        }
+        let name = placed?;
+        let node = self.snapshot.node(&name);
+        let reservations = node.map(|node| demand.claims.reserve(&name, node));
+        Ok((name, reservations.unwrap_or_default()))
+    }
+
+    /// Whom a pod that no node can take makes go, and what is said of it.
+    fn preempt(&mut self, pod: &Arc<Pod>, reasons: &mut Unschedulable) -> Option<Preemption> {
+        if reasons.pod.is_some() || reasons.blocked_by_pods == 0 {
+            return None;
+        }
+        if let Some(why) = preempt::not_eligible(pod, &self.snapshot) {
+            reasons.preemption = Some(why.to_owned());
+            return None;
+        }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let stored = Stored {
+            namespace,
+            of: self,
+        };
+        let claims = Claims::of(pod, &stored).ok()?;
+        let demand = Demand::of(pod).with_claims(claims);
+        let budgets = self.budgets.list();
+        let mut preemption = preempt::preempt(&demand, &mut self.snapshot, &budgets)?;
+        reasons.preemption = Some(String::new());
+        let node = preemption.node.clone();
+        // Those of a lower priority that were to have the same room are to look again.
+        let outdone = self
+            .nominated
+            .extract_if(|_, (at, other)| *at == node && priority(other) < priority(pod));
+        preemption.outdone = outdone.map(|(_, (_, other))| other).collect();
+        self.nominated
+            .insert(uid(pod).to_owned(), (node, pod.clone()));
+        Some(preemption)
     }
 
     fn settle(&mut self, written: Written) {
@@ -351,6 +409,12 @@ impl Scheduler {
         if let Written::Reserved(key, Err(error)) = &written {
             tracing::debug!(pod = %key, %error, "volumes not reserved, trying again");
             self.pending.wake(claims::has_any, Instant::now());
+        }
+        if let Written::Preempted(pod, Err(error)) = &written {
+            tracing::warn!(pod = %ObjectKey::of(&**pod), %error, "not all were made to go, trying again");
+            self.nominated.remove(uid(pod));
+            let of = |other: &Pod| uid(other) == uid(pod);
+            self.pending.wake(of, Instant::now());
         }
         let Written::Bound(pod, Err(error)) = written else {
             return;
@@ -369,142 +433,6 @@ impl Scheduler {
             self.pending.failed(&key, false, Instant::now());
         }
     }
-}
-
-#[derive(Clone)]
-struct Writer {
-    client: kube::Client,
-    recorder: EventRecorder,
-    clock: Clock,
-    written: mpsc::Sender<Written>,
-}
-
-impl Writer {
-    async fn bind(self, pod: Arc<Pod>, node: String) {
-        let ObjectKey { namespace, name } = ObjectKey::of(&*pod);
-        let binding = Binding {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                namespace: Some(namespace.clone()),
-                uid: pod.metadata.uid.clone(),
-                ..ObjectMeta::default()
-            },
-            target: ObjectReference {
-                kind: Some("Node".to_owned()),
-                name: Some(node.clone()),
-                ..ObjectReference::default()
-            },
-        };
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        let bound = api
-            .create_subresource::<_, Status>("binding", &name, &PostParams::default(), &binding)
-            .await;
-        if bound.is_ok() {
-            self.recorder.normal(
-                &*pod,
-                "Scheduled",
-                &format!("Successfully assigned {namespace}/{name} to {node}"),
-            );
-        }
-        // Closed only when the scheduler has ended.
-        let _ = self
-            .written
-            .send(Written::Bound(pod, bound.map(|_| ())))
-            .await;
-    }
-
-    /// Says which volumes are for the claims of a pod, or on which node they are to be made.
-    async fn reserve(self, key: ObjectKey, node: String, reservations: Vec<Reservation>) {
-        let params = PatchParams::default();
-        let mut all = Ok(());
-        for reservation in reservations {
-            let done = match reservation {
-                Reservation::Underway => continue,
-                Reservation::Volume(volume, claim) => {
-                    let api: Api<PersistentVolume> = Api::all(self.client.clone());
-                    let reference = client::events::reference(&*claim);
-                    let patch = Patch::Merge(json!({
-                        "metadata": {"resourceVersion": volume.metadata.resource_version},
-                        "spec": {"claimRef": reference},
-                    }));
-                    let name = volume.metadata.name.as_deref().unwrap_or_default();
-                    api.patch(name, &params, &patch).await.map(drop)
-                }
-                Reservation::Node(claim) => {
-                    let api: Api<PersistentVolumeClaim> =
-                        Api::namespaced(self.client.clone(), &key.namespace);
-                    let patch = Patch::Merge(json!({"metadata": {
-                        "resourceVersion": claim.metadata.resource_version,
-                        "annotations": {SELECTED_NODE: node},
-                    }}));
-                    let name = claim.metadata.name.as_deref().unwrap_or_default();
-                    api.patch(name, &params, &patch).await.map(drop)
-                }
-            };
-            all = all.and(done);
-        }
-        // Closed only when the scheduler has ended.
-        let _ = self.written.send(Written::Reserved(key, all)).await;
-    }
-
-    async fn report(self, pod: Arc<Pod>, reasons: Unschedulable) {
-        let message = reasons.to_string();
-        self.recorder.record(
-            client::events::reference(&*pod),
-            EventType::Warning,
-            "FailedScheduling",
-            &message,
-        );
-        if let Some(patch) = unschedulable_patch(&pod, &message, self.clock.now()) {
-            let ObjectKey { namespace, name } = ObjectKey::of(&*pod);
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-            let patched = api
-                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch))
-                .await;
-            match patched {
-                Err(error) if !client::is_not_found(&error) => {
-                    tracing::debug!(pod = name, %error, "condition not written");
-                }
-                _ => {}
-            }
-        }
-        let _ = self.written.send(Written::Reported).await;
-    }
-}
-
-/// The patch that says in a pod's status why it waits; none when it says so already.
-fn unschedulable_patch(
-    pod: &Pod,
-    message: &str,
-    now: jiff::Timestamp,
-) -> Option<serde_json::Value> {
-    let known = pod
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .find(|c| c.type_ == "PodScheduled");
-    if known.is_some_and(|c| {
-        c.status == "False"
-            && c.reason.as_deref() == Some("Unschedulable")
-            && c.message.as_deref() == Some(message)
-    }) {
-        return None;
-    }
-    let since = known
-        .filter(|c| c.status == "False")
-        .and_then(|c| c.last_transition_time.clone())
-        .unwrap_or(Time(now));
-    Some(serde_json::json!({
-        "metadata": {"uid": pod.metadata.uid},
-        "status": {"conditions": [{
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": message,
-            "lastTransitionTime": since,
-            "observedGeneration": pod.metadata.generation,
-        }]},
-    }))
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -199,6 +199,10 @@ impl Snapshot {
             .map(|(name, state)| (name.as_str(), state))
     }
 
+    pub(crate) fn node(&self, name: &str) -> Option<&NodeState> {
+        self.nodes.get(name).filter(|state| state.node.is_some())
+    }
+
     pub(crate) fn has_rules(&self) -> bool {
         self.pods_with_rules > 0
     }

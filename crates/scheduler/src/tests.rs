@@ -1,5 +1,6 @@
 //! Placements by table, and properties of any placement.
 
+use crate::preempt::preempt;
 use crate::{Demand, Snapshot, place};
 use client::k8s_openapi::api::core::v1::{Node, Pod};
 use expect_test::{Expect, expect};
@@ -472,6 +473,186 @@ proptest! {
         for ((_, kept), (_, fresh)) in snapshot.nodes().zip(at_once.nodes()) {
             prop_assert_eq!(&kept.used, &fresh.used);
             prop_assert_eq!(&kept.used_for_score, &fresh.used_for_score);
+        }
+    }
+}
+
+/// Checks who goes from where, or that none does; and that the snapshot stays as it was.
+fn check_preemption(
+    nodes: &[Arc<Node>],
+    pods: &[(&str, Arc<Pod>)],
+    budgets: &[Value],
+    wants: &Pod,
+    expect: Expect,
+) {
+    let mut snapshot = snapshot(nodes, pods);
+    let before = format!("{snapshot:?}").len();
+    let budgets: Vec<_> = budgets
+        .iter()
+        .map(|b| Arc::new(serde_json::from_value(b.clone()).unwrap()))
+        .collect();
+    let found = preempt(&Demand::of(wants), &mut snapshot, &budgets);
+    let shown = found.map_or("none".to_owned(), |found| {
+        let names = found.victims.iter().filter_map(|p| p.metadata.name.clone());
+        format!("{}: {}", found.node, names.collect::<Vec<_>>().join(", "))
+    });
+    expect.assert_eq(&shown);
+    assert_eq!(format!("{snapshot:?}").len(), before);
+}
+
+fn ranked(name: &str, priority: i32, cpu: &str, more: Value) -> Arc<Pod> {
+    let mut wanted = requests(json!({"cpu": cpu}));
+    merge(&mut wanted, json!({"spec": {"priority": priority}}));
+    merge(&mut wanted, more);
+    pod(name, wanted)
+}
+
+/// Upstream: `pkg/scheduler/framework/plugins/defaultpreemption/default_preemption_test.go`.
+#[test]
+fn as_few_and_as_unimportant_pods_go_as_can() {
+    let none = || json!({});
+    let node = |name: &str| node(name, json!({}));
+    let (a, b) = (node("a"), node("b"));
+    let wants = ranked("wants", 10, "1500m", none());
+    let started = |at: &str| json!({"status": {"startTime": at}});
+    // Nothing of a lower priority.
+    check_preemption(
+        std::slice::from_ref(&a),
+        &[("a", ranked("same", 10, "1", none()))],
+        &[],
+        &wants,
+        expect!["none"],
+    );
+    // It would not fit on an empty node.
+    check_preemption(
+        std::slice::from_ref(&a),
+        &[("a", ranked("low", 1, "1", none()))],
+        &[],
+        &ranked("large", 10, "3", none()),
+        expect!["none"],
+    );
+    // Of two that could go the less important goes, then the younger.
+    check_preemption(
+        std::slice::from_ref(&a),
+        &[
+            ("a", ranked("low", 1, "1", none())),
+            ("a", ranked("lower", 0, "1", none())),
+            ("a", ranked("tiny", 0, "0", none())),
+        ],
+        &[],
+        &ranked("wants", 10, "1", none()),
+        expect!["a: lower"],
+    );
+    check_preemption(
+        std::slice::from_ref(&a),
+        &[
+            (
+                "a",
+                ranked("young", 1, "1", started("2026-01-02T00:00:00Z")),
+            ),
+            ("a", ranked("old", 1, "1", started("2026-01-01T00:00:00Z"))),
+        ],
+        &[],
+        &ranked("wants", 10, "1", none()),
+        expect!["a: young"],
+    );
+    // The node whose most important victim is the least important.
+    check_preemption(
+        &[a.clone(), b.clone()],
+        &[
+            ("a", ranked("mid", 5, "2", none())),
+            ("b", ranked("low", 1, "1", none())),
+            ("b", ranked("low2", 1, "1", none())),
+        ],
+        &[],
+        &wants,
+        expect!["b: low, low2"],
+    );
+    // Then the fewest.
+    check_preemption(
+        &[a.clone(), b.clone()],
+        &[
+            ("a", ranked("low", 1, "1", none())),
+            ("a", ranked("low2", 1, "1", none())),
+            ("b", ranked("one", 1, "2", none())),
+        ],
+        &[],
+        &wants,
+        expect!["b: one"],
+    );
+    // A budget that is used up weighs more than priorities.
+    let labels = json!({"metadata": {"labels": {"app": "kept"}}});
+    let budget = |allowed: i32| {
+        json!({"metadata": {"name": "b", "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": "kept"}}},
+            "status": {"disruptionsAllowed": allowed}})
+    };
+    let pods = [
+        ("a", ranked("kept", 1, "2", labels)),
+        ("b", ranked("mid", 5, "2", none())),
+    ];
+    let nodes = [a, b];
+    check_preemption(&nodes, &pods, &[budget(0)], &wants, expect!["b: mid"]);
+    check_preemption(&nodes, &pods, &[budget(1)], &wants, expect!["a: kept"]);
+}
+
+#[test]
+fn what_stands_against_a_pod_goes_for_it() {
+    let nodes = [node("a", json!({}))];
+    let alone = json!({"spec": {"affinity": {"podAntiAffinity": {
+    "requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"app": "rival"}},
+    }]}}}});
+    let rival = json!({"metadata": {"labels": {"app": "rival"}}});
+    check_preemption(
+        &nodes,
+        &[
+            ("a", ranked("rival", 0, "0", rival)),
+            ("a", ranked("other", 0, "0", json!({}))),
+        ],
+        &[],
+        &ranked("alone", 10, "0", alone),
+        expect!["a: rival"],
+    );
+}
+
+proptest! {
+    /// Once those are gone who are to go there is room, and not with one of them left; all have a
+    /// lower priority.
+    #[test]
+    fn who_goes_is_enough_and_no_more(
+        sizes in prop::collection::vec(1_i64..12, 1..4),
+        pods in prop::collection::vec((0_usize..4, 0_i32..4, 0_i64..5), 0..12),
+        (own, cpu) in (0_i32..4, 1_i64..10),
+    ) {
+        let nodes: Vec<_> = sizes.iter().enumerate().map(|(n, size)| node(
+            &format!("n{n}"),
+            json!({"status": {"allocatable": {"cpu": format!("{size}"), "pods": "8"}}}),
+        )).collect();
+        let mut snapshot = snapshot(&nodes, &[]);
+        for (i, (n, priority, cpu)) in pods.iter().enumerate() {
+            let pod = ranked(&format!("p{i}"), *priority, &cpu.to_string(), json!({}));
+            snapshot.add_pod(&format!("n{}", n % sizes.len()), pod);
+        }
+        let wants = ranked("wants", own, &cpu.to_string(), json!({}));
+        let demand = Demand::of(&wants);
+        let mut rng = StdRng::seed_from_u64(1);
+        prop_assume!(place(&demand, &snapshot, &mut rng).is_err());
+        let Some(found) = preempt(&demand, &mut snapshot, &[]) else {
+            return Ok(());
+        };
+        prop_assert!(!found.victims.is_empty());
+        for victim in &found.victims {
+            let priority = victim.spec.as_ref().and_then(|s| s.priority);
+            prop_assert!(priority < Some(own));
+            snapshot.remove_pod(&found.node, victim.metadata.uid.as_deref().unwrap());
+        }
+        prop_assert_eq!(place(&demand, &snapshot, &mut rng).ok(), Some(&*found.node));
+        for victim in &found.victims {
+            snapshot.add_pod(&found.node, victim.clone());
+            prop_assert!(place(&demand, &snapshot, &mut rng).is_err());
+            snapshot.remove_pod(&found.node, victim.metadata.uid.as_deref().unwrap());
         }
     }
 }

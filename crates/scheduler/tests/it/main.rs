@@ -227,3 +227,103 @@ async fn a_pod_that_fits_nowhere_says_why_and_is_bound_once_it_does() -> Result<
     assert_eq!(nodes.len(), 2);
     site.stop().await
 }
+
+/// Upstream: `test/integration/scheduler/preemption/preemption_test.go`.
+#[tokio::test]
+async fn a_pod_of_a_higher_priority_takes_the_room_of_others() -> Result<()> {
+    let site = Site::start().await?;
+    site.node("n", "2").await?;
+    for (name, policy) in [("high", "PreemptLowerPriority"), ("polite", "Never")] {
+        let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": 1000, "preemptionPolicy": policy});
+        let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+        site.call("POST", path, class).await?;
+    }
+    let ranked = async |name: &str| {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"priorityClassName": name, "containers": [{"name": "c", "image": "web:1",
+                "resources": {"requests": {"cpu": "1"}}}]}});
+        site.call("POST", PODS, pod).await.map(drop)
+    };
+    site.pod("a", "1").await?;
+    site.pod("b", "1").await?;
+    site.until::<Pod, _>("bound", |pods| spread(pods, 2))
+        .await?;
+    ranked("polite").await?;
+    let refused = site
+        .until::<Event, _>("event", |events| {
+            event(events, "polite", "FailedScheduling")
+        })
+        .await?;
+    assert_eq!(
+        refused,
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never."
+    );
+    site.call(
+        "DELETE",
+        &format!("{PODS}/polite"),
+        json!({"gracePeriodSeconds": 0}),
+    )
+    .await?;
+
+    ranked("high").await?;
+    let going = |pods: &[Arc<Pod>]| -> Vec<Arc<Pod>> {
+        let going = pods
+            .iter()
+            .filter(|p| p.metadata.deletion_timestamp.is_some());
+        going.cloned().collect()
+    };
+    let victim = site
+        .until::<Pod, _>("one is to go", |pods| going(pods).pop())
+        .await?;
+    let name = victim.metadata.name.clone().unwrap_or_default();
+    let told = serde_json::to_value(&victim.status)?;
+    let condition = told["conditions"].as_array().into_iter().flatten();
+    let condition = condition
+        .into_iter()
+        .find(|c| c["type"] == "DisruptionTarget");
+    assert_eq!(
+        condition.map(|c| &c["reason"]),
+        Some(&json!("PreemptionByScheduler"))
+    );
+    let high = site
+        .until::<Pod, _>("nominated", |pods| {
+            let of = |p: &&Arc<Pod>| p.metadata.name.as_deref() == Some("high");
+            let high = pods.iter().find(of)?;
+            let node = high.status.as_ref()?.nominated_node_name.as_deref()?;
+            (node == "n").then(|| high.clone())
+        })
+        .await?;
+    let message = site
+        .until::<Event, _>("event", |events| event(events, &name, "Preempted"))
+        .await?;
+    let uid = high.metadata.uid.clone().unwrap_or_default();
+    assert_eq!(message, format!("Preempted by pod {uid} on node n"));
+    let why = site
+        .until::<Event, _>("event", |events| event(events, "high", "FailedScheduling"))
+        .await?;
+    assert_eq!(why, "0/1 nodes are available: 1 Insufficient cpu.");
+
+    // What comes free is not for one that comes meanwhile.
+    site.pod("late", "1").await?;
+    site.until::<Event, _>("event", |events| event(events, "late", "FailedScheduling"))
+        .await?;
+    site.call(
+        "DELETE",
+        &format!("{PODS}/{name}"),
+        json!({"gracePeriodSeconds": 0}),
+    )
+    .await?;
+    let bound = |pods: &[Arc<Pod>], name: &str| {
+        let of = |p: &&Arc<Pod>| p.metadata.name.as_deref() == Some(name);
+        pods.iter().find(of).and_then(|p| node_of(p)).is_some()
+    };
+    let pods = site
+        .until::<Pod, _>("high bound", |pods| {
+            bound(pods, "high").then(|| pods.to_vec())
+        })
+        .await?;
+    assert!(!bound(&pods, "late"), "{pods:?}");
+    assert!(going(&pods).is_empty(), "one was enough");
+    site.stop().await
+}
