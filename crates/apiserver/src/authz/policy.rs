@@ -173,6 +173,8 @@ fn aggregated() -> Vec<Value> {
 const NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
 const SELF_NODE_CLIENT: &str =
     "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
+/// The same for a certificate to serve with, which upstream leaves to people.
+const SELF_NODE_SERVER: &str = "salp:certificatesigningrequests:selfnodeserver";
 
 const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     (
@@ -230,6 +232,12 @@ const BINDINGS: &[(&str, &str, &str, &[&str])] = &[
     (
         "salp:node-autoapprove-rotation",
         SELF_NODE_CLIENT,
+        "Group",
+        &["system:nodes"],
+    ),
+    (
+        "salp:node-autoapprove-serving",
+        SELF_NODE_SERVER,
         "Group",
         &["system:nodes"],
     ),
@@ -346,6 +354,10 @@ const ROLES: &[(&str, &[&str])] = &[
     (
         SELF_NODE_CLIENT,
         &["create | certificates.k8s.io | certificatesigningrequests/selfnodeclient"],
+    ),
+    (
+        SELF_NODE_SERVER,
+        &["create | certificates.k8s.io | certificatesigningrequests/selfnodeserver"],
     ),
     (
         "system:node-bootstrapper",

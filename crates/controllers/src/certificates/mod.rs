@@ -5,7 +5,7 @@
 //! create the CSR subresource `nodeclient`, or `selfnodeclient` for the own one, as upstream's
 //! csrapprover has it. Serving certificates (`kubernetes.io/kubelet-serving`), which upstream
 //! leaves to people, go to a node for its own name and addresses, as long as nobody else has
-//! these. [`plan`] decides, and signing is the binary's ([`Signer`]).
+//! these and it may create the subresource `selfnodeserver`. [`plan`] decides, and signing is the binary's ([`Signer`]).
 
 mod plan;
 #[cfg(test)]
@@ -144,7 +144,6 @@ impl Controller {
                     self.approve(name, &request).await?;
                 }
             }
-            Verdict::Approve => self.approve(name, &request).await?,
             Verdict::Later(reason) => {
                 tracing::debug!(request = name, reason, "certificate request waits");
                 return Ok(Outcome::After(LOOK_AGAIN));

@@ -19,8 +19,6 @@ const NODES: &str = "system:nodes";
 pub(super) enum Verdict {
     /// It is approved if who asked may create this subresource.
     Ask(&'static str),
-    /// It is approved.
-    Approve,
     /// It is not for this controller to say.
     Leave(&'static str),
     /// Not yet.
@@ -150,5 +148,5 @@ fn serving(
     if asked.addresses.iter().any(foreign) {
         return Verdict::Leave("an address is not the node's own");
     }
-    Verdict::Approve
+    Verdict::Ask("selfnodeserver")
 }

@@ -84,7 +84,7 @@ fn nodes_serve_under_what_is_theirs() {
         asked.names = names.iter().map(|n| (*n).to_owned()).collect();
         asked.addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
         let request = request("kubelet-serving", user, usages.clone());
-        judge(&request, &asked, &taken) == Verdict::Approve
+        judge(&request, &asked, &taken) == Verdict::Ask("selfnodeserver")
     };
     assert!(judged("system:node:a", &["a"], &["192.0.2.2"]));
     assert!(
