@@ -47,7 +47,7 @@ mod volumes;
 
 pub use config::{Config, Error, Kubelet, TlsError};
 pub use image::{ImageSource, PullFailure, PulledImage, Wanted};
-pub use node::Node;
+pub use node::{Node, own_pods};
 pub use shutdown::ShutdownGrace;
 pub use sleep::Sleep;
 pub use volumes::images_in_use;

@@ -100,8 +100,7 @@ impl Node {
         let pods = if config.share_pod_informer {
             config.informers.get()
         } else {
-            let mine = format!("spec.nodeName={}", config.name);
-            config.informers.get_selected(Selected::fields(mine))
+            config.informers.get_selected(own_pods(&config.name))
         };
         Devices::start(&agent, &config.kubelet_dirs, &scope);
         run(&agent, pods, restored, config.static_pods, &scope);
@@ -140,6 +139,11 @@ impl Node {
     pub async fn stop(self) {
         self.scope.close().await;
     }
+}
+
+/// The pods of a node: all that one may watch.
+pub fn own_pods(node: &str) -> Selected {
+    Selected::fields(format!("spec.nodeName={node}"))
 }
 
 /// The loops, and what feeds them.

@@ -2,11 +2,12 @@
 //! was told, asks with a token, and later renews with what it has (TLS bootstrap).
 
 use crate::api_access::{Access, explain};
+use crate::certificate::{Life, names, node_of};
 use crate::config::{Layout, write_atomic};
 use crate::join_token::{Pinned, cluster_info};
 use crate::output;
 use crate::pki::{self, Pair};
-use crate::servers;
+use crate::{bootstrap_kubeconfig, servers};
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use futures::StreamExt as _;
@@ -14,21 +15,20 @@ use futures::stream::FuturesUnordered;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a request for a certificate may take that needs nobody's word.
-const SIGNED_DEADLINE: Duration = Duration::from_secs(60);
-/// The same for one by a token, which somebody may have to approve.
+/// How long a node that starts waits for a certificate to serve with, where nobody's word is
+/// needed for it.
+pub const SERVING_WAIT: Duration = Duration::from_secs(10);
+/// How long a request to renew a certificate is waited for, as upstream has it.
+const RENEWED_DEADLINE: Duration = Duration::from_secs(900);
+/// The same for the first one, which somebody may have to approve.
 const APPROVED_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a machine with a certificate that is over looks for the server, before it starts
 /// without.
 const REACH_DEADLINE: Duration = Duration::from_secs(5);
-/// The part of its life after which a certificate is renewed, and over how much of it nodes
-/// spread, as upstream has it.
-const RENEW_AFTER: f64 = 0.7;
-const RENEW_SPREAD: f64 = 0.2;
 /// Longest wait before the clock is looked at again: it may have been set, or have slept.
 const LOOK_MAX: Duration = Duration::from_secs(3600);
 /// Pauses between tries to renew: doubled up to the longest.
@@ -37,10 +37,15 @@ const RETRY_MAX: Duration = Duration::from_secs(600);
 
 /// What a machine was told to join by.
 #[derive(Clone, Debug)]
-pub struct Invitation {
-    pub server: String,
-    pub token: String,
-    pub ca_hash: String,
+pub enum Invitation {
+    /// A server whose CA it reads there, and knows by its hash.
+    Token {
+        server: String,
+        token: String,
+        ca_hash: String,
+    },
+    /// A kubeconfig file whose credentials may ask for a certificate, or are a node's.
+    Kubeconfig(PathBuf),
 }
 
 /// What a node shows and trusts.
@@ -79,10 +84,9 @@ pub async fn obtain(
     let Some(known) = load(layout, node)? else {
         let Some(invitation) = invitation else {
             bail!(
-                "join as node {node}: it has no certificate yet; give --server, --token and --ca-hash as `salp token create` prints them"
+                "join as node {node}: it has no certificate yet; give --server, --token and --ca-hash as `salp token create` prints them, or --kubeconfig"
             );
         };
-        reach(&invitation.server).await?;
         return join(layout, node, invitation).await;
     };
     if !Life::of(&known.client.cert_pem).is_over() {
@@ -90,16 +94,15 @@ pub async fn obtain(
     }
     let Some(invitation) = invitation else {
         tracing::warn!(
-            "the certificate of node {node} has expired; join again with --server, --token and --ca-hash as `salp token create` prints them"
+            "the certificate of node {node} has expired; join again with --server, --token and --ca-hash as `salp token create` prints them, or --kubeconfig"
         );
         return Ok(known);
     };
     // Without a server, or with a token that has expired too, it still serves what it has.
-    let reached = tokio::time::timeout(REACH_DEADLINE, reach(&invitation.server)).await;
-    let joined = match reached {
+    let joined = match tokio::time::timeout(REACH_DEADLINE, reach_by(invitation)).await {
         Ok(Ok(())) => join(layout, node, invitation).await,
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(anyhow::anyhow!("{} is not reached", invitation.server)),
+        Err(_) => Err(anyhow::anyhow!("the server is not reached")),
     };
     joined.or_else(|error| {
         tracing::warn!("renew the certificate that has expired: {error:#}");
@@ -107,28 +110,95 @@ pub async fn obtain(
     })
 }
 
-/// A certificate by the token.
+async fn reach_by(invitation: &Invitation) -> Result<()> {
+    match invitation {
+        Invitation::Token { server, .. } => reach(server).await,
+        Invitation::Kubeconfig(path) => reach(&bootstrap_kubeconfig::read(path)?.server).await,
+    }
+}
+
+/// A certificate by what the machine was told, once the server is there.
 async fn join(layout: &Layout, node: &str, invitation: &Invitation) -> Result<Credentials> {
-    let ca_pem = trusted_ca(invitation).await?;
-    let token = access(&invitation.server, Some(&ca_pem), Some(&invitation.token))?;
+    reach_by(invitation).await?;
     let request = Request::client(node);
-    let client = certificate(&token, &request, APPROVED_DEADLINE).await?;
-    let made = Credentials {
-        server: invitation.server.clone(),
-        ca_pem,
-        client,
+    let made = match invitation {
+        Invitation::Token {
+            server,
+            token,
+            ca_hash,
+        } => {
+            let ca_pem = trusted_ca(server, ca_hash).await?;
+            let access = access(server, Some(&ca_pem), Some(token))?;
+            Credentials {
+                server: server.clone(),
+                ca_pem,
+                client: certificate(&access, &request, APPROVED_DEADLINE).await?,
+            }
+        }
+        Invitation::Kubeconfig(path) => by_kubeconfig(path, node, &request).await?,
     };
     made.write(layout, node)?;
     Ok(made)
 }
 
-/// A certificate to serve the kubelet API with: that of an earlier start, whatever it is worth
-/// (it is renewed soon), or a new one.
-pub async fn serving(layout: &Layout, node: &str, address: IpAddr) -> Result<Pair> {
-    match kept_serving(layout) {
-        Some(pair) => Ok(pair),
-        None => new_serving(layout, node, address).await,
+/// The certificate of the file if that is this node's, else one that its credentials ask for.
+async fn by_kubeconfig(path: &Path, node: &str, request: &Request<'_>) -> Result<Credentials> {
+    let file = bootstrap_kubeconfig::read(path)?;
+    let shown = file.shown.as_ref();
+    let of_node = shown.and_then(|pair| node_of(&pair.cert_pem));
+    if let Some(other) = of_node.as_deref().filter(|other| *other != node) {
+        bail!(
+            "join as node {node}: {} has the certificate of node {other}; give --node-name {other}, or another file",
+            path.display()
+        );
     }
+    let is_good = |pair: &Pair| of_node.is_some() && !Life::of(&pair.cert_pem).is_over();
+    let client = match file.shown.clone().filter(is_good) {
+        Some(pair) => pair,
+        None => {
+            let access = Access {
+                client: client::connect::from_kubeconfig(path).await?,
+                namespace: "default".to_owned(),
+            };
+            let asked = certificate(&access, request, APPROVED_DEADLINE).await;
+            asked.with_context(|| {
+                format!(
+                    "join by {}: its user must have the ClusterRole system:node-bootstrapper",
+                    path.display()
+                )
+            })?
+        }
+    };
+    Ok(Credentials {
+        server: file.server,
+        ca_pem: file.ca_pem,
+        client,
+    })
+}
+
+/// A certificate to serve the kubelet API with: that of an earlier start, whatever it is worth
+/// (it is renewed soon), or a new one. Other clusters leave it to people to approve that: then
+/// one that the node signs itself, until there is one (see [`Renewed`]).
+pub async fn serving(layout: &Layout, node: &str, address: IpAddr, wait: Duration) -> Result<Pair> {
+    if let Some(pair) = kept_serving(layout) {
+        return Ok(pair);
+    }
+    if !wait.is_zero() {
+        match new_serving(layout, node, address, wait).await {
+            Ok(pair) => return Ok(pair),
+            Err(error) => {
+                tracing::warn!("serve the kubelet API with an own certificate: {error:#}")
+            }
+        }
+    }
+    let key = KeyPair::generate().context("make key")?;
+    let mut params = CertificateParams::new(vec![node.to_owned()]).context("make certificate")?;
+    params.subject_alt_names.push(SanType::IpAddress(address));
+    let cert = params.self_signed(&key).context("make certificate")?;
+    Ok(Pair {
+        cert_pem: cert.pem(),
+        key_pem: key.serialize_pem(),
+    })
 }
 
 fn kept_serving(layout: &Layout) -> Option<Pair> {
@@ -141,7 +211,7 @@ fn kept_serving(layout: &Layout) -> Option<Pair> {
     })
 }
 
-async fn new_serving(layout: &Layout, node: &str, address: IpAddr) -> Result<Pair> {
+async fn new_serving(layout: &Layout, node: &str, address: IpAddr, wait: Duration) -> Result<Pair> {
     let addresses = [address];
     let request = Request {
         node,
@@ -149,7 +219,7 @@ async fn new_serving(layout: &Layout, node: &str, address: IpAddr) -> Result<Pai
         usage: "server auth",
         addresses: &addresses,
     };
-    let pair = certificate(&own_access(layout).await?, &request, SIGNED_DEADLINE).await?;
+    let pair = certificate(&own_access(layout).await?, &request, wait).await?;
     let text = format!("{}\n{}", pair.cert_pem.trim_end(), pair.key_pem);
     write_atomic(&serving_file(layout), text.as_bytes(), 0o600)?;
     Ok(pair)
@@ -163,57 +233,81 @@ async fn own_access(layout: &Layout) -> Result<Access> {
     })
 }
 
-/// Renews both certificates of a running node in time, each time. Clients follow the
-/// kubeconfig; the kubelet API is told.
-pub async fn keep_fresh(layout: Layout, name: String, address: IpAddr, node: Arc<node::Node>) {
-    // Nodes that joined together do not all ask together.
-    let jitter = rand::random::<f64>();
-    let mut pause = RETRY;
-    loop {
-        let left = match renew_due(&layout, &name, address, jitter, &node).await {
-            Ok(left) => {
-                pause = RETRY;
-                left.clamp(RETRY, LOOK_MAX)
-            }
-            Err(error) => {
-                tracing::warn!("renew certificates of node {name}: {error:#}");
-                pause = (pause * 2).min(RETRY_MAX);
-                pause
-            }
-        };
-        tokio::time::sleep(left).await;
-    }
+/// A running node whose certificates are renewed.
+pub struct Renewed {
+    pub layout: Layout,
+    pub name: String,
+    pub address: IpAddr,
+    pub node: Arc<node::Node>,
 }
 
-/// Renews what is due; how long nothing is.
-async fn renew_due(
-    layout: &Layout,
-    name: &str,
-    address: IpAddr,
-    jitter: f64,
-    node: &node::Node,
-) -> Result<Duration> {
-    let mut known = load(layout, name)?.context("read node's kubeconfig: it has gone")?;
-    let mut left = Life::of(&known.client.cert_pem).left(jitter);
-    if left.is_zero() {
-        let request = Request::client(name);
+#[derive(Clone, Copy, Debug)]
+enum Which {
+    Client,
+    Serving,
+}
+
+impl Renewed {
+    /// Renews both certificates in time, each time. Clients follow the kubeconfig; the kubelet
+    /// API is told. Neither waits for the other, which may need somebody's word.
+    pub async fn keep_fresh(self) {
+        tokio::join!(self.keep(Which::Client), self.keep(Which::Serving));
+    }
+
+    async fn keep(&self, which: Which) {
+        // Nodes that joined together do not all ask together.
+        let jitter = rand::random::<f64>();
+        let mut pause = RETRY;
+        loop {
+            let renewed = match which {
+                Which::Client => self.renew_client(jitter).await,
+                Which::Serving => self.renew_serving(jitter).await,
+            };
+            let left = match renewed {
+                Ok(left) => {
+                    pause = RETRY;
+                    left.clamp(RETRY, LOOK_MAX)
+                }
+                Err(error) => {
+                    tracing::warn!("renew certificates of node {}: {error:#}", self.name);
+                    pause = (pause * 2).min(RETRY_MAX);
+                    pause
+                }
+            };
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// Renews it if it is due; how long it is not.
+    async fn renew_client(&self, jitter: f64) -> Result<Duration> {
+        let (layout, name) = (&self.layout, &self.name);
+        let mut known = load(layout, name)?.context("read node's kubeconfig: it has gone")?;
+        let left = Life::of(&known.client.cert_pem).left(jitter);
+        if !left.is_zero() {
+            return Ok(left);
+        }
         let access = own_access(layout).await?;
-        known.client = certificate(&access, &request, SIGNED_DEADLINE).await?;
+        known.client = certificate(&access, &Request::client(name), RENEWED_DEADLINE).await?;
         known.write(layout, name)?;
         tracing::info!(node = name, "renewed the client certificate");
-        left = Life::of(&known.client.cert_pem).left(jitter);
+        Ok(Life::of(&known.client.cert_pem).left(jitter))
     }
-    let serving = kept_serving(layout).filter(|pair| names(&pair.cert_pem, address));
-    let mut serving_left =
-        serving.map_or(Duration::ZERO, |pair| Life::of(&pair.cert_pem).left(jitter));
-    if serving_left.is_zero() {
-        let pair = new_serving(layout, name, address).await?;
-        node.serve_with(&pair.cert_pem, &pair.key_pem)
+
+    /// The same.
+    async fn renew_serving(&self, jitter: f64) -> Result<Duration> {
+        let (layout, name) = (&self.layout, &self.name);
+        let kept = kept_serving(layout).filter(|pair| names(&pair.cert_pem, self.address));
+        let left = kept.map_or(Duration::ZERO, |pair| Life::of(&pair.cert_pem).left(jitter));
+        if !left.is_zero() {
+            return Ok(left);
+        }
+        let pair = new_serving(layout, name, self.address, RENEWED_DEADLINE).await?;
+        self.node
+            .serve_with(&pair.cert_pem, &pair.key_pem)
             .context("serve the kubelet API")?;
         tracing::info!(node = name, "renewed the serving certificate");
-        serving_left = Life::of(&pair.cert_pem).left(jitter);
+        Ok(Life::of(&pair.cert_pem).left(jitter))
     }
-    Ok(left.min(serving_left))
 }
 
 impl Credentials {
@@ -266,19 +360,17 @@ fn load(layout: &Layout, node: &str) -> Result<Option<Credentials>> {
 }
 
 /// The CA that the server names, if it is the one that was meant.
-async fn trusted_ca(invitation: &Invitation) -> Result<String> {
-    let anybody = access(&invitation.server, None, None)?;
+async fn trusted_ca(server: &str, hash: &str) -> Result<String> {
+    let anybody = access(server, None, None)?;
     let (_, ca) = cluster_info(&anybody)
         .await
-        .with_context(|| format!("join {}", invitation.server))?;
+        .with_context(|| format!("join {server}"))?;
     // One certificate and no more: whatever else came with it was not vouched for.
     let found = Pinned::read(&ca)?;
-    if found.hash != invitation.ca_hash {
+    if found.hash != hash {
         bail!(
-            "join {}: its CA is {}, not {}: this is another server than the one that made the token",
-            invitation.server,
-            found.hash,
-            invitation.ca_hash
+            "join {server}: its CA is {}, not {hash}: this is another server than the one that made the token",
+            found.hash
         );
     }
     Ok(found.ca_pem)
@@ -451,107 +543,4 @@ async fn signed(access: &Access, path: &str, name: &str) -> Result<String> {
         tokio::time::sleep(pause).await;
     }
     bail!("ask for a certificate: nobody signed it")
-}
-
-/// From when until when a certificate is good, seconds; one that can't be read never is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Life {
-    from: i64,
-    until: i64,
-}
-
-impl Life {
-    fn of(cert_pem: &str) -> Self {
-        let life = with_certificate(cert_pem, |cert| Self {
-            from: cert.validity().not_before.timestamp(),
-            until: cert.validity().not_after.timestamp(),
-        });
-        life.unwrap_or_default()
-    }
-
-    fn is_over(self) -> bool {
-        jiff::Timestamp::now().as_second() >= self.until
-    }
-
-    /// How long it need not be renewed; `jitter` is this node's own, from 0 to 1.
-    fn left(self, jitter: f64) -> Duration {
-        self.left_at(jiff::Timestamp::now().as_second(), jitter)
-    }
-
-    fn left_at(self, now: i64, jitter: f64) -> Duration {
-        let life = Duration::from_secs(u64::try_from(self.until - self.from).unwrap_or(0));
-        let due = life.mul_f64(RENEW_AFTER + RENEW_SPREAD * jitter.clamp(0.0, 1.0));
-        // Before its time the clock is wrong: no reason to ask again and again.
-        let age = Duration::from_secs(u64::try_from(now - self.from).unwrap_or(0));
-        due.saturating_sub(age)
-    }
-}
-
-/// Whether a certificate is for an address.
-fn names(cert_pem: &str, address: IpAddr) -> bool {
-    use x509_parser::extensions::GeneralName;
-    let wanted = match address {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
-    };
-    let named = with_certificate(cert_pem, |cert| {
-        let names = cert.subject_alternative_name().ok().flatten();
-        names.is_some_and(|san| {
-            let mut names = san.value.general_names.iter();
-            names.any(|name| matches!(name, GeneralName::IPAddress(raw) if **raw == *wanted))
-        })
-    });
-    named.unwrap_or(false)
-}
-
-fn with_certificate<T>(
-    cert_pem: &str,
-    read: impl FnOnce(&x509_parser::certificate::X509Certificate<'_>) -> T,
-) -> Option<T> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).ok()?;
-    pem.parse_x509().ok().map(|cert| read(&cert))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn certificates_are_renewed_late_in_their_life() {
-        let life = Life {
-            from: 1000,
-            until: 2000,
-        };
-        for (now, jitter, left) in [
-            (1000, 0.0, 700),
-            (1000, 1.0, 900),
-            (1000, 7.0, 900),
-            (1600, 0.5, 200),
-            (1900, 1.0, 0),
-            (2500, 0.0, 0),
-            // The clock is behind.
-            (10, 0.0, 700),
-        ] {
-            let found = life.left_at(now, jitter);
-            assert_eq!(found, Duration::from_secs(left), "{now} {jitter}");
-        }
-        assert_eq!(Life::of("nonsense").left_at(5, 0.0), Duration::ZERO);
-        assert!(Life::of("nonsense").is_over());
-    }
-
-    #[test]
-    fn a_certificate_s_life_and_addresses_are_read() {
-        let mut params = CertificateParams::new(vec!["n1".to_owned()]).unwrap();
-        let here: IpAddr = "192.0.2.1".parse().unwrap();
-        params.subject_alt_names.push(SanType::IpAddress(here));
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2020, 1, 11);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let life = Life::of(&pem);
-        assert_eq!(life.until - life.from, 10 * 86_400);
-        assert!(life.is_over());
-        assert!(names(&pem, here));
-        assert!(!names(&pem, "192.0.2.2".parse().unwrap()));
-    }
 }

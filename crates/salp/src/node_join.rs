@@ -5,28 +5,27 @@ use crate::api_access::{self, Access, block_on};
 use crate::cli::{DataDir, NodeFlags};
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::node_credentials::{self, Invitation};
+use crate::node_place::place;
 use crate::output::{self, Phases};
 use crate::shutdown::{self, Signals, Stop};
 use crate::site::{self, Site};
 use crate::up::{self, NodeParts};
-use crate::{dataplane, node_routes, process, servers, stop};
+use crate::{dataplane, node_rights, node_routes, process, servers, stop};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use client::connect::Agent;
 use k8s_openapi::api::core::v1::Node;
 use lifecycle::{Scope, Stack};
-use pod_network::Prefix;
 use rustix::process::Signal;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a part may take to stop before it is named and left.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a machine that has addresses looks whose they are now.
-const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// How long pods have to move when a node leaves.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -35,7 +34,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 pub enum NodeCommand {
     /// Run this machine as a node of a site that was started elsewhere with `salp up`.
     #[command(
-        after_help = "Examples:\n  salp node join --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --ca-hash sha256:1a2b\n  salp node join"
+        after_help = "Examples:\n  salp node join --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --ca-hash sha256:1a2b\n  salp node join --kubeconfig bootstrap.kubeconfig\n  salp node join"
     )]
     Join(Box<JoinArgs>),
     /// Move this node's pods to others, delete its Node and stop.
@@ -64,6 +63,9 @@ pub struct JoinArgs {
     /// Hash of the site's CA: `sha256:` and 64 digits.
     #[arg(long, env = "SALP_CA_HASH", value_name = "HASH")]
     pub ca_hash: Option<String>,
+    /// Joins the Kubernetes that this file names; its user asks for the node's first certificate.
+    #[arg(long, env = "SALP_BOOTSTRAP_KUBECONFIG", value_name = "FILE", conflicts_with_all = ["server", "token", "ca_hash"])]
+    pub kubeconfig: Option<PathBuf>,
     /// Address by which other machines of the site reach this one [default: that of the default route].
     #[arg(long, env = "SALP_NODE_IP", value_name = "IP")]
     pub node_ip: Option<IpAddr>,
@@ -81,12 +83,12 @@ pub fn node(args: NodeArgs) -> Result<ExitCode> {
 
 fn join(args: JoinArgs) -> Result<ExitCode> {
     let invitation = match (&args.server, &args.token, &args.ca_hash) {
-        (Some(server), Some(token), Some(hash)) => Some(Invitation {
+        (Some(server), Some(token), Some(hash)) => Some(Invitation::Token {
             server: server.trim_end_matches('/').to_owned(),
             token: token.clone(),
             ca_hash: hash.clone(),
         }),
-        _ => None,
+        _ => args.kubeconfig.map(Invitation::Kubeconfig),
     };
     let config = config::site(&crate::cli::UpArgs {
         data_dir: args.data_dir,
@@ -181,9 +183,22 @@ async fn start(
     let client = client::connect::from_kubeconfig_as(&kubeconfig, Agent("kubelet")).await?;
     phases.begin("data plane");
     // Beside it the certificate to serve with, which takes as long.
+    let by_kubeconfig = matches!(invitation, Some(Invitation::Kubeconfig(_)));
+    let wait = if matches!(invitation, Some(Invitation::Token { .. })) {
+        node_credentials::SERVING_WAIT
+    } else {
+        Duration::ZERO
+    };
     let (serving, (site, claim, remote)) = tokio::try_join!(
-        node_credentials::serving(layout, name, node_ip),
-        Box::pin(serve_pods(layout, &client, name, node_ip, stack)),
+        node_credentials::serving(layout, name, node_ip, wait),
+        Box::pin(serve_pods(
+            layout,
+            &client,
+            config,
+            by_kubeconfig,
+            node_ip,
+            stack
+        )),
     )?;
 
     phases.begin("node");
@@ -191,6 +206,7 @@ async fn start(
     let scope = Scope::new();
     let informers = client::Informers::new(client.clone(), &scope);
     scope.spawn_cancellable(node_routes::run(informers.get(), name.clone()));
+    scope.spawn_cancellable(node_rights::warn_of_missing(client.clone()));
     let (kept, node) = (layout.clone(), name.clone());
     scope.spawn_cancellable(servers::follow(
         layout.clone(),
@@ -215,8 +231,13 @@ async fn start(
     };
     let node = up::start_node(parts, client, informers, remote, stack).await?;
     let scope = Scope::new();
-    let fresh = node_credentials::keep_fresh(layout.clone(), name.clone(), node_ip, node.clone());
-    scope.spawn_cancellable(fresh);
+    let renewed = node_credentials::Renewed {
+        layout: layout.clone(),
+        name: name.clone(),
+        address: node_ip,
+        node: node.clone(),
+    };
+    scope.spawn_cancellable(renewed.keep_fresh());
     stack.push("certificates", STOP_DEADLINE, move || async move {
         scope.close().await;
     });
@@ -231,11 +252,12 @@ async fn start(
 async fn serve_pods(
     layout: &Layout,
     client: &kube::Client,
-    name: &str,
+    config: &SiteConfig,
+    by_kubeconfig: bool,
     node_ip: IpAddr,
     stack: &mut Stack,
 ) -> Result<(Site, site::Claim, runtime_wasm::Remote)> {
-    let (site, claim) = place(layout, client, name).await?;
+    let (site, claim) = place(layout, client, config, by_kubeconfig).await?;
     let dataplane_config = dataplane::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         socket: layout.dataplane_socket(),
@@ -244,7 +266,7 @@ async fn serve_pods(
         images: layout.images(),
         state: layout.dataplane_state(),
         kubeconfig: node_credentials::kubeconfig(layout),
-        node_name: name.to_owned(),
+        node_name: config.node_name.clone(),
         node_port_addresses: vec![node_ip],
         dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
         sites: None,
@@ -252,59 +274,6 @@ async fn serve_pods(
     dataplane::ensure(layout, &dataplane_config)?;
     let remote = dataplane::connect(layout, stack).await?;
     Ok((site, claim, remote))
-}
-
-/// Address blocks: the site's for services, one that no other node has for pods.
-async fn place(layout: &Layout, client: &kube::Client, name: &str) -> Result<(Site, site::Claim)> {
-    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
-    let params = kube::api::ListParams::default();
-    let nodes = nodes.list(&params);
-    if layout.site_file().exists() {
-        let (site, claim) = site::load_or_create(layout).await?;
-        // A machine that is cut off starts with what it has.
-        if let Ok(Ok(nodes)) = tokio::time::timeout(LOOK_AROUND, nodes).await {
-            let own = site.networks()?[0];
-            let all = nodes.iter().filter_map(block_of);
-            let mut others = all.filter(|(other, _)| *other != name);
-            if let Some((other, block)) = others.find(|(_, block)| site::overlap(own, *block)) {
-                bail!(
-                    "join as node {name}: its pods' addresses {own} overlap {block} of node {other}; run `salp node leave` with this --data-dir, then join again to get others"
-                );
-            }
-        }
-        return Ok((site, claim));
-    }
-    let access = Access {
-        client: client.clone(),
-        namespace: "default".to_owned(),
-    };
-    let service = access
-        .get("/api/v1/namespaces/default/services/kubernetes")
-        .await
-        .context("read the site's addresses")?;
-    let address: Ipv4Addr = service["spec"]["clusterIP"]
-        .as_str()
-        .unwrap_or_default()
-        .parse()
-        .context("read the site's addresses")?;
-    let [a, b, ..] = address.octets();
-    let nodes = nodes.await.context("read the site's nodes")?;
-    let (own, others): (Vec<_>, Vec<_>) = nodes
-        .iter()
-        .filter_map(block_of)
-        .partition(|(other, _)| *other == name);
-    let own = own.first().and_then(|(_, block)| match block.address() {
-        IpAddr::V4(address) if block.length() == site::PREFIX => Some(address),
-        _ => None,
-    });
-    let taken: Vec<Prefix> = others.iter().map(|(_, block)| *block).collect();
-    site::settle_as_node(layout, Ipv4Addr::new(a, b, 0, 0), own, &taken).await
-}
-
-/// A Node's name and the block of its pods' addresses.
-fn block_of(node: &Node) -> Option<(&str, Prefix)> {
-    let block = node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()?;
-    Some((node.metadata.name.as_deref()?, block))
 }
 
 /// `salp node leave`.

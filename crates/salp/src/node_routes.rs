@@ -1,10 +1,11 @@
 //! Keeps a route to the pods of every other node of the site, for as long as its Node is there.
 
+use crate::site::overlap;
 use client::Informer;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use pod_network::{Prefix, via};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -26,8 +27,9 @@ pub async fn run(nodes: Informer<Node>, own: String) {
     }
 }
 
-/// Bits of a node's block of pod addresses.
-const BLOCK_BITS: u8 = 16;
+/// Fewest bits of a node's block of pod addresses, those that a site gives; other clusters give
+/// smaller blocks.
+const BLOCK_BITS_MIN: u8 = 16;
 
 /// Prefix and address of every node but the own one. A node says itself which block is its own,
 /// so only what can be one is believed, and of two that overlap the older Node: else one machine
@@ -49,7 +51,7 @@ fn wanted<'n>(nodes: impl Iterator<Item = &'n Node>, own: &str) -> BTreeMap<Pref
         internal.address.parse().ok()
     };
     let machines: Vec<IpAddr> = all.iter().filter_map(|n| internal(n)).collect();
-    let mut blocks = HashSet::new();
+    let mut blocks: Vec<Prefix> = Vec::new();
     let mut routes = BTreeMap::new();
     for node in all {
         let text = node.spec.as_ref().and_then(|s| s.pod_cidr.as_ref());
@@ -57,10 +59,12 @@ fn wanted<'n>(nodes: impl Iterator<Item = &'n Node>, own: &str) -> BTreeMap<Pref
             continue;
         };
         let private = matches!(block.address(), IpAddr::V4(a) if a.is_private());
-        let is_block = private && block.length() == BLOCK_BITS;
-        if !is_block || machines.iter().any(|m| block.contains(*m)) || !blocks.insert(block) {
+        let is_block = private && block.length() >= BLOCK_BITS_MIN;
+        let is_taken = blocks.iter().any(|other| overlap(block, *other));
+        if !is_block || is_taken || machines.iter().any(|m| block.contains(*m)) {
             continue;
         }
+        blocks.push(block);
         let others = node.metadata.name.as_deref() != Some(own);
         // A loopback address leads nowhere else.
         let address = internal(node).filter(|a| others && !a.is_loopback());
@@ -122,9 +126,12 @@ mod tests {
             node("all", "0.0.0.0/0", "192.0.2.4"),
             node("ours", "10.42.0.0/16", "192.0.2.5"),
             node("public", "198.51.0.0/16", "192.0.2.6"),
+            node("part-of-far", "10.44.7.0/24", "192.0.2.7"),
+            node("small", "10.244.3.0/24", "192.0.2.8"),
+            node("wide", "10.128.0.0/9", "192.0.2.9"),
         ];
         let routes = wanted(nodes.iter(), "own");
         let shown: Vec<String> = routes.iter().map(|(p, a)| format!("{p} {a}")).collect();
-        assert_eq!(shown, ["10.44.0.0/16 192.0.2.2"]);
+        assert_eq!(shown, ["10.44.0.0/16 192.0.2.2", "10.244.3.0/24 192.0.2.8"]);
     }
 }

@@ -167,8 +167,10 @@ async fn join(
     if own != Some(record.pod_network) {
         taken.extend(prefix(record.pod_network));
     }
+    let services = prefix(record.service_network).context("read site from the store")?;
+    let own = own.and_then(prefix);
     loop {
-        let settled = site::settle_as_node(layout, record.service_network, own, &taken).await;
+        let settled = site::settle_as_node(layout, services, own, &taken).await;
         let (site, claim) = settled.with_context(|| format!("be a server of site {name}"))?;
         if claim_block(store, site.pod_network, node).await? {
             return Ok((site, claim));

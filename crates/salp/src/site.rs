@@ -20,10 +20,19 @@ const PAIRS_MAX: u8 = 100;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Site {
-    /// First address of the pods' /16.
+    /// First address of the pods' block.
     pub pod_network: Ipv4Addr,
-    /// First address of the services' /16.
+    /// First address of the services' block.
     pub service_network: Ipv4Addr,
+    /// Lengths of both blocks: [`PREFIX`], but on a node of a cluster that is not Salp's.
+    #[serde(default = "usual_length")]
+    pub pod_length: u8,
+    #[serde(default = "usual_length")]
+    pub service_length: u8,
+}
+
+fn usual_length() -> u8 {
+    PREFIX
 }
 
 /// Ports of the site's own services.
@@ -41,10 +50,24 @@ const UNPRIVILEGED: Ports = Ports {
     dns: 10_053,
 };
 
-/// Prefix length of both blocks.
+/// Prefix length of a site's blocks.
 pub const PREFIX: u8 = 16;
 
 impl Site {
+    fn new(pods: Prefix, services: Prefix) -> Result<Self> {
+        let (IpAddr::V4(pod_network), IpAddr::V4(service_network)) =
+            (pods.address(), services.address())
+        else {
+            bail!("use addresses {pods} for pods and {services} for Services: only IPv4 can be");
+        };
+        Ok(Self {
+            pod_network,
+            service_network,
+            pod_length: pods.length(),
+            service_length: services.length(),
+        })
+    }
+
     /// Address of the `kubernetes` Service.
     pub fn api_service(&self) -> Ipv4Addr {
         offset(self.service_network, 1)
@@ -73,8 +96,12 @@ impl Site {
 
     /// Both blocks.
     pub fn networks(&self) -> Result<[Prefix; 2]> {
-        let prefix = |address| Prefix::new(IpAddr::V4(address), PREFIX).context("read site facts");
-        Ok([prefix(self.pod_network)?, prefix(self.service_network)?])
+        let prefix =
+            |address, length| Prefix::new(IpAddr::V4(address), length).context("read site facts");
+        Ok([
+            prefix(self.pod_network, self.pod_length)?,
+            prefix(self.service_network, self.service_length)?,
+        ])
     }
 
     /// Whether the blocks need a `local` route to be bindable.
@@ -98,22 +125,19 @@ pub struct Claim {
 /// somebody's.
 pub async fn settle_as_node(
     layout: &Layout,
-    service_network: Ipv4Addr,
-    own: Option<Ipv4Addr>,
+    services: Prefix,
+    own: Option<Prefix>,
     taken: &[Prefix],
 ) -> Result<(Site, Claim)> {
-    if service_network.is_loopback() {
+    if services.address().is_loopback() {
         bail!(
-            "join: the site's services are at {service_network}, which no other machine reaches: its `salp up` must run as root"
+            "join: the site's services are at {services}, which no other machine reaches: its `salp up` must run as root"
         );
     }
-    let Some(pod_network) = free_block(service_network, own, taken) else {
+    let Some(pods) = free_block(services, own, taken) else {
         bail!("find a free address block: {} nodes have one", taken.len());
     };
-    let site = Site {
-        pod_network,
-        service_network,
-    };
+    let site = Site::new(pods, services)?;
     prepare(&site).await?;
     let claim = claim_own(&site)?;
     let bytes = serde_json::to_vec_pretty(&site).context("write site facts")?;
@@ -122,16 +146,13 @@ pub async fn settle_as_node(
 }
 
 /// The first block that nobody has.
-fn free_block(
-    service_network: Ipv4Addr,
-    own: Option<Ipv4Addr>,
-    taken: &[Prefix],
-) -> Option<Ipv4Addr> {
+fn free_block(services: Prefix, own: Option<Prefix>, taken: &[Prefix]) -> Option<Prefix> {
     let usual = (0..PAIRS_MAX).map(|pair| Ipv4Addr::new(10, 42 + 2 * pair, 0, 0));
-    own.into_iter().chain(usual).find(|network| {
-        let block = Prefix::new(IpAddr::V4(*network), PREFIX);
-        *network != service_network
-            && block.is_ok_and(|block| !taken.iter().any(|other| overlap(block, *other)))
+    let usual = usual.filter_map(|network| Prefix::new(IpAddr::V4(network), PREFIX).ok());
+    let mut blocks = own.into_iter().chain(usual);
+    blocks.find(|block| {
+        let mut others = taken.iter().chain([&services]);
+        !others.any(|other| overlap(*block, *other))
     })
 }
 
@@ -168,8 +189,8 @@ pub async fn load_or_create(layout: &Layout) -> Result<(Site, Claim)> {
 fn claim_own(site: &Site) -> Result<Claim> {
     claim(site).with_context(|| {
         format!(
-            "claim addresses {}/{PREFIX}: another site on this machine uses them; stop that one first (salp down --data-dir DIR)",
-            site.service_network
+            "claim addresses {}/{}: another site on this machine uses them; stop that one first (salp down --data-dir DIR)",
+            site.service_network, site.service_length
         )
     })
 }
@@ -188,6 +209,8 @@ async fn settle() -> Result<(Site, Claim)> {
             let site = Site {
                 pod_network: Ipv4Addr::new(*first, pods, 0, 0),
                 service_network: Ipv4Addr::new(*first, services, 0, 0),
+                pod_length: PREFIX,
+                service_length: PREFIX,
             };
             let claimed = match prepare(&site).await {
                 Ok(()) => claim(&site)
@@ -279,32 +302,37 @@ mod tests {
 
     #[test]
     fn a_block_is_given_once() {
-        let services = Ipv4Addr::new(10, 43, 0, 0);
+        let services: Prefix = "10.43.0.0/16".parse().expect("a prefix");
         let taken = |blocks: &[&str]| -> Vec<Prefix> {
             blocks
                 .iter()
                 .map(|b| b.parse().expect("a prefix"))
                 .collect()
         };
-        let free = |own: Option<[u8; 4]>, blocks: &[&str]| {
-            let found = free_block(services, own.map(Ipv4Addr::from), &taken(blocks));
-            found.map(|network| network.to_string())
+        let free = |own: Option<&str>, blocks: &[&str]| {
+            let own = own.map(|own| own.parse().expect("a prefix"));
+            let found = free_block(services, own, &taken(blocks));
+            found.map_or_else(String::new, |network| network.to_string())
         };
         let first = ["10.42.0.0/16"];
-        assert_eq!(free(None, &first).as_deref(), Some("10.44.0.0"));
+        assert_eq!(free(None, &first), "10.44.0.0/16");
         // A gap is filled, parts of a block count, and what is a Node's stays its own.
         let gap = ["10.42.0.0/16", "10.46.0.0/16"];
-        assert_eq!(free(None, &gap).as_deref(), Some("10.44.0.0"));
+        assert_eq!(free(None, &gap), "10.44.0.0/16");
         let part = ["10.42.7.0/24", "10.44.0.0/14"];
-        assert_eq!(free(None, &part).as_deref(), Some("10.48.0.0"));
-        assert_eq!(
-            free(Some([10, 50, 0, 0]), &first).as_deref(),
-            Some("10.50.0.0")
-        );
-        assert_eq!(
-            free(Some([10, 42, 0, 0]), &first).as_deref(),
-            Some("10.44.0.0")
-        );
-        assert_eq!(free(None, &["10.0.0.0/8"]), None);
+        assert_eq!(free(None, &part), "10.48.0.0/16");
+        assert_eq!(free(Some("10.50.0.0/16"), &first), "10.50.0.0/16");
+        assert_eq!(free(Some("10.244.3.0/24"), &first), "10.244.3.0/24");
+        assert_eq!(free(Some("10.42.0.0/16"), &first), "10.44.0.0/16");
+        assert_eq!(free(Some("10.43.7.0/24"), &first), "10.44.0.0/16");
+        assert_eq!(free(None, &["10.0.0.0/8"]), "");
+    }
+
+    #[test]
+    fn facts_of_an_earlier_version_are_read() {
+        let text = r#"{"podNetwork": "10.42.0.0", "serviceNetwork": "10.43.0.0"}"#;
+        let site: Site = serde_json::from_str(text).expect("facts");
+        let blocks = site.networks().expect("blocks").map(|b| b.to_string());
+        assert_eq!(blocks, ["10.42.0.0/16", "10.43.0.0/16"]);
     }
 }

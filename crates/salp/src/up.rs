@@ -592,6 +592,9 @@ pub async fn start_node(
         .set_nonblocking(true)
         .context("listen for the kubelet API")?;
     let [pod_cidr, _] = site.networks()?;
+    let addresses = pod_network::IpPool::new(pod_cidr)
+        .ok()
+        .map(|pool| pool.capacity());
     let sleep = sleeper.map(|client| node::Sleep {
         client,
         traffic: Arc::new(remote.clone()),
@@ -599,11 +602,12 @@ pub async fn start_node(
     let wasm = Arc::new(remote);
     let runtimes = supervisor::runtimes(layout, pod_cidr, &config.oci_runtimes, wasm, stack)?;
     let scope = Scope::new();
-    scope.spawn_cancellable(image_collection::run(
-        images.clone(),
-        informers.get(),
-        layout.node(),
-    ));
+    let pods = if shares_pods {
+        informers.get()
+    } else {
+        informers.get_selected(node::own_pods(&config.node_name))
+    };
+    scope.spawn_cancellable(image_collection::run(images.clone(), pods, layout.node()));
     let node = node::Node::start(
         node::Config {
             name: config.node_name.clone(),
@@ -626,7 +630,8 @@ pub async fn start_node(
             taints: config.node_taints.clone(),
             static_pods: config.pod_manifest_path.clone(),
             kubelet_dirs: kubelet_dirs(config, layout),
-            max_pods: config.max_pods,
+            // Each has an address.
+            max_pods: addresses.map_or(config.max_pods, |all| all.min(config.max_pods)),
             pod_pids_limit: config.pod_max_pids,
             share_pod_informer: shares_pods,
             sleep,

@@ -14,13 +14,13 @@ const READER: &str = r#"{"spec":{"nodeName":"b","containers":[{"name":"c","image
 const IMAGE: &str = "localhost:5000/hello:1";
 
 /// Two network namespaces with a link.
-struct Machines {
+pub(crate) struct Machines {
     names: [String; 2],
-    home: tempfile::TempDir,
+    pub(crate) home: tempfile::TempDir,
 }
 
 impl Machines {
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let id = netns::id()?;
         let names = [format!("salp-a-{id}"), format!("salp-b-{id}")];
         let home = tempfile::tempdir().expect("directory");
@@ -40,12 +40,12 @@ impl Machines {
         Some(machines)
     }
 
-    fn dir(&self, machine: usize) -> PathBuf {
+    pub(crate) fn dir(&self, machine: usize) -> PathBuf {
         self.home.path().join(["a", "b"][machine])
     }
 
     /// A program on one of the machines.
-    fn on(&self, machine: usize, program: &str) -> Command {
+    pub(crate) fn on(&self, machine: usize, program: &str) -> Command {
         netns::command(
             &self.names[machine],
             program,
@@ -54,11 +54,11 @@ impl Machines {
         )
     }
 
-    fn salp(&self, machine: usize) -> Command {
+    pub(crate) fn salp(&self, machine: usize) -> Command {
         self.on(machine, env!("CARGO_BIN_EXE_salp"))
     }
 
-    fn kubectl(&self, args: &[&str]) -> Output {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
         self.on(0, &tool("kubectl").display().to_string())
             .arg("--kubeconfig")
             .arg(self.dir(0).join("kubeconfig.yaml"))
@@ -67,7 +67,7 @@ impl Machines {
             .expect("run kubectl")
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.kubectl(args);
         assert!(
             output.status.success(),
@@ -78,7 +78,7 @@ impl Machines {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let out = self.ok(&[args, &["-o", "json"]].concat());
         serde_json::from_str(&out).expect("JSON")
     }
@@ -99,7 +99,7 @@ impl Machines {
     }
 
     /// Whether a URL answers on a machine.
-    fn answers(&self, machine: usize, url: &str) -> bool {
+    pub(crate) fn answers(&self, machine: usize, url: &str) -> bool {
         let output = self
             .on(machine, "curl")
             .args(["-sf", "-m", "3", url])
@@ -127,7 +127,7 @@ impl Machines {
     }
 
     /// Loads the image on a machine.
-    fn load(&self, machine: usize) {
+    pub(crate) fn load(&self, machine: usize) {
         let hello = repo_file("examples/hello/hello.wasm").display().to_string();
         let loaded = self
             .salp(machine)
@@ -142,7 +142,7 @@ impl Machines {
         self.up_with(&[])
     }
 
-    fn up_with(&self, args: &[&str]) -> Following {
+    pub(crate) fn up_with(&self, args: &[&str]) -> Following {
         let mut up = self.salp(0);
         up.args(["up", "--bind-address", "192.0.2.1", "--node-name", "a"]);
         up.args(args);
@@ -161,7 +161,7 @@ impl Machines {
     }
 
     /// The second machine as a node.
-    fn join(&self, words: &[String]) -> Following {
+    pub(crate) fn join(&self, words: &[String]) -> Following {
         let mut join = self.salp(1);
         join.args(words)
             .args(["--node-ip", "192.0.2.2", "--node-name", "b"]);
@@ -611,7 +611,7 @@ fn put_pairs(machines: &Machines, age: i64, left: i64) {
 }
 
 /// Ends one of the machines' programs and leaves its data plane.
-fn terminate(mut program: Following) {
+pub(crate) fn terminate(mut program: Following) {
     let pid = rustix::process::Pid::from_raw(program.pid().cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
     assert!(program.ended().success());

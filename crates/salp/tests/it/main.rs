@@ -20,6 +20,7 @@ mod exec;
 mod fabric;
 mod failover;
 mod faults;
+mod foreign;
 mod gitops;
 mod guests;
 mod harness;
