@@ -36,7 +36,13 @@ pub async fn place(
         if let Ok(Ok(Some(nodes))) = tokio::time::timeout(LOOK_AROUND, all(&nodes)).await {
             let own = site.networks()?[0];
             let all = nodes.iter().filter_map(block_of);
-            let mut others = all.filter(|(other, _)| *other != name);
+            let (given, others): (Vec<_>, Vec<_>) = all.partition(|(other, _)| *other == name);
+            if let Some((_, block)) = given.first().filter(|(_, block)| *block != own) {
+                bail!(
+                    "join as node {name}: its pods' addresses {own} are not those of its Node, {block}; run `salp node leave` with this --data-dir, then join again"
+                );
+            }
+            let mut others = others.into_iter();
             if let Some((other, block)) = others.find(|(_, block)| site::overlap(own, *block)) {
                 bail!(
                     "join as node {name}: its pods' addresses {own} overlap {block} of node {other}; run `salp node leave` with this --data-dir, then join again to get others"

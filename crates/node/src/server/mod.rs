@@ -1,9 +1,11 @@
 //! The kubelet's HTTPS API: what the API server asks of a node (logs, exec, port-forward, stats)
 //! and what monitoring reads (metrics, stats).
 //!
-//! Clients show a certificate of the cluster's CA; only `/healthz` answers without.
+//! Clients show a certificate of the cluster's CA or a token that the API server knows; only
+//! `/healthz` answers without.
 //! Start with [`Server::start`] and [`Server::route`].
 
+mod delegate;
 mod metrics;
 mod stats;
 mod streams;
@@ -40,6 +42,7 @@ pub(crate) struct Server {
     agent: Arc<Agent>,
     tls: tokio_rustls::TlsAcceptor,
     sessions: Arc<Semaphore>,
+    delegate: delegate::Delegate,
     scope: lifecycle::Scope,
 }
 
@@ -57,6 +60,7 @@ impl Server {
             .map_err(Error::Listen)?;
         let listener = TcpListener::from_std(kubelet.listener).map_err(Error::Listen)?;
         let server = Arc::new(Self {
+            delegate: delegate::Delegate::new(agent.client.clone(), &agent.fixed.name),
             agent,
             tls,
             sessions: Arc::new(Semaphore::new(streams::SESSIONS_MAX)),
@@ -117,12 +121,24 @@ impl Server {
         if parts == ["healthz"] {
             return text(StatusCode::OK, "ok");
         }
-        match identity {
-            Identity::None => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-            Identity::Known { .. } if !identity.may_use_kubelet() => {
-                return text(StatusCode::FORBIDDEN, &format!("Forbidden ({identity})"));
+        let by_token = match (identity, bearer(request.headers())) {
+            (Identity::None, Some(token)) => self.delegate.identify(token).await,
+            _ => None,
+        };
+        let identity = by_token.as_ref().unwrap_or(identity);
+        // Without a server administrators and the server itself are known by their certificates.
+        if !identity.may_use_kubelet() {
+            let asked = self.delegate.allows(identity, request.method(), &parts);
+            match asked.await {
+                Ok(()) => {}
+                Err(StatusCode::UNAUTHORIZED) => {
+                    return text(StatusCode::UNAUTHORIZED, "Unauthorized");
+                }
+                Err(status) => {
+                    let reason = status.canonical_reason().unwrap_or_default();
+                    return text(status, &format!("{reason} ({identity})"));
+                }
             }
-            Identity::Known { .. } => {}
         }
         if let ["exec" | "attach" | "portForward", ..] = parts.as_slice() {
             return self.stream(request).await;
@@ -187,6 +203,14 @@ impl Server {
         );
         response
     }
+}
+
+/// The token that a request shows.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let shown = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = shown.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 fn received(

@@ -217,6 +217,7 @@ fn a_node_joins_a_kubernetes_that_is_not_salp_s() {
     assert!(machines.answers(1, &format!("http://{address}:8080/")));
 
     reads_logs(&machines, &node);
+    knows_tokens(&machines);
     serves_services(&machines, &node);
 
     // It goes on, and comes back without the file.
@@ -313,6 +314,32 @@ fn reads_logs(machines: &Machines, node: &Following) {
             .then_some(())
             .ok_or_else(|| text(&logs))
     });
+}
+
+/// Monitoring shows a token, whose rights the API server knows.
+fn knows_tokens(machines: &Machines) {
+    machines.ok(&["create", "serviceaccount", "meter"]);
+    let token = machines.ok(&["create", "token", "meter"]);
+    let asks = |token: &str, path: &str| {
+        let mut curl = machines.on(0, "curl");
+        curl.args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H"])
+            .arg(format!("authorization: Bearer {}", token.trim()))
+            .arg(format!("https://192.0.2.2:10250/{path}"));
+        text(&curl.output().expect("run curl"))
+    };
+    assert_eq!(asks("nobody's", "metrics/resource"), "401");
+    assert_eq!(asks(&token, "containerLogs/default/web/c"), "403");
+    let role = ["create", "clusterrole", "meter", "--verb=get"];
+    machines.ok(&[&role[..], &["--resource=nodes/metrics"]].concat());
+    let binding = [
+        "create",
+        "clusterrolebinding",
+        "meter",
+        "--clusterrole=meter",
+    ];
+    machines.ok(&[&binding[..], &["--serviceaccount=default:meter"]].concat());
+    assert_eq!(asks(&token, "metrics/resource"), "200");
+    assert_eq!(asks(&token, "containerLogs/default/web/c"), "403");
 }
 
 /// Services and other nodes' pods need rights that the node says it lacks.
