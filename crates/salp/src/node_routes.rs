@@ -17,12 +17,24 @@ pub async fn run(nodes: Informer<Node>, own: String) {
     nodes.synced().await;
     let mut changes = nodes.subscribe();
     let mut set: BTreeMap<Prefix, IpAddr> = BTreeMap::new();
+    let mut told = BTreeMap::new();
     loop {
         let wanted = wanted(nodes.list().iter().map(|n| &**n), &own);
         let failed = apply(&mut set, &wanted).await;
+        // Once each: a node on no link of this machine stays there.
+        for (prefix, (address, error)) in &failed {
+            if told.get(prefix) != Some(address) {
+                tracing::warn!(%error, %prefix, %address, "no route to a node's pods");
+            }
+        }
+        let again = !failed.is_empty();
+        let known = failed.into_iter();
+        told = known
+            .map(|(prefix, (address, _))| (prefix, address))
+            .collect();
         tokio::select! {
             change = changes.next() => if change.is_none() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(RETRY), if again => {}
         }
     }
 }
@@ -73,8 +85,11 @@ fn wanted<'n>(nodes: impl Iterator<Item = &'n Node>, own: &str) -> BTreeMap<Pref
     routes
 }
 
-/// Brings routes in line; whether any could not be set.
-async fn apply(set: &mut BTreeMap<Prefix, IpAddr>, wanted: &BTreeMap<Prefix, IpAddr>) -> bool {
+/// Brings routes in line; those that could not be set, and why.
+async fn apply(
+    set: &mut BTreeMap<Prefix, IpAddr>,
+    wanted: &BTreeMap<Prefix, IpAddr>,
+) -> BTreeMap<Prefix, (IpAddr, via::Error)> {
     let gone: Vec<(Prefix, IpAddr)> = set
         .iter()
         .filter(|(p, _)| !wanted.contains_key(p))
@@ -86,7 +101,7 @@ async fn apply(set: &mut BTreeMap<Prefix, IpAddr>, wanted: &BTreeMap<Prefix, IpA
             tracing::debug!(%error, "route to a node that is gone");
         }
     }
-    let mut failed = false;
+    let mut failed = BTreeMap::new();
     for (prefix, address) in wanted {
         if set.get(prefix) == Some(address) {
             continue;
@@ -96,8 +111,7 @@ async fn apply(set: &mut BTreeMap<Prefix, IpAddr>, wanted: &BTreeMap<Prefix, IpA
                 set.insert(*prefix, *address);
             }
             Err(error) => {
-                tracing::warn!(%error, %prefix, %address, "no route to a node's pods");
-                failed = true;
+                failed.insert(*prefix, (*address, error));
             }
         }
     }

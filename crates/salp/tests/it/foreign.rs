@@ -100,17 +100,29 @@ fn apply(machines: &Machines, object: &Value) {
     machines.ok(&["apply", "-f", &file.display().to_string()]);
 }
 
-/// A kubeconfig file by the token of a ServiceAccount.
-fn bootstrap(machines: &Machines) -> std::path::PathBuf {
+/// The token of a ServiceAccount, as it is in a kubeconfig file and by a program.
+fn joiner(machines: &Machines) -> [Value; 2] {
     machines.ok(&["create", "serviceaccount", "-n", "kube-system", "joiner"]);
     let token = machines.ok(&["create", "token", "-n", "kube-system", "joiner"]);
+    let version = "client.authentication.k8s.io/v1";
+    let said = json!({"apiVersion": version, "kind": "ExecCredential",
+        "status": {"token": token.trim()}});
+    let file = machines.home.path().join("said.json");
+    std::fs::write(&file, said.to_string()).expect("write");
+    let program = json!({"apiVersion": version, "command": "cat", "args": [file],
+        "interactiveMode": "Never"});
+    [json!({"token": token.trim()}), json!({"exec": program})]
+}
+
+/// A kubeconfig file of a user.
+fn bootstrap(machines: &Machines, user: &Value) -> std::path::PathBuf {
     let file = machines.home.path().join("bootstrap.kubeconfig");
     let ca = machines.dir(0).join("pki/ca.crt");
     let text = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "b",
         "clusters": [{"name": "k", "cluster": {"server": "https://192.0.2.1:6443", "certificate-authority": ca}}],
         "contexts": [{"name": "b", "context": {"cluster": "k", "user": "u"}}],
-        "users": [{"name": "u", "user": {"token": token.trim()}}],
+        "users": [{"name": "u", "user": user}],
     });
     std::fs::write(&file, text.to_string()).expect("write");
     file
@@ -164,7 +176,8 @@ fn a_node_joins_a_kubernetes_that_is_not_salp_s() {
         &log.display().to_string(),
     ]);
     make_foreign(&machines);
-    let file = bootstrap(&machines);
+    let [by_token, by_program] = joiner(&machines);
+    let file = bootstrap(&machines, &by_token);
     let words = [
         "node",
         "join",
@@ -186,6 +199,7 @@ fn a_node_joins_a_kubernetes_that_is_not_salp_s() {
         "--clusterrole=system:node-bootstrapper",
         "--serviceaccount=kube-system:joiner",
     ]);
+    bootstrap(&machines, &by_program);
     let node = machines.join(&words);
     let request = asks_for_approval(&node);
     machines.ok(&["certificate", "approve", &request]);
