@@ -111,6 +111,8 @@ const fn base(
         prepare_update: unchanged_update,
         validate: no_errors,
         validate_update: no_update_errors,
+        warnings: crate::warnings::none,
+        deprecation: None,
         selectable: &[],
         name_column: true,
         columns: columns::AGE,
@@ -198,6 +200,16 @@ impl Resource {
     ) -> Self {
         self.validate = whole;
         self.validate_update = update;
+        self
+    }
+
+    const fn warns(mut self, warnings: crate::warnings::Warn) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    const fn deprecated(mut self, told: &'static str) -> Self {
+        self.deprecation = Some(told);
         self
     }
 

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod quota;
 mod strategy;
 mod validate;
+mod warnings;
 
 pub use columns::human_duration;
 pub use validate::pod_parts::part_errors as pod_part_errors;
@@ -71,6 +72,10 @@ pub struct Resource {
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// Checks a change (`new`, `old`): immutable fields.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// What a valid write (`new`, `old` at an update) is warned of.
+    pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
+    /// What clients of the kind are told, if it is deprecated.
+    pub deprecation: Option<&'static str>,
     /// Selectable fields besides `metadata.name` and `metadata.namespace`.
     pub selectable: &'static [&'static str],
     /// A table starts with the column `Name` (all kinds but events).

@@ -3,8 +3,10 @@
 //! One pair of functions a kind; paths, reasons and messages are upstream's.
 //! Names and metadata are checked by the registry. [`Check`] collects.
 
+pub(crate) mod addresses;
 pub(crate) mod admission;
 pub(crate) mod aggregation;
+pub(crate) mod certificates;
 pub(crate) mod cluster;
 pub(crate) mod definition;
 pub(crate) mod flow;
@@ -13,6 +15,7 @@ pub(crate) mod pod;
 pub(crate) mod pod_parts;
 mod pod_update;
 mod policies;
+pub(crate) mod storage;
 pub(crate) mod volumes;
 pub(crate) mod workloads;
 

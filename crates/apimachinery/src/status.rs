@@ -66,6 +66,24 @@ impl FieldError {
         }
     }
 
+    /// A text of more than so many bytes.
+    pub fn too_long(field: impl Into<String>, max: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooLong",
+            message: format!("Too long: may not be more than {max} bytes"),
+        }
+    }
+
+    /// A list of more than so many items.
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooMany",
+            message: format!("Too many: {count}: must have at most {max} items"),
+        }
+    }
+
     /// A reference to something that is not there.
     pub fn not_found(field: impl Into<String>, value: &Value) -> Self {
         Self {

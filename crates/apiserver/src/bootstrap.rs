@@ -17,6 +17,7 @@ use apimachinery::Status;
 use base64::Engine as _;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,6 +306,43 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
         for key in ["endpoints", "ports"] {
             new[key] = slice[key].clone();
         }
+        Ok(new)
+    })
+    .await?;
+    keep_endpoints(core, &[address]).await
+}
+
+/// Keeps the `Endpoints` of the `kubernetes` Service, for clients that still read those. They
+/// can't hold addresses that only this machine reaches.
+pub(crate) async fn keep_endpoints(core: &Arc<Core>, servers: &[SocketAddr]) -> Result<(), Status> {
+    let told = servers.iter().filter(|server| !server.ip().is_loopback());
+    let mut by_port: BTreeMap<u16, Vec<Value>> = BTreeMap::new();
+    for server in told {
+        let address = json!({"ip": server.ip().to_string()});
+        by_port.entry(server.port()).or_default().push(address);
+    }
+    let Some(row) = Row::builtin("", "v1", "endpoints").filter(|_| !by_port.is_empty()) else {
+        return Ok(());
+    };
+    let subsets = by_port.into_iter().map(|(port, addresses)| {
+        let port = json!({"name": "https", "protocol": "TCP", "port": port});
+        json!({"addresses": addresses, "ports": [port]})
+    });
+    let subsets: Value = subsets.collect();
+    let endpoints = json!({
+        "kind": "Endpoints", "apiVersion": "v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": subsets,
+    });
+    ensure(core, endpoints).await?;
+    let user = Core::own_user();
+    let call = Call::own(core, &row, "default", "kubernetes", &user);
+    modify(&call, Part::Main, Tracking::Update, &|old| {
+        let mut new = old.clone();
+        new["subsets"].clone_from(&subsets);
         Ok(new)
     })
     .await

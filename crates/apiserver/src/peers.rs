@@ -284,6 +284,7 @@ impl Peers {
             }
         }
         let addresses: Vec<SocketAddr> = alive.iter().map(|peer| peer.address).collect();
+        bootstrap::keep_endpoints(core, &addresses).await?;
         bootstrap::keep_cluster_info(core, &addresses, &self.client_ca).await?;
         for name in self.dead(core, &alive) {
             tracing::warn!(

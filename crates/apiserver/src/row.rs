@@ -338,10 +338,18 @@ impl Row {
         }
     }
 
+    /// What a valid write is warned of.
+    pub(crate) fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        match self {
+            Self::Builtin(r) => (r.warnings)(new, old),
+            Self::Custom(_) => Vec::new(),
+        }
+    }
+
     /// What clients of a deprecated version are told.
     pub(crate) fn deprecation(&self) -> Option<&str> {
         match self {
-            Self::Builtin(_) => None,
+            Self::Builtin(r) => r.deprecation,
             Self::Custom(c) => c.deprecation.as_deref(),
         }
     }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::defaults::cluster as config;
 use crate::strategy;
-use crate::validate;
+use crate::{validate, warnings};
 
 pub(super) const API_REGISTRATION: &[Resource] = &[Resource {
     type_name: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
@@ -157,7 +157,7 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "certificatesigningrequest",
         "certificatesigningrequests"
     )
-    .validates(validate::cluster::signing_request, no_update_errors)
+    .validates(validate::certificates::signing_request, no_update_errors)
     .prints(
         columns::cluster::SIGNING_REQUEST,
         columns::cluster::signing_request,
@@ -179,6 +179,10 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "ClusterTrustBundle",
         "clustertrustbundle",
         "clustertrustbundles"
+    )
+    .validates(
+        validate::certificates::trust_bundle,
+        validate::certificates::trust_bundle_update,
     )
     .prints(
         columns::cluster::TRUST_BUNDLE,
@@ -271,6 +275,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "csidriver",
         "csidrivers"
     )
+    .validates(
+        validate::storage::csi_driver,
+        validate::storage::csi_driver_update,
+    )
     .prints(columns::storage::DRIVER, columns::storage::driver)
     .defaults(config::csi_driver)
     .cluster()
@@ -283,6 +291,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "csinode",
         "csinodes"
     )
+    .validates(
+        validate::storage::csi_node,
+        validate::storage::csi_node_update,
+    )
     .prints(columns::storage::CSI_NODE, columns::storage::csi_node)
     .cluster(),
     row!(
@@ -292,6 +304,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "CSIStorageCapacity",
         "csistoragecapacity",
         "csistoragecapacities"
+    )
+    .validates(
+        validate::storage::csi_capacity,
+        validate::storage::csi_capacity_update,
     )
     .prints(
         columns::storage::STORAGE_CAPACITY,
@@ -309,6 +325,7 @@ pub(super) const STORAGE: &[Resource] = &[
         validate::cluster::storage_class,
         validate::cluster::storage_class_update,
     )
+    .warns(warnings::storage_class)
     .prints(
         columns::storage::STORAGE_CLASS,
         columns::storage::storage_class,
@@ -324,6 +341,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "volumeattachment",
         "volumeattachments"
     )
+    .validates(
+        validate::storage::attachment,
+        validate::storage::attachment_update,
+    )
     .prints(columns::storage::ATTACHMENT, columns::storage::attachment)
     .cluster()
     .with_status(),
@@ -334,6 +355,10 @@ pub(super) const STORAGE: &[Resource] = &[
         "VolumeAttributesClass",
         "volumeattributesclass",
         "volumeattributesclasses"
+    )
+    .validates(
+        validate::storage::attributes_class,
+        validate::storage::attributes_class_update,
     )
     .prints(
         columns::storage::ATTRIBUTES_CLASS,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::defaults::{cluster as config, network, pod, workloads};
 use crate::strategy;
-use crate::validate;
+use crate::{validate, warnings};
 
 pub(super) const CORE: &[Resource] = &[
     Resource {
@@ -27,6 +27,7 @@ pub(super) const CORE: &[Resource] = &[
             columns::cluster::COMPONENT_STATUS,
             columns::cluster::component_status,
         )
+        .deprecated("v1 ComponentStatus is deprecated in v1.19+")
     }
     .cluster()
     .short(&["cs"]),
@@ -38,10 +39,13 @@ pub(super) const CORE: &[Resource] = &[
         .prints(columns::cluster::CONFIG_MAP, columns::cluster::config_map)
         .short(&["cm"]),
     row!("core", "", "v1", "Endpoints", "endpoints", "endpoints")
+        .validates(validate::addresses::endpoints, no_update_errors)
+        .deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         .prints(columns::network::ENDPOINTS, columns::network::endpoints)
         .defaults(network::endpoints)
         .short(&["ep"]),
     row!("core", "", "v1", "Event", "event", "events")
+        .validates(validate::cluster::event, no_update_errors)
         .prints(columns::cluster::EVENT, columns::cluster::event)
         .without_name_column()
         .short(&["ev"])
@@ -57,6 +61,7 @@ pub(super) const CORE: &[Resource] = &[
             "create", "delete", "get", "list", "patch", "update", "watch",
         ],
         ..row!("core", "", "v1", "Namespace", "namespace", "namespaces")
+            .validates(validate::cluster::namespace, no_update_errors)
             .prints(columns::cluster::NAMESPACE, columns::cluster::namespace)
             .defaults(config::namespace)
             .prepares(strategy::namespace_create, strategy::namespace_update)
@@ -86,6 +91,7 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolumeclaims"
     )
     .validates(validate::cluster::claim, validate::cluster::claim_update)
+    .warns(warnings::claim)
     .prints(columns::storage::CLAIM, columns::storage::claim)
     .defaults(config::persistent_volume_claim)
     .prepares(strategy::pending_create, unchanged_update)
@@ -100,6 +106,7 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolumes"
     )
     .validates(validate::cluster::volume, no_update_errors)
+    .warns(warnings::volume)
     .prints(columns::storage::VOLUME, columns::storage::volume)
     .defaults(config::persistent_volume)
     .prepares(strategy::pending_create, unchanged_update)
@@ -108,6 +115,7 @@ pub(super) const CORE: &[Resource] = &[
     .with_status(),
     row!("core", "", "v1", "Pod", "pod", "pods")
         .validates(validate::pod::pod, validate::pod::pod_update)
+        .warns(warnings::pod)
         .prints(columns::pod::POD, columns::pod::pod)
         .defaults(pod::pod)
         .prepares(strategy::pod_create, unchanged_update)
@@ -154,6 +162,8 @@ pub(super) const CORE: &[Resource] = &[
         columns::workloads::pod_template,
     )
     .defaults(pod::pod_template)
+    .validates(validate::workloads::pod_template, no_update_errors)
+    .warns(warnings::pod_template)
     .with_generation(),
     row!(
         "core",
@@ -168,6 +178,11 @@ pub(super) const CORE: &[Resource] = &[
         columns::workloads::replication_controller,
     )
     .defaults(workloads::replication_controller)
+    .validates(
+        validate::workloads::replication_controller,
+        no_update_errors,
+    )
+    .warns(warnings::replicated)
     .prepares(strategy::replica_set_create, unchanged_update)
     .short(&["rc"])
     .in_all()
@@ -209,6 +224,7 @@ pub(super) const CORE: &[Resource] = &[
         columns::cluster::SERVICE_ACCOUNT,
         columns::cluster::service_account,
     )
+    .warns(warnings::service_account)
     .short(&["sa"])
     .subresources(&[sub(
         "token",
@@ -220,6 +236,7 @@ pub(super) const CORE: &[Resource] = &[
             validate::network::service,
             validate::network::service_update,
         )
+        .warns(warnings::service)
         .prints(columns::network::SERVICE, columns::network::service)
         .defaults(network::service)
         .prepares(strategy::service_create, strategy::service_update)

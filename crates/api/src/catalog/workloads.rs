@@ -3,7 +3,7 @@
 use super::*;
 use crate::defaults::{network, workloads};
 use crate::strategy;
-use crate::validate;
+use crate::{validate, warnings};
 
 pub(super) const APPS: &[Resource] = &[
     row!(
@@ -14,6 +14,10 @@ pub(super) const APPS: &[Resource] = &[
         "controllerrevision",
         "controllerrevisions"
     )
+    .validates(
+        validate::workloads::controller_revision,
+        validate::workloads::controller_revision_update,
+    )
     .prints(
         columns::workloads::CONTROLLER_REVISION,
         columns::workloads::controller_revision,
@@ -23,6 +27,7 @@ pub(super) const APPS: &[Resource] = &[
             validate::workloads::daemon_set,
             validate::workloads::selector_stays,
         )
+        .warns(warnings::daemon_set)
         .prints(
             columns::workloads::DAEMON_SET,
             columns::workloads::daemon_set,
@@ -45,6 +50,7 @@ pub(super) const APPS: &[Resource] = &[
         validate::workloads::deployment,
         validate::workloads::selector_stays,
     )
+    .warns(warnings::replicated)
     .prints(
         columns::workloads::DEPLOYMENT,
         columns::workloads::deployment,
@@ -68,6 +74,7 @@ pub(super) const APPS: &[Resource] = &[
         validate::workloads::replica_set,
         validate::workloads::selector_stays,
     )
+    .warns(warnings::replicated)
     .prints(
         columns::workloads::REPLICA_SET,
         columns::workloads::replica_set,
@@ -92,6 +99,7 @@ pub(super) const APPS: &[Resource] = &[
         validate::workloads::stateful_set,
         validate::workloads::stateful_set_update,
     )
+    .warns(warnings::stateful_set)
     .prints(
         columns::workloads::STATEFUL_SET,
         columns::workloads::stateful_set,
@@ -151,6 +159,7 @@ pub(super) const AUTOSCALING: &[Resource] = &[
 pub(super) const BATCH: &[Resource] = &[
     row!("batch", "batch", "v1", "CronJob", "cronjob", "cronjobs")
         .validates(validate::workloads::cron_job, no_update_errors)
+        .warns(warnings::cron_job)
         .prints(columns::workloads::CRON_JOB, columns::workloads::cron_job)
         .defaults(workloads::cron_job)
         .prepares(strategy::empty_status, unchanged_update)
@@ -160,6 +169,7 @@ pub(super) const BATCH: &[Resource] = &[
         .with_generation(),
     row!("batch", "batch", "v1", "Job", "job", "jobs")
         .validates(validate::workloads::job, validate::workloads::job_update)
+        .warns(warnings::job)
         .prints(columns::workloads::JOB, columns::workloads::job)
         .defaults(workloads::job)
         .prepares(strategy::job_create, unchanged_update)
@@ -178,6 +188,10 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingressclass",
         "ingressclasses"
     )
+    .validates(
+        validate::network::ingress_class,
+        validate::network::ingress_class_update,
+    )
     .prints(
         columns::network::INGRESS_CLASS,
         columns::network::ingress_class,
@@ -194,6 +208,7 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ingresses"
     )
     .validates(validate::network::ingress, no_update_errors)
+    .warns(warnings::ingress)
     .prints(columns::network::INGRESS, columns::network::ingress)
     .prepares(strategy::load_balancer_status, unchanged_update)
     .short(&["ing"])
@@ -206,6 +221,10 @@ pub(super) const NETWORKING: &[Resource] = &[
         "IPAddress",
         "ipaddress",
         "ipaddresses"
+    )
+    .validates(
+        validate::addresses::ip_address,
+        validate::addresses::ip_address_update,
     )
     .prints(columns::network::IP_ADDRESS, columns::network::ip_address)
     .cluster()
@@ -234,6 +253,10 @@ pub(super) const NETWORKING: &[Resource] = &[
         "ServiceCIDR",
         "servicecidr",
         "servicecidrs"
+    )
+    .validates(
+        validate::addresses::service_cidr,
+        validate::addresses::service_cidr_update,
     )
     .prints(
         columns::network::SERVICE_CIDR,

@@ -89,11 +89,7 @@ fn is_json(v: Option<&Value>) -> bool {
 
 fn too_long(c: &mut Check, path: &str, size: usize) {
     if size > DATA_BYTES_MAX {
-        c.add(FieldError {
-            field: path.to_owned(),
-            reason: "FieldValueTooLong",
-            message: format!("Too long: may not be more than {DATA_BYTES_MAX} bytes"),
-        });
+        c.add(FieldError::too_long(path, DATA_BYTES_MAX));
     }
 }
 
@@ -375,6 +371,35 @@ pub(crate) fn role_binding_update(new: &Value, old: &Value) -> Vec<FieldError> {
     c.0
 }
 
+/// `Namespace`.
+pub(crate) fn namespace(v: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    for (i, finalizer) in list(v, "spec.finalizers").iter().enumerate() {
+        let name = finalizer.as_str().unwrap_or_default();
+        let path = format!("spec.finalizers[{i}]");
+        if let Err(e) = names::qualified_name(name) {
+            c.invalid(path, finalizer, e);
+        } else if name != "kubernetes" && !name.contains('/') {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            c.invalid(path, finalizer, detail);
+        }
+    }
+    c.0
+}
+
+/// `Event` of the core group: it lies where the object is that it tells of.
+pub(crate) fn event(v: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    let own = text(v, "metadata.namespace");
+    let of = at(v, "involvedObject.namespace");
+    let of_cluster = is_empty(of) && matches!(own, "" | "default" | "kube-system");
+    if !of_cluster && of.as_str().unwrap_or_default() != own {
+        let detail = "does not match event.namespace";
+        c.invalid("involvedObject.namespace", of, detail);
+    }
+    c.0
+}
+
 /// `LimitRange` and `ResourceQuota`: quantities must be such.
 pub(crate) fn resource_quota(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -501,41 +526,6 @@ pub(crate) fn node(v: &Value) -> Vec<FieldError> {
                 .push_str(": taints must be unique by key and effect pair");
             c.add(e);
         }
-    }
-    c.0
-}
-
-/// `CertificateSigningRequest`.
-pub(crate) fn signing_request(v: &Value) -> Vec<FieldError> {
-    let mut c = Check::default();
-    if is_empty(at(v, "spec.request")) {
-        c.required("spec.request", "");
-    }
-    if is_empty(at(v, "spec.usages")) {
-        c.required("spec.usages", "usages are required");
-    }
-    let signer = text(v, "spec.signerName");
-    if signer.is_empty() {
-        c.required("spec.signerName", "");
-    } else if signer
-        .split_once('/')
-        .is_none_or(|(d, p)| !d.contains('.') || p.is_empty())
-    {
-        c.invalid(
-            "spec.signerName",
-            at(v, "spec.signerName"),
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        );
-    }
-    if at(v, "spec.expirationSeconds")
-        .as_i64()
-        .is_some_and(|n| n < 600)
-    {
-        c.invalid(
-            "spec.expirationSeconds",
-            at(v, "spec.expirationSeconds"),
-            "may not specify a duration less than 600 seconds (10 minutes)",
-        );
     }
     c.0
 }

@@ -1,4 +1,4 @@
-//! Services, endpoint slices, ingresses, network policies.
+//! Services, endpoint slices, ingresses and their classes, network policies.
 
 use super::{Check, Unique};
 use crate::access::{at, int, is_empty, list, text};
@@ -127,7 +127,8 @@ fn service_ports(c: &mut Check, all: &[Value], kind: &str) {
     }
 }
 
-fn address(c: &mut Check, path: String, v: &Value) {
+/// An address of either family.
+pub(super) fn address(c: &mut Check, path: String, v: &Value) {
     if v.as_str().is_none_or(|s| s.parse::<IpAddr>().is_err()) {
         c.invalid(
             path,
@@ -170,11 +171,7 @@ pub(crate) fn endpoint_slice(v: &Value) -> Vec<FieldError> {
     for (name, max) in [("endpoints", ENDPOINTS_MAX), ("ports", PORTS_MAX)] {
         let n = list(v, name).len();
         if n > max {
-            c.add(FieldError {
-                field: name.to_owned(),
-                reason: "FieldValueTooMany",
-                message: format!("Too many: {n}: must have at most {max} items"),
-            });
+            c.add(FieldError::too_many(name, n, max));
         }
     }
     for (i, e) in list(v, "endpoints").iter().enumerate() {
@@ -212,6 +209,72 @@ pub(crate) fn endpoint_slice(v: &Value) -> Vec<FieldError> {
 pub(crate) fn endpoint_slice_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
     c.immutable("addressType", new, old);
+    c.0
+}
+
+/// `IngressClass`.
+pub(crate) fn ingress_class(v: &Value) -> Vec<FieldError> {
+    const CONTROLLER_BYTES_MAX: usize = 250;
+    let mut c = Check::default();
+    let controller = at(v, "spec.controller");
+    let name = controller.as_str().unwrap_or_default();
+    if name.len() > CONTROLLER_BYTES_MAX {
+        c.add(FieldError::too_long(
+            "spec.controller",
+            CONTROLLER_BYTES_MAX,
+        ));
+    }
+    match name.split_once('/') {
+        _ if name.is_empty() => c.required("spec.controller", ""),
+        Some((domain, path)) if !path.is_empty() => {
+            if let Err(e) = names::dns1123_subdomain(domain) {
+                c.invalid("spec.controller", controller, e);
+            }
+        }
+        _ => c.invalid(
+            "spec.controller",
+            controller,
+            "must be a domain-prefixed path (such as \"acme.io/foo\")",
+        ),
+    }
+    let parameters = at(v, "spec.parameters");
+    if parameters.is_null() {
+        return c.0;
+    }
+    for name in ["kind", "name"] {
+        if text(parameters, name).is_empty() {
+            c.required(
+                format!("spec.parameters.{name}"),
+                format!("{name} is required").as_str(),
+            );
+        } else {
+            let path = format!("spec.parameters.{name}");
+            c.rule(path, at(parameters, name), names::path_segment);
+        }
+    }
+    let (scope, namespace) = (text(parameters, "scope"), text(parameters, "namespace"));
+    match scope {
+        "Namespace" if namespace.is_empty() => c.required(
+            "spec.parameters.namespace",
+            "`parameters.scope` is set to 'Namespace'",
+        ),
+        "Cluster" if !namespace.is_empty() => c.forbidden(
+            "spec.parameters.namespace",
+            "`parameters.scope` is set to 'Cluster'",
+        ),
+        _ => c.one_of(
+            "spec.parameters.scope",
+            at(parameters, "scope"),
+            &["Cluster", "Namespace"],
+        ),
+    }
+    c.0
+}
+
+/// An `IngressClass` stays with its controller.
+pub(crate) fn ingress_class_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    c.immutable("spec.controller", new, old);
     c.0
 }
 

@@ -157,6 +157,68 @@ pub(crate) fn replica_set(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
+/// `ReplicationController`: its selector is a plain map.
+pub(crate) fn replication_controller(v: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    for name in ["replicas", "minReadySeconds"] {
+        c.not_negative(format!("spec.{name}"), at(v, &format!("spec.{name}")));
+    }
+    let (selector, labels) = (
+        at(v, "spec.selector"),
+        at(v, "spec.template.metadata.labels"),
+    );
+    if is_empty(selector) {
+        c.required("spec.selector", "");
+    }
+    if at(v, "spec.template").is_null() {
+        c.required("spec.template", "");
+        return c.0;
+    }
+    let mut wanted = selector.as_object().into_iter().flatten();
+    if !wanted.all(|(key, value)| labels.get(key) == Some(value)) {
+        c.invalid(
+            "spec.template.metadata.labels",
+            labels,
+            "`selector` does not match template `labels`",
+        );
+    }
+    template(&mut c, "spec.template", at(v, "spec.template"), ALWAYS);
+    if !at(v, "spec.template.spec.activeDeadlineSeconds").is_null() {
+        c.forbidden(
+            "spec.template.spec.activeDeadlineSeconds",
+            "activeDeadlineSeconds in ReplicationController is not Supported",
+        );
+    }
+    c.0
+}
+
+/// `PodTemplate`.
+pub(crate) fn pod_template(v: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    let all = ["Always", "OnFailure", "Never"];
+    template(&mut c, "template", at(v, "template"), &all);
+    c.0
+}
+
+/// `ControllerRevision`.
+pub(crate) fn controller_revision(v: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    c.not_negative("revision", at(v, "revision"));
+    match at(v, "data") {
+        Value::Null => c.required("data", "data is mandatory"),
+        Value::Object(_) => {}
+        other => c.invalid("data", other, "data is not a valid JSON object"),
+    }
+    c.0
+}
+
+/// What a `ControllerRevision` keeps stays.
+pub(crate) fn controller_revision_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    c.immutable("data", new, old);
+    c.0
+}
+
 /// `DaemonSet`.
 pub(crate) fn daemon_set(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -444,6 +506,33 @@ mod tests {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n")
+    }
+
+    #[test]
+    fn controllers_of_old_templates_and_revisions() {
+        let mut v = json!({"spec": {
+            "replicas": -1, "selector": {"a": "1"},
+            "template": {"metadata": {"labels": {"a": "2"}}, "spec": {
+                "restartPolicy": "Never", "activeDeadlineSeconds": 5,
+                "containers": [{"name": "a", "image": "x"}],
+            }},
+        }});
+        defaults::replication_controller(&mut v);
+        expect![[r#"
+            spec.replicas: Invalid value: -1: must be greater than or equal to 0
+            spec.template.metadata.labels: Invalid value: {"a":"2"}: `selector` does not match template `labels`
+            spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always"
+            spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in ReplicationController is not Supported"#]].assert_eq(&shown(&replication_controller(&v)));
+        let revision = json!({"revision": -1});
+        expect![[r#"
+            revision: Invalid value: -1: must be greater than or equal to 0
+            data: Required value: data is mandatory"#]]
+        .assert_eq(&shown(&controller_revision(&revision)));
+        let (new, old) = (json!({"data": {"a": 2}}), json!({"data": {"a": 1}}));
+        expect![[r#"data: Invalid value: {"a":2}: field is immutable"#]]
+            .assert_eq(&shown(&controller_revision_update(&new, &old)));
+        let template = json!({"template": {"spec": {"restartPolicy": "Never"}}});
+        assert_ne!(shown(&pod_template(&template)), "");
     }
 
     #[test]

@@ -36,6 +36,11 @@ impl Warnings {
         }
     }
 
+    /// The same of several things.
+    pub(crate) fn tell_all(&self, texts: Vec<String>) {
+        texts.into_iter().for_each(|text| self.tell(text));
+    }
+
     /// Notes something for the audit log; a later note of the same key does not replace it.
     pub(crate) fn note(&self, key: impl Into<String>, value: impl Into<String>) {
         if self.silent {

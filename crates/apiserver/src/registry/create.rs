@@ -83,6 +83,7 @@ async fn attempt(
     if !errors.is_empty() {
         return Err(Status::invalid(row.group(), row.kind(), &name, &errors));
     }
+    call.warnings.tell_all(row.warnings(&value, None));
     admission::validate(call, Operation::Create, &value, None).await?;
     let key = object_key(call.namespace, &name);
     if call.dry_run {

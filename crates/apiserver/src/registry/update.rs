@@ -150,6 +150,10 @@ pub(crate) async fn modify(
                 &errors,
             ));
         }
+        if matches!(part, Part::Main) {
+            call.warnings
+                .tell_all(call.row.warnings(&new, Some(&old_value)));
+        }
         admission::validate(call, Operation::Update, &new, Some(&old_value)).await?;
         if new == old_value && !is_stale(call, &old).await {
             return Ok(old);

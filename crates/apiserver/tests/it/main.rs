@@ -26,6 +26,7 @@ mod resource_metrics;
 mod services;
 mod shared;
 mod subresources;
+mod warnings;
 mod watch;
 mod webhooks;
 

@@ -5,7 +5,7 @@
 use crate::harness::{Following, eventually, text, tool};
 use crate::netns::{self, ip};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, Config};
@@ -211,7 +211,14 @@ impl Machines {
             });
             let told = own.flat_map(|slice| slice.endpoints.into_iter().flatten());
             let told: BTreeSet<String> = told.flat_map(|e| e.addresses).collect();
-            (told == wanted).then_some(()).ok_or(format!("{told:?}"))
+            let endpoints = self.list::<Endpoints>(machine);
+            let named = |e: &Endpoints| e.metadata.name.as_deref() == Some("kubernetes");
+            let old = endpoints.into_iter().filter(named);
+            let old = old.flat_map(|e| e.subsets.into_iter().flatten());
+            let old = old.flat_map(|subset| subset.addresses.into_iter().flatten());
+            let old: BTreeSet<String> = old.map(|address| address.ip).collect();
+            let right = told == wanted && old == wanted;
+            right.then_some(()).ok_or(format!("{told:?}, {old:?}"))
         });
     }
 }
