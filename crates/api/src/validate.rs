@@ -12,6 +12,7 @@ pub(crate) mod definition;
 pub(crate) mod flow;
 pub(crate) mod network;
 pub(crate) mod pod;
+mod pod_context;
 pub(crate) mod pod_parts;
 mod pod_update;
 mod policies;

@@ -226,6 +226,7 @@ pub(crate) fn volume(v: &Value) -> Vec<FieldError> {
         at(v, "spec.persistentVolumeReclaimPolicy"),
         &["Delete", "Recycle", "Retain"],
     );
+    c.0.extend(super::pod_context::volume_affinity(v));
     c.0
 }
 

@@ -1,7 +1,7 @@
 //! Pods and pod templates.
 
 use super::volumes::{PULL_POLICIES, mounts, volumes};
-use super::{Check, Unique};
+use super::{Check, Unique, pod_context};
 use crate::access::{at, int, is_empty, list, text};
 use apimachinery::names;
 use apimachinery::status::FieldError;
@@ -110,6 +110,7 @@ fn spec(c: &mut Check, path: &str, v: &Value) {
     for (i, t) in list(v, "topologySpreadConstraints").iter().enumerate() {
         spread(c, &format!("{path}.topologySpreadConstraints[{i}]"), t);
     }
+    pod_context::context(c, path, v);
 }
 
 fn ephemeral(c: &mut Check, path: &str, v: &Value, pod: &Value) {
@@ -167,6 +168,7 @@ fn container(c: &mut Check, path: &str, v: &Value, init: bool) {
         at(v, "imagePullPolicy"),
         PULL_POLICIES,
     );
+    pod_context::resize_policy(c, path, v);
     ports(c, path, v);
     environment(c, path, v);
     resources(c, &format!("{path}.resources"), at(v, "resources"));
