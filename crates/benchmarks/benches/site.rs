@@ -14,6 +14,8 @@
 
 #[path = "groups/api.rs"]
 mod api;
+#[path = "groups/definitions.rs"]
+mod definitions;
 #[path = "groups/encodings.rs"]
 mod encodings;
 #[path = "groups/fleet.rs"]
@@ -48,11 +50,12 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 9] = [
+    let runs: [(&str, Run); 10] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
         ("api", api::run),
+        ("definitions", definitions::run),
         ("encodings", encodings::run),
         ("wake", wake),
         ("sites", sites::run),

@@ -293,6 +293,8 @@ pub(crate) fn encode(object: &Value) -> Vec<u8> {
         put(&mut out, b",", k, v);
     }
     out.push(b'}');
+    // They are kept for as long as the object is: what a large one has grown by too much, too.
+    out.shrink_to_fit();
     out
 }
 
@@ -406,5 +408,24 @@ impl Pick<'_> {
                 p.strip_prefix(&*self.path)
                     .is_some_and(|rest| rest.starts_with('.'))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stored_bytes_take_no_more_room_than_they_need() {
+        for length in [0, 2_000, 17_000, 40_000] {
+            let object = json!({
+                "kind": "ConfigMap", "apiVersion": "v1",
+                "metadata": {"name": "a"}, "data": {"text": "x".repeat(length)},
+            });
+            let made = encode(&object);
+            let held = made.capacity();
+            assert_eq!((held, made.len() > length), (made.len(), true));
+        }
     }
 }
