@@ -312,16 +312,14 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
     keep_endpoints(core, &[address]).await
 }
 
-/// Keeps the `Endpoints` of the `kubernetes` Service, for clients that still read those. They
-/// can't hold addresses that only this machine reaches.
+/// Keeps the `Endpoints` of the `kubernetes` Service, for clients that still read those.
 pub(crate) async fn keep_endpoints(core: &Arc<Core>, servers: &[SocketAddr]) -> Result<(), Status> {
-    let told = servers.iter().filter(|server| !server.ip().is_loopback());
     let mut by_port: BTreeMap<u16, Vec<Value>> = BTreeMap::new();
-    for server in told {
+    for server in servers {
         let address = json!({"ip": server.ip().to_string()});
         by_port.entry(server.port()).or_default().push(address);
     }
-    let Some(row) = Row::builtin("", "v1", "endpoints").filter(|_| !by_port.is_empty()) else {
+    let Some(row) = Row::builtin("", "v1", "endpoints") else {
         return Ok(());
     };
     let subsets = by_port.into_iter().map(|(port, addresses)| {

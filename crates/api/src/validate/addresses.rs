@@ -55,7 +55,8 @@ pub(crate) fn endpoints(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
-/// An address that others can reach.
+/// An address that others can reach. Those of loopback are not refused, as they are upstream:
+/// pods of sites without privileges have them.
 fn endpoint_address(c: &mut Check, path: &str, v: &Value) {
     let Some(ip) = v.as_str().and_then(|s| s.parse::<IpAddr>().ok()) else {
         return address(c, path.to_owned(), v);
@@ -72,10 +73,6 @@ fn endpoint_address(c: &mut Check, path: &str, v: &Value) {
         (
             ip.is_unspecified(),
             "may not be unspecified (0.0.0.0 or ::)",
-        ),
-        (
-            ip.is_loopback(),
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
         ),
         (
             local,
@@ -191,12 +188,12 @@ mod tests {
 
     #[test]
     fn endpoints_are_addresses_that_others_reach() {
-        let fine = json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80, "protocol": "TCP"}]}]});
+        let fine = json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "127.42.0.2"}], "ports": [{"port": 80, "protocol": "TCP"}]}]});
         told(&endpoints(&fine), expect![""]);
         let v = json!({"subsets": [
             {"ports": []},
             {
-                "addresses": [{"ip": "127.0.0.1"}, {"ip": "x", "hostname": "A"}],
+                "addresses": [{"ip": "0.0.0.0"}, {"ip": "x", "hostname": "A"}],
                 "notReadyAddresses": [{"ip": "169.254.1.1"}, {"ip": "ff02::1"}],
                 "ports": [{"port": 0, "protocol": "TCP"}, {"name": "a b", "port": 1, "protocol": "ICMP"}],
             },
@@ -205,7 +202,7 @@ mod tests {
             &endpoints(&v),
             expect![[r#"
             subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`
-            subsets[1].addresses[0].ip: Invalid value: "127.0.0.1": may not be in the loopback range (127.0.0.0/8, ::1/128)
+            subsets[1].addresses[0].ip: Invalid value: "0.0.0.0": may not be unspecified (0.0.0.0 or ::)
             subsets[1].addresses[1].ip: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)
             subsets[1].addresses[1].hostname: Invalid value: "A": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')
             subsets[1].notReadyAddresses[0].ip: Invalid value: "169.254.1.1": may not be in the link-local range (169.254.0.0/16, fe80::/10)
