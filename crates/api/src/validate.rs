@@ -134,27 +134,36 @@ impl Check {
     pub(super) fn selector(&mut self, path: &str, v: &Value) -> Option<LabelSelector> {
         self.labels(&format!("{path}.matchLabels"), at(v, "matchLabels"));
         for (i, e) in list(v, "matchExpressions").iter().enumerate() {
-            let path = format!("{path}.matchExpressions[{i}]");
-            let values = list(e, "values");
-            match text(e, "operator") {
-                "In" | "NotIn" if values.is_empty() => self.required(
-                    format!("{path}.values"),
-                    "must be specified when `operator` is 'In' or 'NotIn'",
-                ),
-                "Exists" | "DoesNotExist" if !values.is_empty() => self.forbidden(
-                    format!("{path}.values"),
-                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                ),
-                "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-                _ => self.invalid(
-                    format!("{path}.operator"),
-                    at(e, "operator"),
-                    "not a valid selector operator",
-                ),
-            }
-            self.rule(format!("{path}.key"), at(e, "key"), names::qualified_name);
+            self.requirement(&format!("{path}.matchExpressions[{i}]"), e, false);
         }
         LabelSelector::from_object(v).ok()
+    }
+
+    /// One expression of a selector; those that select nodes may compare numbers too.
+    pub(super) fn requirement(&mut self, path: &str, e: &Value, compares: bool) {
+        let values = list(e, "values");
+        match text(e, "operator") {
+            "In" | "NotIn" if values.is_empty() => self.required(
+                format!("{path}.values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            ),
+            "Exists" | "DoesNotExist" if !values.is_empty() => self.forbidden(
+                format!("{path}.values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            ),
+            "Gt" | "Lt" if compares && values.len() != 1 => self.required(
+                format!("{path}.values"),
+                "must be specified single value when `operator` is 'Lt' or 'Gt'",
+            ),
+            "Gt" | "Lt" if compares => {}
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            _ => self.invalid(
+                format!("{path}.operator"),
+                at(e, "operator"),
+                "not a valid selector operator",
+            ),
+        }
+        self.rule(format!("{path}.key"), at(e, "key"), names::qualified_name);
     }
 
     /// A field that may not change.

@@ -145,32 +145,7 @@ fn weight(c: &mut Check, path: &str, term: &Value) {
 /// A term that selects nodes, at `path`.
 pub(super) fn node_term(c: &mut Check, path: &str, term: &Value) {
     for (i, one) in list(term, "matchExpressions").iter().enumerate() {
-        let path = format!("{path}.matchExpressions[{i}]");
-        let values = list(one, "values");
-        let in_path = format!("{path}.values");
-        match text(one, "operator") {
-            "In" | "NotIn" if values.is_empty() => {
-                c.required(
-                    in_path,
-                    "must be specified when `operator` is 'In' or 'NotIn'",
-                );
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => c.forbidden(
-                in_path,
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            ),
-            "Gt" | "Lt" if values.len() != 1 => c.required(
-                in_path,
-                "must be specified single value when `operator` is 'Lt' or 'Gt'",
-            ),
-            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            _ => c.invalid(
-                format!("{path}.operator"),
-                at(one, "operator"),
-                "not a valid selector operator",
-            ),
-        }
-        c.rule(format!("{path}.key"), at(one, "key"), names::qualified_name);
+        c.requirement(&format!("{path}.matchExpressions[{i}]"), one, true);
     }
     for (i, one) in list(term, "matchFields").iter().enumerate() {
         let path = format!("{path}.matchFields[{i}]");
