@@ -295,20 +295,7 @@ async fn endpoint(core: &Arc<Core>, address: SocketAddr) -> Result<(), Status> {
         "endpoints": [{"addresses": [address.ip().to_string()], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "protocol": "TCP", "port": address.port()}],
     });
-    ensure(core, slice.clone()).await?;
-    let user = Core::own_user();
-    let Some(row) = Row::builtin("discovery.k8s.io", "v1", "endpointslices") else {
-        return Ok(());
-    };
-    let call = Call::own(core, &row, "default", "kubernetes", &user);
-    modify(&call, Part::Main, Tracking::Update, &|old| {
-        let mut new = old.clone();
-        for key in ["endpoints", "ports"] {
-            new[key] = slice[key].clone();
-        }
-        Ok(new)
-    })
-    .await?;
+    keep(core, &slice, &["endpoints", "ports"]).await?;
     keep_endpoints(core, &[address]).await
 }
 
@@ -319,9 +306,6 @@ pub(crate) async fn keep_endpoints(core: &Arc<Core>, servers: &[SocketAddr]) -> 
         let address = json!({"ip": server.ip().to_string()});
         by_port.entry(server.port()).or_default().push(address);
     }
-    let Some(row) = Row::builtin("", "v1", "endpoints") else {
-        return Ok(());
-    };
     let subsets = by_port.into_iter().map(|(port, addresses)| {
         let port = json!({"name": "https", "protocol": "TCP", "port": port});
         json!({"addresses": addresses, "ports": [port]})
@@ -335,16 +319,40 @@ pub(crate) async fn keep_endpoints(core: &Arc<Core>, servers: &[SocketAddr]) -> 
         },
         "subsets": subsets,
     });
-    ensure(core, endpoints).await?;
+    keep(core, &endpoints, &["subsets"]).await
+}
+
+/// Makes an object, or keeps these fields of the one that is there; one that goes meanwhile is
+/// made with the next try.
+pub(crate) async fn keep(core: &Arc<Core>, wanted: &Value, fields: &[&str]) -> Result<(), Status> {
+    let Some(row) = row_of(wanted) else {
+        return Err(Status::internal(format!("no kind {}", wanted["kind"])));
+    };
+    let text = |key: &str| wanted["metadata"][key].as_str().unwrap_or_default();
+    let (namespace, name) = (text("namespace"), text("name"));
     let user = Core::own_user();
-    let call = Call::own(core, &row, "default", "kubernetes", &user);
-    modify(&call, Part::Main, Tracking::Update, &|old| {
+    let call = Call::own(core, &row, namespace, name, &user);
+    let Some(there) = core.kind(&row)?.get(namespace, name) else {
+        return match create(&call, wanted.clone(), Tracking::Update).await {
+            Err(s) if s.reason != "AlreadyExists" => Err(s),
+            _ => Ok(()),
+        };
+    };
+    let value = there.value();
+    if fields.iter().all(|key| value[*key] == wanted[*key]) {
+        return Ok(());
+    }
+    let changed = |old: &Value| {
         let mut new = old.clone();
-        new["subsets"].clone_from(&subsets);
+        for key in fields {
+            new[*key] = wanted[*key].clone();
+        }
         Ok(new)
-    })
-    .await
-    .map(drop)
+    };
+    match modify(&call, Part::Main, Tracking::Update, &changed).await {
+        Err(s) if s.code != 404 => Err(s),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps the Service at the ports that are served now.

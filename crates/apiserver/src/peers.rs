@@ -268,7 +268,7 @@ impl Peers {
         }
         let wanted = slices(&alive);
         for slice in wanted.values() {
-            write_slice(core, slice).await?;
+            bootstrap::keep(core, slice, &["endpoints", "ports"]).await?;
         }
         let slices = core.cache.named("discovery.k8s.io", "endpointslices");
         let row = row("discovery.k8s.io", "endpointslices")?;
@@ -399,37 +399,6 @@ fn slices(alive: &[Peer]) -> BTreeMap<String, Value> {
         (name, slice)
     };
     ports.into_iter().map(slice).collect()
-}
-
-async fn write_slice(core: &Arc<Core>, wanted: &Value) -> Result<(), Status> {
-    let row = row("discovery.k8s.io", "endpointslices")?;
-    let user = Core::own_user();
-    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
-    let call = Call::own(core, &row, "default", name, &user);
-    let Some(there) = core.peek("discovery.k8s.io", "endpointslices", "default", name) else {
-        return match create(&call, wanted.clone(), Tracking::Update).await {
-            Err(s) if s.reason != "AlreadyExists" => Err(s),
-            _ => Ok(()),
-        };
-    };
-    let value = there.value();
-    if ["endpoints", "ports"]
-        .iter()
-        .all(|key| value[*key] == wanted[*key])
-    {
-        return Ok(());
-    }
-    let changed = |old: &Value| {
-        let mut new = old.clone();
-        for key in ["endpoints", "ports"] {
-            new[key] = wanted[key].clone();
-        }
-        Ok(new)
-    };
-    match modify(&call, Part::Main, Tracking::Update, &changed).await {
-        Err(s) if s.code != 404 => Err(s),
-        _ => Ok(()),
-    }
 }
 
 fn row(group: &str, plural: &str) -> Result<Row, Status> {
