@@ -10,10 +10,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use kube::Resource as _;
-use kube::api::{Api, ApiResource, DynamicObject};
-use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::api::ApiResource;
+use kube::runtime::watcher::{self, Event};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use std::any::{Any, TypeId};
@@ -237,35 +235,6 @@ impl Informers {
         running.insert(known, Box::new(informer.clone()));
         informer
     }
-}
-
-/// The metadata of all objects of any resource as a stream that never ends: for those
-/// who keep less than an informer would. Managed fields are left out. Errors that go on are
-/// logged; the watch is tried again with back-off.
-///
-/// `Event::Init`, `InitApply`…, `InitDone` bracket each new listing.
-pub fn watch_metadata(
-    client: kube::Client,
-    resource: &ApiResource,
-) -> impl Stream<Item = Event<PartialObjectMeta<DynamicObject>>> + Send + use<> {
-    let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, resource);
-    let kind = resource.kind.clone();
-    let mut trouble = Trouble::default();
-    watcher(api, watcher::Config::default().streaming_lists())
-        .default_backoff()
-        .filter_map(move |event| {
-            let event = match event {
-                Ok(event) => {
-                    trouble.over(&kind);
-                    Some(event.modify(|o| o.metadata.managed_fields = None))
-                }
-                Err(error) => {
-                    trouble.failed(&kind, &error);
-                    None
-                }
-            };
-            std::future::ready(event)
-        })
 }
 
 /// A kind's objects as the API server last told. Clones share it.
@@ -599,14 +568,14 @@ fn read<K: Kind>(text: &Text) -> Option<Arc<K>> {
 }
 
 /// A watch that fails, and since when.
-#[derive(Default)]
-struct Trouble {
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
     since: Option<Instant>,
     told: bool,
 }
 
 impl Trouble {
-    fn failed(&mut self, kind: &str, error: &watcher::Error) {
+    pub(crate) fn failed(&mut self, kind: &str, error: &dyn fmt::Display) {
         let since = *self.since.get_or_insert_with(Instant::now);
         if !self.told && since.elapsed() >= TELL_AFTER {
             self.told = true;
@@ -616,7 +585,7 @@ impl Trouble {
         }
     }
 
-    fn over(&mut self, kind: &str) {
+    pub(crate) fn over(&mut self, kind: &str) {
         if std::mem::take(self).told {
             tracing::info!(kind, "watch works again");
         }

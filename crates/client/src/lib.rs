@@ -12,6 +12,7 @@ pub mod events;
 pub mod informer;
 pub mod kinds;
 pub mod labels;
+pub mod metadata;
 pub mod queue;
 pub mod resources;
 mod store;

@@ -279,3 +279,57 @@ fn objects_are_found_by_their_controller() {
     assert_eq!(names(maps.orphans(|_| true)), ["a"]);
     assert_eq!(maps.revision(), 9);
 }
+
+/// Upstream: client-go's reflector, `TestReflectorWatchList` and `TestReflectorFullListIfExpired`.
+#[tokio::test(start_paused = true)]
+async fn metadata_goes_on_from_what_is_known_and_lists_again_when_that_is_gone() {
+    let scripts = vec![
+        // It ends before all is listed: from the beginning.
+        vec![event("ADDED", "a", 1)],
+        vec![event("ADDED", "a", 1), listed(2), event("MODIFIED", "a", 3)],
+        vec![line(
+            "BOOKMARK",
+            &serde_json::json!({"metadata": {"resourceVersion": "7"}}),
+        )],
+        vec![event("DELETED", "a", 8), gone()],
+        vec!["no event\n".to_owned()],
+        vec![listed(9), event("ADDED", "b", 10)],
+    ];
+    let server = Scripted::new(scripts);
+    let resource = ApiResource::erase::<ConfigMap>(&());
+    let events = crate::metadata::watch_metadata(server.client(), &resource);
+    let told: Vec<String> = events
+        .take(11)
+        .map(|event| {
+            let named = |o: &kube::core::PartialObjectMeta<kube::api::DynamicObject>| {
+                assert_eq!(o.metadata.managed_fields, None);
+                o.metadata.name.clone().unwrap_or_default()
+            };
+            match event {
+                Event::Init => "init".to_owned(),
+                Event::InitApply(o) => format!("listed {}", named(&o)),
+                Event::InitDone => "done".to_owned(),
+                Event::Apply(o) => format!("+{}", named(&o)),
+                Event::Delete(o) => format!("-{}", named(&o)),
+            }
+        })
+        .collect()
+        .await;
+    let wanted = [
+        "init", "listed a", "init", "listed a", "done", "+a", "-a", "init", "init", "done", "+b",
+    ];
+    assert_eq!(told, wanted);
+    let queries = server.queries.lock();
+    let from = |query: &String| {
+        let from = query.split_once("&resourceVersion=");
+        from.map(|(_, from)| from.to_owned())
+    };
+    let from: Vec<Option<String>> = queries.iter().map(from).collect();
+    let some = |revision: &str| Some(revision.to_owned());
+    assert_eq!(from, [None, None, some("3"), some("7"), None, None]);
+    assert!(
+        queries[0].contains("sendInitialEvents=true"),
+        "{}",
+        queries[0]
+    );
+}

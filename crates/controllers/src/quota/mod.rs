@@ -8,9 +8,10 @@
 use crate::context::Context;
 use crate::error::Error;
 use api::quota::{Amounts, add, amounts_of_list, counted_kind, covers, list_of_amounts, usage};
-use client::informer::{Kind, watch_metadata};
+use client::informer::Kind;
 use client::k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 use client::k8s_openapi::serde::Serialize;
+use client::metadata::watch_metadata;
 use client::{Informer, ObjectKey, Outcome, WorkQueue};
 use futures::StreamExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
