@@ -111,6 +111,8 @@ const fn base(
         prepare_update: unchanged_update,
         validate: no_errors,
         validate_update: no_update_errors,
+        validate_create: no_errors,
+        validate_status: no_update_errors,
         warnings: crate::warnings::none,
         deprecation: None,
         selectable: &[],
@@ -200,6 +202,11 @@ impl Resource {
     ) -> Self {
         self.validate = whole;
         self.validate_update = update;
+        self
+    }
+
+    const fn validates_create(mut self, new: fn(&Value) -> Vec<FieldError>) -> Self {
+        self.validate_create = new;
         self
     }
 

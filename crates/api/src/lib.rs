@@ -72,6 +72,10 @@ pub struct Resource {
     pub validate: fn(&Value) -> Vec<FieldError>,
     /// Checks a change (`new`, `old`): immutable fields.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Checks what only a new object must satisfy, after `validate`.
+    pub validate_create: fn(&Value) -> Vec<FieldError>,
+    /// Checks what is written by `/status` (`new`, `old`).
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
     /// What a valid write (`new`, `old` at an update) is warned of.
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// What clients of the kind are told, if it is deprecated.
@@ -201,6 +205,8 @@ mod tests {
                 let mut new = made.clone();
                 (r.prepare_update)(&mut new, &v);
                 let _ = (r.validate)(&new);
+                let _ = (r.validate_create)(&new);
+                let _ = (r.validate_status)(&new, &v);
                 let _ = (r.validate_update)(&new, &v);
                 assert_eq!((r.validate_update)(&made, &made), [], "{}", r.plural);
                 let _ = (r.row)(&made, 0);

@@ -9,6 +9,7 @@ pub(crate) mod aggregation;
 pub(crate) mod certificates;
 pub(crate) mod cluster;
 pub(crate) mod definition;
+pub(crate) mod events;
 pub(crate) mod flow;
 pub(crate) mod network;
 pub(crate) mod pod;

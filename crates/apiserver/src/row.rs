@@ -260,7 +260,11 @@ impl Row {
     /// Checks a new object.
     pub(crate) fn validate(&self, value: &Value) -> Vec<FieldError> {
         match self {
-            Self::Builtin(r) => (r.validate)(value),
+            Self::Builtin(r) => {
+                let mut errors = (r.validate)(value);
+                errors.extend((r.validate_create)(value));
+                errors
+            }
             Self::Custom(c) => c.validate(value, None),
         }
     }
@@ -281,10 +285,10 @@ impl Row {
         }
     }
 
-    /// Checks a changed status; only definitions say what may be in one.
+    /// Checks a changed status.
     pub(crate) fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         match self {
-            Self::Builtin(_) => Vec::new(),
+            Self::Builtin(r) => (r.validate_status)(new, old),
             Self::Custom(c) => c.validate(new, Some(old)),
         }
     }

@@ -45,7 +45,7 @@ pub(super) const CORE: &[Resource] = &[
         .defaults(network::endpoints)
         .short(&["ep"]),
     row!("core", "", "v1", "Event", "event", "events")
-        .validates(validate::cluster::event, no_update_errors)
+        .validates(validate::events::event, no_update_errors)
         .prints(columns::cluster::EVENT, columns::cluster::event)
         .without_name_column()
         .short(&["ev"])
@@ -265,6 +265,8 @@ const EVENT_FIELDS: &[&str] = &[
 pub(super) const EVENTS: &[Resource] = &[Resource {
     stored_as: Some(("", "v1")),
     ..row!("events", "events.k8s.io", "v1", "Event", "event", "events")
+        .validates(validate::events::event, validate::events::new_event_update)
+        .validates_create(validate::events::new_event)
         .prints(columns::cluster::EVENT, columns::cluster::event)
         .without_name_column()
 }

@@ -388,19 +388,6 @@ pub(crate) fn namespace(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
-/// `Event` of the core group: it lies where the object is that it tells of.
-pub(crate) fn event(v: &Value) -> Vec<FieldError> {
-    let mut c = Check::default();
-    let own = text(v, "metadata.namespace");
-    let of = at(v, "involvedObject.namespace");
-    let of_cluster = is_empty(of) && matches!(own, "" | "default" | "kube-system");
-    if !of_cluster && of.as_str().unwrap_or_default() != own {
-        let detail = "does not match event.namespace";
-        c.invalid("involvedObject.namespace", of, detail);
-    }
-    c.0
-}
-
 /// `LimitRange` and `ResourceQuota`: quantities must be such.
 pub(crate) fn resource_quota(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();

@@ -70,3 +70,38 @@ async fn each_version_shows_the_other() -> Result<()> {
     );
     api.close().await
 }
+
+/// Upstream: `pkg/apis/core/validation/events_test.go`; what the old version made is left alone.
+#[tokio::test]
+async fn the_new_version_says_who_saw_what_and_when() -> Result<()> {
+    let api = TestApi::start().await?;
+    let bare = json!({"kind": "Event", "apiVersion": "events.k8s.io/v1", "metadata": {"name": "a"},
+        "regarding": {"kind": "Pod", "name": "p", "namespace": "default"}, "deprecatedCount": 1});
+    let made = api.call("POST", NEW, Some(&bare)).await?;
+    assert_eq!(made.code, 422, "{}", made.text);
+    assert_eq!(
+        made.json["message"],
+        "Event.events.k8s.io \"a\" is invalid: [eventTime: Required value, type: Invalid value: \"\": has invalid value: , count: Invalid value: \"\": needs to be unset]"
+    );
+    let old = json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "a"}, "count": 1,
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}});
+    assert_eq!(api.call("POST", CORE, Some(&old)).await?.code, 201);
+    let patch = [("content-type", "application/merge-patch+json")];
+    let change = |url: String, body: &str| {
+        let body = body.as_bytes().to_vec();
+        let api = &api;
+        async move { api.send("PATCH", &url, &patch, body).await }
+    };
+    let labelled = change(format!("{NEW}/a"), r#"{"metadata":{"labels":{"a":"b"}}}"#).await?;
+    assert_eq!(labelled.code, 200, "{}", labelled.text);
+    let counted = change(format!("{NEW}/a"), r#"{"deprecatedCount":2}"#).await?;
+    assert_eq!(
+        (counted.code, &counted.json["details"]["causes"][0]["field"]),
+        (422, &json!("count")),
+        "{}",
+        counted.text
+    );
+    let counted = change(format!("{CORE}/a"), r#"{"count":2}"#).await?;
+    assert_eq!(counted.code, 200, "{}", counted.text);
+    api.close().await
+}
