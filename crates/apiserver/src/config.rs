@@ -94,7 +94,7 @@ impl Default for RequestHeader {
 }
 
 /// Bounds; each says what happens when it is full.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a request body; above: 413.
     pub body_max: usize,

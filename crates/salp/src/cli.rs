@@ -8,6 +8,7 @@ use crate::{
 };
 use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,7 +78,7 @@ pub enum Format {
 pub enum Command {
     /// Start a site: API server, scheduler, controllers, node and data plane.
     #[command(
-        after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443"
+        after_help = "Examples:\n  salp up\n  salp up -f examples/hello\n  salp up --data-dir ./shop-1 --api-port 7443\n  salp up --disable node,scheduler,controllers,gitops"
     )]
     Up(Box<UpArgs>),
     /// Stop a site and all its pods.
@@ -196,6 +197,16 @@ pub struct UpArgs {
     /// Apply manifests (a file or directory) once the site is up, and print the URLs that answer.
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub filename: Vec<PathBuf>,
+    /// Parts that don't run here: without `node` this machine runs no pods and has no data plane,
+    /// with all of them off it serves the API alone.
+    #[arg(
+        long,
+        env = "SALP_DISABLE",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "PART"
+    )]
+    pub disable: Vec<Part>,
     #[command(flatten)]
     pub node: NodeFlags,
     #[command(flatten)]
@@ -204,6 +215,20 @@ pub struct UpArgs {
     pub api: ApiArgs,
     #[command(flatten)]
     pub lattice: LatticeArgs,
+}
+
+/// What `salp up` runs beside the API server, unless it is told not to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The node agent and the data plane.
+    Node,
+    /// The scheduler.
+    Scheduler,
+    /// The controllers.
+    Controllers,
+    /// What follows Git repositories, OCI artifacts and folders of manifests.
+    Gitops,
 }
 
 /// Flags of whatever runs pods: `salp up` and `salp node join`.

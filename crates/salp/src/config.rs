@@ -1,7 +1,7 @@
 //! Configuration: flags, then `SALP_…` variables, then the file, then defaults.
 
 use crate::api_args::ApiArgs;
-use crate::cli::{DataDir, LatticeArgs, UpArgs};
+use crate::cli::{DataDir, LatticeArgs, Part, UpArgs};
 use crate::store_commands::{StoreArgs, StoreSettings};
 use ::sites::fleet::allowed::Answered;
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +22,8 @@ struct File {
     data_dir: Option<PathBuf>,
     api_port: Option<u16>,
     bind_address: Option<IpAddr>,
+    #[serde(default)]
+    disable: Vec<Part>,
     kubelet_port: Option<u16>,
     node_name: Option<String>,
     max_pods: Option<u32>,
@@ -216,6 +218,8 @@ pub struct Site {
     pub data_dir: PathBuf,
     pub api_port: u16,
     pub bind_address: IpAddr,
+    /// What does not run.
+    pub disabled: Vec<Part>,
     /// `None`: 10250, or a free port where that is taken.
     pub kubelet_port: Option<u16>,
     pub node_name: String,
@@ -242,6 +246,12 @@ pub struct Site {
     pub api: ApiArgs,
     /// `None`: the site is alone.
     pub lattice: Option<LatticeSettings>,
+}
+
+impl Site {
+    pub fn runs(&self, part: Part) -> bool {
+        !self.disabled.contains(&part)
+    }
 }
 
 /// The data directory that the flags or the surroundings name.
@@ -280,6 +290,10 @@ pub fn site(args: &UpArgs) -> Result<Site> {
         .or(file.bind_address)
         .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let lattice = lattice_settings(&args.lattice, &file, &node_name, bind_address)?;
+    let disabled = either(&args.disable, &file.disable).to_vec();
+    if lattice.is_some() && disabled.contains(&Part::Node) {
+        bail!("use --disable node: sites meet in the data plane, leave --lattice away");
+    }
     let store = StoreArgs {
         store: args.store.store.clone().or(file.store.clone()),
         store_ca: args.store.store_ca.clone().or(file.store_ca.clone()),
@@ -304,6 +318,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
             .with_context(|| format!("find data directory {}", data_dir.display()))?,
         api_port: args.api_port.or(file.api_port).unwrap_or(6443),
         bind_address,
+        disabled,
         kubelet_port: node.kubelet_port.or(file.kubelet_port),
         node_name,
         max_pods: node.max_pods.or(file.max_pods).unwrap_or(10_000),
@@ -340,7 +355,7 @@ pub fn site(args: &UpArgs) -> Result<Site> {
 }
 
 /// Flags overrule the file.
-fn either<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
+fn either<'a, T>(flags: &'a [T], file: &'a [T]) -> &'a [T] {
     if flags.is_empty() { file } else { flags }
 }
 

@@ -32,6 +32,7 @@ mod node_join;
 mod node_place;
 mod node_rights;
 mod node_routes;
+mod node_start;
 mod output;
 mod pki;
 mod process;

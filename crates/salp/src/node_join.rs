@@ -6,10 +6,11 @@ use crate::cli::{DataDir, NodeFlags};
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::node_credentials::{self, Invitation};
 use crate::node_place::place;
+use crate::node_start::{self, NodeParts};
 use crate::output::{self, Phases};
 use crate::shutdown::{self, Signals, Stop};
 use crate::site::{self, Site};
-use crate::up::{self, NodeParts};
+use crate::up;
 use crate::{dataplane, node_rights, node_routes, process, servers, stop};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -96,6 +97,7 @@ fn join(args: JoinArgs) -> Result<ExitCode> {
         api_port: None,
         bind_address: args.node_ip,
         filename: Vec::new(),
+        disable: Vec::new(),
         node: args.node,
         store: crate::store_commands::StoreArgs::default(),
         api: crate::api_args::ApiArgs::default(),
@@ -176,7 +178,7 @@ async fn start(
     if node_ip.is_loopback() {
         bail!("join: other machines can't reach {node_ip}: give this one's address with --node-ip");
     }
-    let kubelet_listener = up::listen_kubelet(config)?;
+    let kubelet_listener = node_start::listen_kubelet(config)?;
     let name = &config.node_name;
     let credentials = node_credentials::obtain(layout, name, invitation.as_ref()).await?;
     let kubeconfig = node_credentials::kubeconfig(layout);
@@ -202,7 +204,7 @@ async fn start(
     )?;
 
     phases.begin("node");
-    let images = up::open_images(config, layout).await?;
+    let images = node_start::open_images(config, layout).await?;
     let scope = Scope::new();
     let informers = client::Informers::new(client.clone(), &scope);
     scope.spawn_cancellable(node_routes::run(informers.get(), name.clone()));
@@ -229,7 +231,7 @@ async fn start(
         sleeper: None,
         shares_pods: false,
     };
-    let node = up::start_node(parts, client, informers, remote, stack).await?;
+    let node = node_start::start_node(parts, client, informers, remote, stack).await?;
     let scope = Scope::new();
     let renewed = node_credentials::Renewed {
         layout: layout.clone(),

@@ -19,7 +19,8 @@ pub struct Renewal {
     /// The API's URL, as kubeconfigs have it.
     pub url: String,
     pub server: apiserver::ApiServer,
-    pub node: Arc<node::Node>,
+    /// `None`: this machine is no node.
+    pub node: Option<Arc<node::Node>>,
     /// What they show now.
     pub pki: Pki,
 }
@@ -59,9 +60,11 @@ impl Renewal {
             replaced.context("call extension servers")?;
             tracing::info!("renewed what extension servers are shown");
         }
-        if changed(&before.kubelet, &pki.kubelet) {
+        if let Some(node) = &self.node
+            && changed(&before.kubelet, &pki.kubelet)
+        {
             let pair = &pki.kubelet;
-            let replaced = self.node.serve_with(&pair.cert_pem, &pair.key_pem);
+            let replaced = node.serve_with(&pair.cert_pem, &pair.key_pem);
             replaced.context("serve the kubelet API")?;
             tracing::info!("renewed the kubelet's certificate");
         }

@@ -3,16 +3,17 @@
 use crate::api_access::Access;
 use crate::api_args::ApiArgs;
 use crate::authority::Authority;
-use crate::cli::UpArgs;
+use crate::cli::{Part, UpArgs};
 use crate::config::{self, Layout, Site as SiteConfig};
 use crate::image_commands::registry_config;
+use crate::node_start::{self, Beside};
 use crate::output::{self, Phases};
 use crate::renewal::{self, Renewal};
 use crate::shutdown::{self, Signals, Stop};
 use crate::site::Site;
 use crate::{
-    answers, dataplane, image_collection, manifests, node_routes, pki, process, servers,
-    shared_site, site, sites, sites_server, stop, store_commands, supervisor,
+    answers, dataplane, manifests, node_routes, pki, process, servers, shared_site, site, sites,
+    sites_server, stop, store_commands,
 };
 use anyhow::{Context as _, Result, bail};
 use client::connect::Agent;
@@ -27,8 +28,6 @@ use std::time::Duration;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// How long `up -f` waits for a URL to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
-/// First port tried for the kubelet API.
-const KUBELET_PORT: u16 = 10_250;
 
 /// `salp up`.
 pub fn up(args: UpArgs) -> Result<ExitCode> {
@@ -76,7 +75,7 @@ async fn serve(
         }
     };
     let took = phases.finish();
-    usage(&layout, &config);
+    usage(&layout, &config, running.port);
     let wait_for_stop = signals.next();
     tokio::pin!(wait_for_stop);
     let stop = {
@@ -103,7 +102,9 @@ async fn serve(
             wait_for_stop.await
         }
     };
-    shutdown::end_pods(stop, &running.node, config.shutdown_grace).await;
+    if let Some(node) = &running.node {
+        shutdown::end_pods(stop, node, config.shutdown_grace).await;
+    }
     finish(stop, stack, &layout).await
 }
 
@@ -132,8 +133,11 @@ fn with_cure(error: anyhow::Error, config: &SiteConfig) -> anyhow::Error {
 /// What the rest of `up` needs of a started site.
 struct Running {
     client: kube::Client,
-    node: Arc<node::Node>,
-    images: images::ImageStore,
+    /// Of the API: the one asked for, or any where that was 0.
+    port: u16,
+    /// `None`: this machine is no node.
+    node: Option<Arc<node::Node>>,
+    images: Option<images::ImageStore>,
     /// Held until the end.
     _lock: process::Lock,
     _claim: site::Claim,
@@ -151,7 +155,10 @@ async fn start(
     layout.create()?;
     let lock = process::lock(layout)?;
     let api_listener = listen_api(config)?;
-    let kubelet_listener = listen_kubelet(config)?;
+    let kubelet_listener = config
+        .runs(Part::Node)
+        .then(|| node_start::listen_kubelet(config))
+        .transpose()?;
     let shared = config.store.is_shared();
     let mut opened = None;
     let (site, claim) = if shared && !shared_site::is_settled(layout) {
@@ -181,31 +188,11 @@ async fn start(
         .port();
     let url = format!("https://{}:{api_port}", local(config.bind_address));
     renewal::write_kubeconfigs(layout, &url, &pki)?;
-    // Begins early: it needs nothing of what follows but the files above.
-    let dataplane_config = dataplane::Config {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        socket: layout.dataplane_socket(),
-        supervisor_socket: layout.supervisor_socket(),
-        pid_file: layout.dataplane_pid(),
-        images: layout.images(),
-        state: layout.dataplane_state(),
-        kubeconfig: layout.kubeconfig_of("proxy"),
-        node_name: config.node_name.clone(),
-        node_port_addresses: vec![config.bind_address],
-        dns: SocketAddr::new(IpAddr::V4(site.dns()), ports.dns),
-        sites: Some(sites_server::Config {
-            socket: layout.sites_socket(),
-            lattice: layout.lattice(),
-            kubeconfig: layout.kubeconfig_of("sites"),
-            fleet: layout.fleet_socket(),
-            node_ip,
-            gates: IpAddr::V4(site.gates()),
-            gate_block: pod_network::set_aside(site.networks()?[0]).map(RangeInclusive::into_inner),
-            kept: layout.dataplane_state().join("imports.json"),
-        }),
-    };
-    begun.data_plane = process::running(&layout.dataplane_pid()).is_none();
-    dataplane::ensure(layout, &dataplane_config)?;
+    if kubelet_listener.is_some() {
+        // Begins early: it needs nothing of what follows but the files above.
+        begun.data_plane = process::running(&layout.dataplane_pid()).is_none();
+        dataplane::ensure(layout, &dataplane_config(config, layout, &site, node_ip)?)?;
+    }
 
     phases.begin("store");
     let store = match opened {
@@ -244,32 +231,23 @@ async fn start(
         keep_routes(&informers, &config.node_name, stack);
     }
 
-    phases.begin("data plane");
-    let remote = dataplane::connect(layout, stack).await?;
-
-    phases.begin("node");
-    let images = open_images(config, layout).await?;
-    let user = format!("system:node:{}", config.node_name);
-    let kubelet = client::connect::from_service_as(
-        server.service(&user, &["system:nodes"]),
-        Agent("kubelet"),
-    );
-    let parts = NodeParts {
-        config,
-        layout,
-        site: &site,
-        serving: &pki.kubelet,
-        ca_pem: &pki.ca_pem,
-        node_ip,
-        kubelet_listener,
-        images: images.clone(),
-        sleeper: Some(client::connect::from_service_as(
-            server.service("system:salp-sleep", &[]),
-            Agent("salp-sleep"),
-        )),
-        shares_pods: true,
+    let own = match kubelet_listener {
+        Some(kubelet_listener) => {
+            let beside = Beside {
+                config,
+                layout,
+                site: &site,
+                pki: &pki,
+                node_ip,
+                kubelet_listener,
+                server: &server,
+                informers: informers.clone(),
+            };
+            Some(node_start::start_beside(beside, phases, stack).await?)
+        }
+        None => None,
     };
-    let node = start_node(parts, kubelet, informers.clone(), remote, stack).await?;
+    let (node, images) = own.unzip();
     let scope = Scope::new();
     if shared {
         // Kubeconfigs are written anew with the certificates.
@@ -305,14 +283,47 @@ async fn start(
             stack,
         )?;
     }
-    sites::follow(config.lattice.as_ref(), layout, &informers, stack).await?;
-    node_ready(&informers, &config.node_name, began).await;
+    if node.is_some() {
+        sites::follow(config.lattice.as_ref(), layout, &informers, stack).await?;
+        node_start::node_ready(&informers, &config.node_name, began).await;
+    }
     Ok(Running {
         client: system,
+        port: api_port,
         node,
         images,
         _lock: lock,
         _claim: claim,
+    })
+}
+
+fn dataplane_config(
+    config: &SiteConfig,
+    layout: &Layout,
+    site: &Site,
+    node_ip: IpAddr,
+) -> Result<dataplane::Config> {
+    Ok(dataplane::Config {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        socket: layout.dataplane_socket(),
+        supervisor_socket: layout.supervisor_socket(),
+        pid_file: layout.dataplane_pid(),
+        images: layout.images(),
+        state: layout.dataplane_state(),
+        kubeconfig: layout.kubeconfig_of("proxy"),
+        node_name: config.node_name.clone(),
+        node_port_addresses: vec![config.bind_address],
+        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
+        sites: Some(sites_server::Config {
+            socket: layout.sites_socket(),
+            lattice: layout.lattice(),
+            kubeconfig: layout.kubeconfig_of("sites"),
+            fleet: layout.fleet_socket(),
+            node_ip,
+            gates: IpAddr::V4(site.gates()),
+            gate_block: pod_network::set_aside(site.networks()?[0]).map(RangeInclusive::into_inner),
+            kept: layout.dataplane_state().join("imports.json"),
+        }),
     })
 }
 
@@ -329,18 +340,6 @@ fn listen_api(config: &SiteConfig) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| {
         format!("listen on {address}: choose another port with --api-port, or another address with --bind-address")
     })
-}
-
-/// Listens for the kubelet API: the port asked for, else 10250, else any.
-pub fn listen_kubelet(config: &SiteConfig) -> Result<TcpListener> {
-    let bind = |port| TcpListener::bind(SocketAddr::new(config.bind_address, port));
-    match config.kubelet_port {
-        Some(port) => bind(port)
-            .with_context(|| format!("listen on port {port}: choose another with --kubelet-port")),
-        None => bind(KUBELET_PORT)
-            .or_else(|_| bind(0))
-            .context("listen for the kubelet API"),
-    }
 }
 
 /// The address by which this machine is reached: the one bound, else that of the default route.
@@ -461,10 +460,12 @@ fn start_control(
         clock: clock.clone(),
         seed: rand::random(),
     };
-    let client = part("kube-scheduler");
-    leads.run("kube-scheduler", client, move |scope| {
-        scheduler::run(scheduler.clone(), scope);
-    });
+    if config.runs(Part::Scheduler) {
+        let client = part("kube-scheduler");
+        leads.run("kube-scheduler", client, move |scope| {
+            scheduler::run(scheduler.clone(), scope);
+        });
+    }
     let controllers = controllers::Config {
         informers: informers.clone(),
         root_ca_pem: pki.ca_pem.clone(),
@@ -472,10 +473,12 @@ fn start_control(
         clock: clock.clone(),
         seed: rand::random(),
     };
-    let client = part("kube-controller-manager");
-    leads.run("kube-controller-manager", client, move |scope| {
-        controllers::run(controllers.clone(), scope);
-    });
+    if config.runs(Part::Controllers) {
+        let client = part("kube-controller-manager");
+        leads.run("kube-controller-manager", client, move |scope| {
+            controllers::run(controllers.clone(), scope);
+        });
+    }
     // What a site follows may be anything, as with `kubectl apply` by its administrator.
     let service = server.service("system:salp-gitops", &["system:masters"]);
     let client = client::connect::from_service_as(service, Agent("salp-gitops"));
@@ -487,9 +490,11 @@ fn start_control(
         seed: rand::random(),
         registry: registry_config(&config.insecure_registries, &config.registry_mirrors),
     };
-    leads.run("salp-gitops", client, move |scope| {
-        gitops::run(gitops.clone(), scope);
-    });
+    if config.runs(Part::Gitops) {
+        leads.run("salp-gitops", client, move |scope| {
+            gitops::run(gitops.clone(), scope);
+        });
+    }
     stack.push("controllers", STOP_DEADLINE, move || async move {
         scope.close().await
     });
@@ -539,156 +544,8 @@ fn keep_routes(informers: &client::Informers, node: &str, stack: &mut Stack) {
     });
 }
 
-/// What the node agent is made of.
-pub struct NodeParts<'a> {
-    pub config: &'a SiteConfig,
-    pub layout: &'a Layout,
-    pub site: &'a Site,
-    /// What the kubelet API is served with.
-    pub serving: &'a pki::Pair,
-    pub ca_pem: &'a str,
-    pub node_ip: IpAddr,
-    pub kubelet_listener: TcpListener,
-    pub images: images::ImageStore,
-    /// Scales Deployments to zero and back, where that is this node's to do.
-    pub sleeper: Option<kube::Client>,
-    /// The process watches all pods anyway.
-    pub shares_pods: bool,
-}
-
-pub async fn open_images(config: &SiteConfig, layout: &Layout) -> Result<images::ImageStore> {
-    let registry = registry_config(&config.insecure_registries, &config.registry_mirrors);
-    let dir = layout.images();
-    let opened = tokio::task::spawn_blocking(move || images::ImageStore::open_with(dir, registry));
-    let images = opened.await.context("open images")?;
-    let images = images.context("open images")?;
-    Ok(if supervisor::is_possible() {
-        images.for_containers()
-    } else {
-        images
-    })
-}
-
-pub async fn start_node(
-    parts: NodeParts<'_>,
-    client: kube::Client,
-    informers: client::Informers,
-    remote: runtime_wasm::Remote,
-    stack: &mut Stack,
-) -> Result<Arc<node::Node>> {
-    let NodeParts {
-        config,
-        layout,
-        site,
-        serving,
-        ca_pem,
-        node_ip,
-        kubelet_listener,
-        images,
-        sleeper,
-        shares_pods,
-    } = parts;
-    kubelet_listener
-        .set_nonblocking(true)
-        .context("listen for the kubelet API")?;
-    let [pod_cidr, _] = site.networks()?;
-    let addresses = pod_network::IpPool::new(pod_cidr)
-        .ok()
-        .map(|pool| pool.capacity());
-    let sleep = sleeper.map(|client| node::Sleep {
-        client,
-        traffic: Arc::new(remote.clone()),
-    });
-    let wasm = Arc::new(remote);
-    let runtimes = supervisor::runtimes(layout, pod_cidr, &config.oci_runtimes, wasm, stack)?;
-    let scope = Scope::new();
-    let pods = if shares_pods {
-        informers.get()
-    } else {
-        informers.get_selected(node::own_pods(&config.node_name))
-    };
-    scope.spawn_cancellable(image_collection::run(images.clone(), pods, layout.node()));
-    let node = node::Node::start(
-        node::Config {
-            name: config.node_name.clone(),
-            client,
-            informers,
-            images: Arc::new(images),
-            runtimes,
-            dir: layout.node(),
-            node_ip,
-            pod_cidr,
-            cluster_dns: vec![IpAddr::V4(site.dns())],
-            cluster_domain: "cluster.local".to_owned(),
-            kubelet: node::Kubelet {
-                listener: kubelet_listener,
-                cert_pem: serving.cert_pem.clone(),
-                key_pem: serving.key_pem.clone(),
-                client_ca_pem: ca_pem.to_owned(),
-            },
-            labels: config.node_labels.clone(),
-            taints: config.node_taints.clone(),
-            static_pods: config.pod_manifest_path.clone(),
-            kubelet_dirs: kubelet_dirs(config, layout),
-            // Each has an address.
-            max_pods: addresses.map_or(config.max_pods, |all| all.min(config.max_pods)),
-            pod_pids_limit: config.pod_max_pids,
-            share_pod_informer: shares_pods,
-            sleep,
-            version: format!(
-                "{}+salp.{}",
-                api::constants::KUBERNETES_VERSION,
-                env!("CARGO_PKG_VERSION")
-            ),
-            clock: client::Clock::system(),
-        },
-        &scope,
-    )
-    .await
-    .context("start node agent")?;
-    stack.push("node agent", STOP_DEADLINE, move || async move {
-        scope.close().await
-    });
-    Ok(Arc::new(node))
-}
-
-/// Where device plugins look for a kubelet: real ones have its own directory built in.
-fn kubelet_dirs(config: &SiteConfig, layout: &Layout) -> Vec<std::path::PathBuf> {
-    if let Some(dir) = &config.kubelet_dir {
-        return vec![dir.clone()];
-    }
-    let usual = rustix::process::geteuid()
-        .is_root()
-        .then(|| "/var/lib/kubelet".into());
-    let own = layout.node().join("kubelet");
-    usual.into_iter().chain([own]).collect()
-}
-
-/// Waits until the Node says Ready, and says so since `began`: a Node of an earlier start may
-/// still claim it.
-async fn node_ready(informers: &client::Informers, name: &str, began: jiff::Timestamp) {
-    use futures::StreamExt as _;
-    use k8s_openapi::api::core::v1::Node;
-    let nodes = informers.get::<Node>();
-    let mut changes = nodes.subscribe();
-    loop {
-        let ready = nodes.get("", name).is_some_and(|node| {
-            let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-            conditions.into_iter().flatten().any(|c| {
-                let heard = c.last_heartbeat_time.as_ref();
-                c.type_ == "Ready"
-                    && c.status == "True"
-                    && heard.is_some_and(|t| t.0.as_second() >= began.as_second())
-            })
-        });
-        if ready || changes.next().await.is_none() {
-            return;
-        }
-    }
-}
-
 /// Says how to use the site.
-fn usage(layout: &Layout, config: &SiteConfig) {
+fn usage(layout: &Layout, config: &SiteConfig, port: u16) {
     let kubeconfig = layout.kubeconfig();
     // As it was called: it need not be on the PATH.
     let program = std::env::args().next();
@@ -696,7 +553,7 @@ fn usage(layout: &Layout, config: &SiteConfig) {
         "Site in {} with API on {}:{}\n\n  export KUBECONFIG={}\n  kubectl get nodes\n  {} ps -A\n",
         layout.root.display(),
         local(config.bind_address),
-        config.api_port,
+        port,
         kubeconfig.display(),
         program.as_deref().unwrap_or("salp"),
     ));
@@ -713,9 +570,14 @@ async fn apply_and_wait(
         return Ok(());
     }
     for (file, reference) in manifests::images_beside(files, &objects)? {
-        let store = &running.images;
         let name = images::Reference::parse(&reference)
             .with_context(|| format!("read image name {reference:?}"))?;
+        let Some(store) = &running.images else {
+            bail!(
+                "load {}: --disable node leaves no place for images here",
+                file.display()
+            );
+        };
         if store.get(&name, None).context("read images")?.is_none() {
             store
                 .load_wasm(&file, &name)

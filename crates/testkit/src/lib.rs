@@ -4,11 +4,15 @@
 //! Start with [`TestApi::start`]. For tests only: keys are made anew each time.
 //!
 //! With `SALP_TEST_STORE=etcd` in the environment each API server keeps its objects in an etcd
-//! of its own, so that every test of the API is one of both stores.
+//! of its own, so that every test of the API is one of both stores. With
+//! `SALP_TEST_SERVER=PATH` each is the binary at that path instead, in a process of its own, asked
+//! over HTTPS: every test of the API that needs nothing of the server's inside is one of both.
 
 mod etcd;
 mod line;
 mod pki;
+mod program;
+mod remote;
 
 pub use etcd::Etcd;
 pub use line::Line;
@@ -20,6 +24,8 @@ use bytes::Bytes;
 use client::kube;
 use http_body_util::{BodyExt as _, Full};
 use lifecycle::Scope;
+use program::Program;
+use remote::{Body, Service};
 use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -29,22 +35,35 @@ use tower::ServiceExt as _;
 
 /// An API server with a store in a folder that goes away with it.
 pub struct TestApi {
-    /// The server.
-    pub server: ApiServer,
     /// Keys and certificates.
     pub pki: Pki,
-    /// What it keeps its objects in.
-    pub store: Arc<dyn Store>,
-    scope: Scope,
-    dir: tempfile::TempDir,
+    runs: Runs,
     /// What the store is kept by, unless it is embedded.
     etcd: Option<Etcd>,
+    dir: tempfile::TempDir,
 }
+
+/// Where the server is.
+enum Runs {
+    Here(Here),
+    Program(Program),
+}
+
+/// A server of this process.
+struct Here {
+    server: ApiServer,
+    store: Arc<dyn Store>,
+    scope: Scope,
+}
+
+/// What a test is told that asks for the inside of another process.
+const OUTSIDE: &str =
+    "the server is another process: say above the test `/// In process only: WHY`";
 
 impl std::fmt::Debug for TestApi {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TestApi")
-            .field("server", &self.server)
+            .field("url", &self.url())
             .finish_non_exhaustive()
     }
 }
@@ -69,7 +88,7 @@ pub struct Answer {
 pub struct Watch {
     /// Headers of the answer.
     pub headers: http::HeaderMap,
-    body: apiserver::Body,
+    body: Body,
     buffer: Vec<u8>,
 }
 
@@ -182,7 +201,16 @@ impl TestApi {
             Ok("etcd") => Some(Etcd::start(1)?),
             _ => None,
         };
-        Self::open(dir, etcd, Pki::new()?, change).await
+        let Some(program) = program::asked_for() else {
+            return Self::open(dir, etcd, Pki::new()?, change).await;
+        };
+        let runs = Program::start(&program, dir.path(), etcd.as_ref(), change)?;
+        Ok(Self {
+            pki: Pki::of_site(&dir.path().join("site"))?,
+            runs: Runs::Program(runs),
+            etcd,
+            dir,
+        })
     }
 
     /// Stops it and starts another over the same store, with the same keys.
@@ -198,34 +226,72 @@ impl TestApi {
     /// # Errors
     /// When the server can't be started again.
     pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Result<Self> {
-        self.scope.close().await;
         let Self {
-            server,
             pki,
-            store,
-            dir,
+            runs,
             etcd,
-            ..
+            dir,
         } = self;
-        drop(server);
-        store.close().await?;
-        drop(store);
-        Self::open(dir, etcd, pki, change).await
+        match runs {
+            Runs::Here(here) => {
+                here.scope.close().await;
+                drop(here.server);
+                here.store.close().await?;
+                drop(here.store);
+                Self::open(dir, etcd, pki, change).await
+            }
+            Runs::Program(program) => {
+                let runs = Runs::Program(program.restart(etcd.as_ref(), change).await?);
+                Ok(Self {
+                    pki,
+                    runs,
+                    etcd,
+                    dir,
+                })
+            }
+        }
     }
 
     /// Starts another server over the same store, with the same keys: one of several, as this
-    /// one must be too ([`Config::shared`]).
+    /// one must be too ([`Config::shared`]). In process only.
     ///
     /// # Errors
     /// When the port or the server fails.
     pub async fn beside(&self, change: impl FnOnce(&mut Config)) -> Result<Self> {
-        let (dir, store) = (tempfile::tempdir()?, self.store.clone());
+        let (dir, store) = (tempfile::tempdir()?, self.here()?.store.clone());
         Self::serve(dir, None, self.pki.clone(), store, change).await
     }
 
-    /// Stops the server; the store goes on for others.
-    pub async fn leave(&self) {
-        self.scope.close().await;
+    /// Stops the server; the store goes on for others. In process only.
+    ///
+    /// # Errors
+    /// When it is another process.
+    pub async fn leave(&self) -> Result<()> {
+        self.here()?.scope.close().await;
+        Ok(())
+    }
+
+    /// The server. In process only.
+    ///
+    /// # Errors
+    /// When it is another process.
+    pub fn server(&self) -> Result<&ApiServer> {
+        Ok(&self.here()?.server)
+    }
+
+    /// What it keeps its objects in. In process only.
+    ///
+    /// # Errors
+    /// When it is another process.
+    pub fn store(&self) -> Result<&Arc<dyn Store>> {
+        Ok(&self.here()?.store)
+    }
+
+    fn here(&self) -> Result<&Here> {
+        match &self.runs {
+            Runs::Here(here) => Ok(here),
+            Runs::Program(_) => anyhow::bail!(OUTSIDE),
+        }
     }
 
     async fn open(
@@ -267,33 +333,54 @@ impl TestApi {
         let scope = Scope::new();
         let server = ApiServer::start(config, &scope).await?;
         Ok(Self {
-            server,
             pki,
-            store,
-            scope,
-            dir,
+            runs: Runs::Here(Here {
+                server,
+                store,
+                scope,
+            }),
             etcd,
+            dir,
         })
     }
 
-    /// A client in this process that may do everything.
-    pub fn client(&self) -> kube::Client {
+    /// A client that may do everything.
+    ///
+    /// # Errors
+    /// As [`Self::client_as`].
+    pub fn client(&self) -> Result<kube::Client> {
         self.client_as("kubernetes-admin", &["system:masters"])
     }
 
-    /// A client in this process that acts as a user.
-    pub fn client_as(&self, user: &str, groups: &[&str]) -> kube::Client {
-        kube::Client::new(self.server.service(user, groups), "default")
+    /// A client that acts as a user.
+    ///
+    /// # Errors
+    /// When the user can't be given a certificate.
+    pub fn client_as(&self, user: &str, groups: &[&str]) -> Result<kube::Client> {
+        let service = self.service(user, groups)?;
+        let service = service.map_request(|request: http::Request<kube::client::Body>| {
+            request.map(|body| body.map_err(Into::into).boxed_unsync())
+        });
+        Ok(kube::Client::new(service, "default"))
+    }
+
+    fn service(&self, user: &str, groups: &[&str]) -> Result<Service> {
+        match &self.runs {
+            Runs::Here(here) => Ok(remote::within(here.server.service(user, groups))),
+            Runs::Program(program) => program.service(&self.pki, user, groups),
+        }
     }
 
     /// Where HTTPS is served.
     pub fn url(&self) -> String {
-        let port = self
-            .server
-            .addresses()
-            .first()
-            .map_or(0, std::net::SocketAddr::port);
-        format!("https://127.0.0.1:{port}")
+        match &self.runs {
+            Runs::Here(here) => {
+                let address = here.server.addresses().first();
+                let port = address.map_or(0, std::net::SocketAddr::port);
+                format!("https://127.0.0.1:{port}")
+            }
+            Runs::Program(program) => program.url().to_owned(),
+        }
     }
 
     /// A folder of this server's.
@@ -334,7 +421,7 @@ impl TestApi {
         Ok(path)
     }
 
-    /// One plain request as the administrator, in this process; a path with query.
+    /// One plain request as the administrator; a path with query.
     ///
     /// # Errors
     /// When the request can't be made or its body ends early.
@@ -385,8 +472,9 @@ impl TestApi {
         for (k, v) in headers {
             request = request.header(*k, *v);
         }
-        let request = request.body(Full::new(Bytes::from(body)))?;
-        let response = self.server.service(user, groups).oneshot(request).await?;
+        let request = request.body(full(body))?;
+        let service = self.service(user, groups)?;
+        let response = service.oneshot(request).await.map_err(failed)?;
         let (parts, body) = response.into_parts();
         let bytes = body
             .collect()
@@ -411,9 +499,9 @@ impl TestApi {
         for (k, v) in headers {
             request = request.header(*k, *v);
         }
-        let request = request.body(Full::new(Bytes::new()))?;
-        let service = self.server.service("kubernetes-admin", &["system:masters"]);
-        let response = service.oneshot(request).await?;
+        let request = request.body(full(Vec::new()))?;
+        let service = self.service("kubernetes-admin", &["system:masters"])?;
+        let response = service.oneshot(request).await.map_err(failed)?;
         anyhow::ensure!(
             response.status() == 200,
             "watch refused: {}",
@@ -431,8 +519,22 @@ impl TestApi {
     /// # Errors
     /// When the store can't be closed.
     pub async fn close(self) -> Result<()> {
-        self.scope.close().await;
-        self.store.close().await?;
+        match self.runs {
+            Runs::Here(here) => {
+                here.scope.close().await;
+                here.store.close().await?;
+            }
+            Runs::Program(mut program) => program.stop().await?,
+        }
         Ok(())
     }
+}
+
+fn full(bytes: Vec<u8>) -> Body {
+    let body = Full::new(Bytes::from(bytes));
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+fn failed(error: tower::BoxError) -> anyhow::Error {
+    anyhow::anyhow!("send request: {error:#}")
 }

@@ -1,7 +1,8 @@
 //! Keys and certificates of a test cluster.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A certificate and its key, PEM.
@@ -66,6 +67,28 @@ impl Pki {
             },
             service_account_key: KeyPair::generate()?.serialize_pem(),
             issuer,
+        })
+    }
+
+    /// Those that a site has made in its data directory.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn of_site(data_dir: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = data_dir.join("pki").join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        };
+        let ca_cert = read("ca.crt")?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_cert, KeyPair::from_pem(&read("ca.key")?)?)?;
+        Ok(Self {
+            ca_cert,
+            serving: Identity {
+                cert: read("apiserver.crt")?,
+                key: read("apiserver.key")?,
+            },
+            service_account_key: read("service-account.key")?,
+            issuer: Arc::new(issuer),
         })
     }
 

@@ -6,12 +6,14 @@
 //! named when they do not.
 
 use crate::{fetch, guests, tools};
-use anyhow::{Result, ensure};
-use std::path::Path;
+use anyhow::{Context as _, Result, ensure};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// How a test that needs root is marked.
 const NEEDS_ROOT: &str = "#[ignore = \"needs root";
+/// How a test of the API is marked that needs the server in its own process; why follows.
+const IN_PROCESS: &str = "/// In process only: ";
 
 /// Runs everything; `args` go to the test runner.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -42,8 +44,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     tests.env("SALP_TOOLS", fetch::tools_dir());
     if !as_root {
-        for name in needs_root(&root.join("crates"))? {
-            println!("skipped, needs root: {name}");
+        for test in marked(&root.join("crates"), NEEDS_ROOT)? {
+            println!(
+                "skipped, needs root: {}: {}",
+                test.file.display(),
+                test.name
+            );
         }
     }
     if args.is_empty() {
@@ -58,17 +64,41 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         return Ok(());
     }
     if !nextest {
-        println!("skipped, needs cargo-nextest: the tests of the API on etcd");
+        println!("skipped, needs cargo-nextest: the tests of the API on etcd and on the binary");
         return Ok(());
     }
-    // The same tests of the API on the other store.
-    step(
-        cargo()
-            .args(["nextest", "run", "--workspace", "--no-fail-fast"])
-            .args(["-E", "package(apiserver) & binary(it)"])
-            .env("SALP_TOOLS", fetch::tools_dir())
-            .env("SALP_TEST_STORE", "etcd"),
-    )
+    // The same tests of the API on the other store…
+    step(api_tests("").env("SALP_TEST_STORE", "etcd"))?;
+    // …and against the program, by HTTPS. It was built for its own tests.
+    let mut but = String::new();
+    for test in marked(&root.join("crates/apiserver/tests/it"), IN_PROCESS)? {
+        let module = test.file.file_stem().context("a name")?.to_string_lossy();
+        let name = format!("{module}::{}", test.name);
+        println!("not against the binary: {name}: {}", test.why);
+        but.push_str(&format!(" & !test(={name})"));
+    }
+    step(api_tests(&but).env("SALP_TEST_SERVER", program()?))
+}
+
+/// Runs the tests of the API that the filter leaves.
+fn api_tests(filter: &str) -> Command {
+    let mut tests = cargo();
+    tests
+        .args(["nextest", "run", "--workspace", "--no-fail-fast"])
+        .args(["-E", &format!("package(apiserver) & binary(it){filter}")])
+        .env("SALP_TOOLS", fetch::tools_dir());
+    tests
+}
+
+/// Where cargo puts the binary that ships, in a build for tests.
+fn program() -> Result<PathBuf> {
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => std::path::absolute(dir)?,
+        None => fetch::root().join("target"),
+    };
+    let path = target.join("debug/salp");
+    ensure!(path.exists(), "{} is not there", path.display());
+    Ok(path)
 }
 
 fn cargo() -> Command {
@@ -83,22 +113,36 @@ fn step(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The functions that carry the mark, as `file: name`.
-fn needs_root(dir: &Path) -> Result<Vec<String>> {
+/// A function below a line that marks it.
+struct Marked {
+    file: PathBuf,
+    name: String,
+    /// What follows the mark.
+    why: String,
+}
+
+/// The functions below a line that begins with the mark.
+fn marked(dir: &Path, mark: &str) -> Result<Vec<Marked>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
-            found.extend(needs_root(&path)?);
+            found.extend(marked(&path, mark)?);
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = std::fs::read_to_string(&path)?;
-            let mut marked = false;
+            let mut why = None;
             for line in text.lines().map(str::trim) {
-                marked |= line.starts_with(NEEDS_ROOT);
-                if marked && let Some((_, rest)) = line.split_once("fn ") {
-                    let name = rest.split('(').next().unwrap_or(rest);
-                    found.push(format!("{}: {name}", path.display()));
-                    marked = false;
+                if let Some(rest) = line.strip_prefix(mark) {
+                    why = Some(rest.to_owned());
+                }
+                if let Some((_, rest)) = line.split_once("fn ")
+                    && let Some(why) = why.take()
+                {
+                    found.push(Marked {
+                        file: path.clone(),
+                        name: rest.split('(').next().unwrap_or(rest).to_owned(),
+                        why,
+                    });
                 }
             }
         }

@@ -412,6 +412,7 @@ async fn api_services_are_checked_and_extension_servers_told_whom_to_believe() -
     api.close().await
 }
 
+/// In process only: it hands the server certificates, which the binary makes itself.
 #[tokio::test]
 async fn extension_servers_are_shown_the_certificate_that_replaces_another() -> Result<()> {
     let Site {
@@ -422,16 +423,16 @@ async fn extension_servers_are_shown_the_certificate_that_replaces_another() -> 
     } = site().await?;
     // It is believed by nobody, and so is what this server asks.
     let stranger = Pki::new()?.identity("front-proxy-client", &[])?;
-    api.server
+    api.server()?
         .call_extensions_with(&stranger.cert, &stranger.key)?;
     let wanted = api_service(&server.ca_cert);
     let made = api.call("POST", API_SERVICES, Some(&wanted)).await?;
     assert_eq!(made.code, 201, "{}", made.text);
     available(&api, "FailedDiscoveryCheck").await?;
     let renewed = proxy.identity("front-proxy-client", &[])?;
-    let mixed = (api.server).call_extensions_with(&renewed.cert, &stranger.key);
+    let mixed = (api.server()?).call_extensions_with(&renewed.cert, &stranger.key);
     assert!(mixed.is_err(), "a key of another certificate was taken");
-    api.server
+    api.server()?
         .call_extensions_with(&renewed.cert, &renewed.key)?;
     available(&api, "Passed").await?;
     assert_eq!(api.call("GET", FISH, None).await?.code, 200);

@@ -39,10 +39,11 @@ fn config_of(providers: &[(&str, &[u8])]) -> String {
 }
 
 async fn raw(api: &TestApi, key: &str) -> Result<String> {
-    let record = api.store.get(key, None).await?.context("a record")?;
+    let record = api.store()?.get(key, None).await?.context("a record")?;
     Ok(String::from_utf8_lossy(&record.value).into_owned())
 }
 
+/// In process only: it reads the store beside the server.
 #[tokio::test]
 async fn secrets_are_encrypted_in_the_store_and_keys_can_be_changed() -> Result<()> {
     let api = TestApi::start().await?;
@@ -109,6 +110,7 @@ async fn secrets_are_encrypted_in_the_store_and_keys_can_be_changed() -> Result<
     Ok(())
 }
 
+/// In process only: it reads the store beside the server.
 #[tokio::test]
 async fn values_go_from_one_provider_to_another() -> Result<()> {
     let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "hidden"}});

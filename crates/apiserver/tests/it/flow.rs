@@ -90,6 +90,7 @@ fn posted(name: &str) -> Vec<u8> {
 
 const ANNA: (&str, &[&str]) = ("anna", &[]);
 
+/// In process only: a request must be under way once it has been polled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flow_has_its_seats_and_its_queue_and_no_more() -> Result<()> {
     let api = TestApi::start_with(|c| c.limits.in_flight_max = 10).await?;
@@ -195,6 +196,7 @@ async fn told(api: &TestApi, lines: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// In process only: a request must be under way once it has been polled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_leaves_frees_his_place() -> Result<()> {
     let api = TestApi::start_with(|c| c.limits.in_flight_max = 10).await?;

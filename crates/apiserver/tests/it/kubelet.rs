@@ -172,7 +172,8 @@ async fn upgraded_connections_are_passed_through() -> Result<()> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
-    let address = api.server.addresses().first().copied().context("address")?;
+    let url = api.url();
+    let address = url.strip_prefix("https://").context("a URL")?;
     let tcp = TcpStream::connect(address).await?;
     let mut stream = TlsConnector::from(Arc::new(tls))
         .connect("127.0.0.1".try_into()?, tcp)

@@ -190,6 +190,8 @@ async fn a_node_deletes_its_volumes_that_were_given_up() -> Result<()> {
 }
 
 /// What a node may read goes with the pods that it has, by the rules that upstream has for it.
+///
+/// In process only: the watch cache must be small, which no flag makes it.
 #[tokio::test]
 async fn a_node_reads_what_its_pods_name() -> Result<()> {
     // So few events are kept that some are missed: then all pods are looked at.

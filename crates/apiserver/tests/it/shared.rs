@@ -50,6 +50,7 @@ async fn eventually(api: &TestApi, path: &str, accept: impl Fn(&Value) -> bool) 
     anyhow::bail!("not so within ten seconds: {last}")
 }
 
+/// In process only: two servers share one store handle; `salp` has its own tests of several.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_address_and_no_port_is_given_twice() -> Result<()> {
     let (a, b) = two().await?;
@@ -122,21 +123,23 @@ async fn no_address_and_no_port_is_given_twice() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(code, 201);
-    b.leave().await;
+    b.leave().await?;
     a.close().await
 }
 
+/// In process only: two servers share one store handle; `salp` has its own tests of several.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_told_of_the_servers_that_live() -> Result<()> {
     let (a, b) = two().await?;
-    let port = |api: &TestApi| api.server.addresses()[0].port();
+    let port = |api: &TestApi| anyhow::Ok(api.server()?.addresses()[0].port());
+    let (port_a, port_b) = (port(&a)?, port(&b)?);
     let ports = |list: &Value| -> BTreeSet<u64> {
         let slices = list["items"].as_array().into_iter().flatten();
         slices
             .filter_map(|s| s["ports"][0]["port"].as_u64())
             .collect()
     };
-    let both = BTreeSet::from([port(&a), port(&b)].map(u64::from));
+    let both = BTreeSet::from([port_a, port_b].map(u64::from));
     eventually(&b, SLICES, |list| ports(list) == both).await?;
     let leases = a.call("GET", LEASES, None).await?.json;
     let names: Vec<_> = leases["items"].as_array().into_iter().flatten().collect();
@@ -158,17 +161,18 @@ async fn clients_are_told_of_the_servers_that_live() -> Result<()> {
     eventually(&a, &gone, |lease| lease["code"] == 404).await?;
 
     // The one that has the duty goes, and says so.
-    a.leave().await;
-    let left = BTreeSet::from([u64::from(port(&b))]);
+    a.leave().await?;
+    let left = BTreeSet::from([u64::from(port_b)]);
     let told = b.call("GET", SLICES, None).await?.json;
     assert_eq!(ports(&told), left, "{told}");
     let info = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
-    let named = format!("https://127.0.0.1:{}", port(&b));
+    let named = format!("https://127.0.0.1:{port_b}");
     eventually(&b, info, |map| map.to_string().contains(&named)).await?;
-    b.leave().await;
+    b.leave().await?;
     a.close().await
 }
 
+/// In process only: two servers share one store handle; `salp` has its own tests of several.
 #[tokio::test]
 async fn a_second_server_of_a_name_is_refused() -> Result<()> {
     let a = TestApi::start_with(named("a")).await?;
@@ -181,6 +185,7 @@ async fn a_second_server_of_a_name_is_refused() -> Result<()> {
     a.close().await
 }
 
+/// In process only: two servers share one store handle; `salp` has its own tests of several.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_server_was_told_the_other_knows() -> Result<()> {
     let (a, b) = two().await?;
@@ -198,6 +203,6 @@ async fn what_one_server_was_told_the_other_knows() -> Result<()> {
         let read = one.call("GET", &format!("{maps}/m"), None).await?;
         assert_eq!(read.json, made.json);
     }
-    b.leave().await;
+    b.leave().await?;
     a.close().await
 }

@@ -175,6 +175,8 @@ async fn time_runs_out() -> Result<()> {
 
 /// The ring forgets; the store does not, until it is compacted.
 /// Upstream: `test/e2e/apimachinery/watch.go`.
+///
+/// In process only: the watch cache must be small, which no flag makes it.
 #[tokio::test]
 async fn old_revisions_come_from_the_store_until_compacted() -> Result<()> {
     let api = TestApi::start_with(|c| c.limits.events_max = 2).await?;
@@ -198,8 +200,8 @@ async fn old_revisions_come_from_the_store_until_compacted() -> Result<()> {
     api.call("POST", CONFIG_MAPS, Some(&config_map("f", "x")))
         .await?;
     assert_eq!(watch.brief().await?, "ADDED f");
-    let newest = api.store.revision().await?;
-    api.store.compact(newest).await?;
+    let newest = api.store()?.revision().await?;
+    api.store()?.compact(newest).await?;
     let gone = api.call("GET", &path, None).await?;
     assert_eq!(
         (gone.code, gone.json["reason"].as_str()),
@@ -220,6 +222,8 @@ async fn the_server_ends_its_watches_when_it_stops() -> Result<()> {
 }
 
 /// A watcher that the ring has left behind misses nothing and sees nothing twice.
+///
+/// In process only: the watch cache must be small, which no flag makes it.
 #[tokio::test]
 async fn a_slow_watcher_reads_on_from_the_store() -> Result<()> {
     let api = TestApi::start_with(|c| c.limits.events_max = 2).await?;

@@ -36,10 +36,10 @@ impl Site {
     ) -> Result<Self> {
         let api = TestApi::start().await?;
         let scope = Scope::new();
-        let client = api.client();
+        let client = api.client()?;
         let informers = Informers::new(client.clone(), &scope);
         // With the rights that the binary's have, and no more.
-        let own = api.client_as("system:kube-controller-manager", &[]);
+        let own = api.client_as("system:kube-controller-manager", &[])?;
         let own = between(own, client.clone());
         controllers::run(
             controllers::Config {

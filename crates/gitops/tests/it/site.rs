@@ -23,7 +23,7 @@ impl Site {
         let api = TestApi::start().await?;
         let scope = Scope::new();
         let config = gitops::Config {
-            informers: Informers::new(api.client(), &scope),
+            informers: Informers::new(api.client()?, &scope),
             data_dir: api.dir().join("gitops"),
             manifests: manifests
                 .map(|dir| ("test".to_owned(), dir.to_owned()))

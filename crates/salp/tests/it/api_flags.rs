@@ -153,3 +153,40 @@ fn what_is_wrong_with_a_file_is_told_with_its_name() {
         );
     }
 }
+
+/// As k3s has it with `--disable-agent`.
+#[test]
+fn a_site_may_be_no_node_itself() {
+    let mut site = Site::start_with(&["--disable", "node"]);
+    assert!(!site.dir.join("run/dataplane.pid").exists());
+    site.ok(&["create", "deployment", "web", "--image=localhost:1/web:1"]);
+    let none = "no nodes available to schedule pods";
+    site.says(&["get", "events", "-A"], none);
+    assert!(site.ok(&["get", "nodes", "-o", "name"]).is_empty());
+    // It is one when it is told nothing of the kind, and what waited is placed.
+    site.signal("-TERM");
+    site.up(&[]);
+    assert!(!site.ok(&["get", "nodes", "-o", "name"]).is_empty());
+    let pods = ["get", "pods", "-l", "app=web"];
+    site.wait_for(&pods, "/items/0/spec/nodeName", |name| !name.is_null());
+}
+
+#[test]
+fn a_site_without_a_node_is_in_no_lattice() {
+    let dir = tempfile::tempdir().expect("directory");
+    let place = dir.path().display().to_string();
+    let args = [
+        "up",
+        "--data-dir",
+        &place,
+        "--lattice",
+        "nats://127.0.0.1:1",
+    ];
+    let refused = salp(&[&args[..], &["--disable", "node"]].concat());
+    assert!(!refused.status.success());
+    assert!(
+        text(&refused).contains("--disable node"),
+        "{}",
+        text(&refused)
+    );
+}

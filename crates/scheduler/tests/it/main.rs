@@ -26,7 +26,7 @@ impl Site {
     async fn start() -> Result<Self> {
         let api = TestApi::start().await?;
         let scope = Scope::new();
-        let informers = Informers::new(api.client(), &scope);
+        let informers = Informers::new(api.client()?, &scope);
         let config = scheduler::Config {
             informers: informers.clone(),
             clock: Clock::system(),

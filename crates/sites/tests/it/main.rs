@@ -51,7 +51,7 @@ impl Site {
         .await?;
         let dir = tempfile::tempdir()?;
         let scope = Scope::new();
-        let client = api.client();
+        let client = api.client()?;
         let informers = Informers::new(client.clone(), &scope);
         let config = LatticeConfig {
             dir: dir.path().join("lattice"),
