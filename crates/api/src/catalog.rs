@@ -210,6 +210,11 @@ impl Resource {
         self
     }
 
+    const fn validates_status(mut self, f: fn(&Value, &Value) -> Vec<FieldError>) -> Self {
+        self.validate_status = f;
+        self
+    }
+
     const fn warns(mut self, warnings: crate::warnings::Warn) -> Self {
         self.warnings = warnings;
         self

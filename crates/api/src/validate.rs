@@ -7,16 +7,20 @@ pub(crate) mod addresses;
 pub(crate) mod admission;
 pub(crate) mod aggregation;
 pub(crate) mod certificates;
+pub(crate) mod claim_status;
+pub(crate) mod claims;
 pub(crate) mod cluster;
 pub(crate) mod definition;
 pub(crate) mod events;
 pub(crate) mod flow;
 pub(crate) mod network;
 pub(crate) mod pod;
+pub(crate) mod pod_certificates;
 mod pod_context;
 pub(crate) mod pod_parts;
 mod pod_update;
 mod policies;
+pub(crate) mod slices;
 pub(crate) mod storage;
 pub(crate) mod volumes;
 pub(crate) mod workloads;
@@ -173,6 +177,65 @@ impl Check {
         if n != o && !(is_empty(n) && is_empty(o)) {
             self.invalid(path, n, IMMUTABLE);
         }
+    }
+
+    /// Items of a list, each at its path, unless there are too many of them.
+    pub(super) fn each(
+        &mut self,
+        path: &str,
+        items: &[Value],
+        max: usize,
+        mut one: impl FnMut(&mut Self, &str, &Value),
+    ) {
+        if items.len() > max {
+            return self.add(FieldError::too_many(path, items.len(), max));
+        }
+        for (i, item) in items.iter().enumerate() {
+            one(self, &format!("{path}[{i}]"), item);
+        }
+    }
+
+    /// Conditions as `metav1.Condition` has them.
+    pub(super) fn conditions(&mut self, path: &str, v: &Value, max: usize) {
+        const REASON: &str = "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?')";
+        const BYTES_MAX: [(&str, usize); 2] = [("reason", 1024), ("message", 32 * 1024)];
+        let mut seen = Unique::default();
+        let all = v.as_array().map_or(&[][..], Vec::as_slice);
+        for (i, one) in all.iter().enumerate() {
+            seen.check(self, format!("{path}[{i}].type"), at(one, "type"));
+        }
+        self.each(path, all, max, |c, path, one| {
+            c.rule(
+                format!("{path}.type"),
+                at(one, "type"),
+                names::qualified_name,
+            );
+            let status = text(one, "status");
+            const STATUSES: [&str; 3] = ["False", "True", "Unknown"];
+            if !STATUSES.contains(&status) {
+                let path = format!("{path}.status");
+                let e = FieldError::not_supported(path, &status.into(), &STATUSES);
+                c.add(e);
+            }
+            if at(one, "lastTransitionTime").is_null() {
+                c.required(format!("{path}.lastTransitionTime"), "must be set");
+            }
+            let reason = text(one, "reason");
+            let inner = |b: u8| b.is_ascii_alphanumeric() || b"_,:".contains(&b);
+            if reason.is_empty() {
+                c.required(format!("{path}.reason"), "must be set");
+            } else if !reason.starts_with(|c: char| c.is_ascii_alphabetic())
+                || !reason.bytes().all(inner)
+                || reason.ends_with([',', ':'])
+            {
+                c.invalid(format!("{path}.reason"), at(one, "reason"), REASON);
+            }
+            for (name, max) in BYTES_MAX {
+                if text(one, name).len() > max {
+                    c.add(FieldError::too_long(format!("{path}.{name}"), max));
+                }
+            }
+        });
     }
 
     /// A quantity, or an error; `None` when there is none.

@@ -143,7 +143,8 @@ impl Desired {
             .deletion_grace_period_seconds
             .filter(|_| deleting)
             .or(spec.termination_grace_period_seconds)
-            .unwrap_or(30);
+            // A negative one is no time: as little as there is, as a kubelet has it.
+            .map_or(30, |s| if s < 0 { 1 } else { s });
         Ok(Self {
             uid: uid_of(&pod).ok_or(ParsePodError("metadata.uid"))?,
             namespace: meta
@@ -367,6 +368,9 @@ pub(crate) mod tests {
         .unwrap();
         assert_eq!(Desired::parse(Arc::new(pod.clone())).unwrap().grace_s, 1);
         pod.metadata.deletion_timestamp = None;
-        assert_eq!(Desired::parse(Arc::new(pod)).unwrap().grace_s, 60);
+        assert_eq!(Desired::parse(Arc::new(pod.clone())).unwrap().grace_s, 60);
+        let spec = pod.spec.as_mut().unwrap();
+        spec.termination_grace_period_seconds = Some(-5);
+        assert_eq!(Desired::parse(Arc::new(pod)).unwrap().grace_s, 1);
     }
 }

@@ -199,6 +199,11 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "podcertificaterequest",
         "podcertificaterequests"
     )
+    .validates(no_errors, validate::pod_certificates::request_update)
+    .validates_create(validate::pod_certificates::request)
+    .validates_status(validate::pod_certificates::request_status)
+    .defaults(config::pod_certificate_request)
+    .prepares(strategy::empty_status, unchanged_update)
     .with_status()
     .selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]),
 ];
@@ -543,6 +548,7 @@ pub(super) const RESOURCE: &[Resource] = &[
         "deviceclass",
         "deviceclasses"
     )
+    .validates(validate::claims::class, no_update_errors)
     .cluster()
     .with_generation(),
     row!(
@@ -553,6 +559,10 @@ pub(super) const RESOURCE: &[Resource] = &[
         "devicetaintrule",
         "devicetaintrules"
     )
+    .defaults(config::device_taint_rule)
+    .validates(validate::slices::taint_rule, no_update_errors)
+    .validates_status(validate::slices::taint_rule_status)
+    .prepares(strategy::empty_status, unchanged_update)
     .cluster()
     .with_status()
     .with_generation(),
@@ -564,6 +574,9 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaim",
         "resourceclaims"
     )
+    .validates(no_errors, validate::claims::spec_update)
+    .validates_create(validate::claims::claim)
+    .validates_status(validate::claim_status::claim_status)
     .prints(
         columns::storage::RESOURCE_CLAIM,
         columns::storage::resource_claim,
@@ -579,6 +592,8 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaimtemplate",
         "resourceclaimtemplates"
     )
+    .validates(no_errors, validate::claims::spec_update)
+    .validates_create(validate::claims::template)
     .defaults(config::resource_claim),
     row!(
         "resource",
@@ -588,6 +603,8 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceslice",
         "resourceslices"
     )
+    .defaults(config::resource_slice)
+    .validates(validate::slices::slice, validate::slices::slice_update)
     .prints(
         columns::storage::RESOURCE_SLICE,
         columns::storage::resource_slice,

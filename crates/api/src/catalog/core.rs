@@ -73,7 +73,7 @@ pub(super) const CORE: &[Resource] = &[
     .selectable(&["status.phase", "name"])
     .named(names::label),
     row!("core", "", "v1", "Node", "node", "nodes")
-        .validates(validate::cluster::node, no_update_errors)
+        .validates(validate::cluster::node, validate::cluster::node_update)
         .prints(columns::cluster::NODE, columns::cluster::node)
         .defaults(config::node)
         .keeps_status_on_create()
@@ -105,7 +105,7 @@ pub(super) const CORE: &[Resource] = &[
         "persistentvolume",
         "persistentvolumes"
     )
-    .validates(validate::cluster::volume, no_update_errors)
+    .validates(validate::cluster::volume, validate::cluster::volume_update)
     .warns(warnings::volume)
     .prints(columns::storage::VOLUME, columns::storage::volume)
     .defaults(config::persistent_volume)
@@ -198,7 +198,10 @@ pub(super) const CORE: &[Resource] = &[
         "resourcequota",
         "resourcequotas"
     )
-    .validates(validate::cluster::resource_quota, no_update_errors)
+    .validates(
+        validate::cluster::resource_quota,
+        validate::cluster::resource_quota_update,
+    )
     .prints(
         columns::cluster::RESOURCE_QUOTA,
         columns::cluster::resource_quota,

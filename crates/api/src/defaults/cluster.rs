@@ -279,6 +279,10 @@ pub(crate) fn priority_level(v: &mut Value) {
 
 /// `ResourceClaim` (and, through its template, `ResourceClaimTemplate`).
 pub(crate) fn resource_claim(v: &mut Value) {
+    let given = object_mut(v, "status").and_then(|s| object_mut(s, "allocation"));
+    if let Some(given) = given.and_then(|a| object_mut(a, "devices")) {
+        items_mut(given, "results").for_each(device_tolerations);
+    }
     let spec = if text(v, "kind") == "ResourceClaimTemplate" {
         object_mut(v, "spec").and_then(|s| object_mut(s, "spec"))
     } else {
@@ -302,7 +306,41 @@ fn device_request(r: &mut Value) {
     if text(r, "allocationMode") == "ExactCount" && at(r, "count").as_i64().unwrap_or(0) == 0 {
         r["count"] = 1.into();
     }
-    for t in items_mut(r, "tolerations") {
+    device_tolerations(r);
+}
+
+fn device_tolerations(v: &mut Value) {
+    for t in items_mut(v, "tolerations") {
         default_text(t, "operator", "Equal");
+    }
+}
+
+/// `ResourceSlice`: its devices' taints are from now on.
+pub(crate) fn resource_slice(v: &mut Value) {
+    let devices = object_mut(v, "spec").map(|s| items_mut(s, "devices"));
+    for d in devices.into_iter().flatten() {
+        items_mut(d, "taints").for_each(device_taint);
+    }
+}
+
+/// `DeviceTaintRule`.
+pub(crate) fn device_taint_rule(v: &mut Value) {
+    if let Some(t) = object_mut(v, "spec").and_then(|s| object_mut(s, "taint")) {
+        device_taint(t);
+    }
+}
+
+fn device_taint(t: &mut Value) {
+    let now = jiff::Timestamp::now().as_second();
+    if let Ok(now) = jiff::Timestamp::from_second(now) {
+        default(t, "timeAdded", now.to_string());
+    }
+}
+
+/// `PodCertificateRequest`.
+pub(crate) fn pod_certificate_request(v: &mut Value) {
+    const DAY_SECONDS: i64 = 24 * 60 * 60;
+    if let Some(spec) = object_mut(v, "spec") {
+        default(spec, "maxExpirationSeconds", DAY_SECONDS);
     }
 }

@@ -2,8 +2,13 @@
 
 use super::Check;
 use crate::access::{at, is_empty, text};
+use apimachinery::names;
 use apimachinery::status::FieldError;
 use serde_json::Value;
+
+/// Longest domain of a signer, and longest name: that with a namespace and a name after it.
+const DOMAIN_BYTES_MAX: usize = 253;
+const NAME_BYTES_MAX: usize = 253 + 1 + 63 + 1 + 253;
 
 /// `CertificateSigningRequest`.
 pub(crate) fn signing_request(v: &Value) -> Vec<FieldError> {
@@ -12,21 +17,9 @@ pub(crate) fn signing_request(v: &Value) -> Vec<FieldError> {
         c.required("spec.request", "");
     }
     if is_empty(at(v, "spec.usages")) {
-        c.required("spec.usages", "usages are required");
+        c.required("spec.usages", "");
     }
-    let signer = text(v, "spec.signerName");
-    if signer.is_empty() {
-        c.required("spec.signerName", "");
-    } else if signer
-        .split_once('/')
-        .is_none_or(|(d, p)| !d.contains('.') || p.is_empty())
-    {
-        c.invalid(
-            "spec.signerName",
-            at(v, "spec.signerName"),
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        );
-    }
+    signer_name(&mut c, "spec.signerName", at(v, "spec.signerName"));
     if at(v, "spec.expirationSeconds")
         .as_i64()
         .is_some_and(|n| n < 600)
@@ -38,6 +31,46 @@ pub(crate) fn signing_request(v: &Value) -> Vec<FieldError> {
         );
     }
     c.0
+}
+
+/// Who signs: a domain and a name.
+pub(super) fn signer_name(c: &mut Check, path: &str, v: &Value) {
+    let name = v.as_str().unwrap_or_default();
+    if name.is_empty() {
+        return c.required(path, "");
+    }
+    let (domain, rest) = match name.split('/').collect::<Vec<_>>()[..] {
+        [domain, rest] => (domain, rest),
+        _ => {
+            let detail =
+                "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+            return c.invalid(path, v, detail);
+        }
+    };
+    if domain.len() > DOMAIN_BYTES_MAX {
+        c.add(FieldError::too_long(path, DOMAIN_BYTES_MAX));
+    }
+    let rules = [
+        (domain, names::dns1123_label as fn(&str) -> _),
+        (rest, names::dns1123_subdomain),
+    ];
+    for (part, rule) in rules {
+        let mut labels = part.split('.');
+        if let Some((label, e)) = labels.find_map(|l| rule(l).err().map(|e: String| (l, e))) {
+            c.invalid(
+                path,
+                &part.into(),
+                format!("validating label {label:?}: {e}"),
+            );
+        }
+        if part == domain && !domain.contains('.') {
+            let detail = "should be a domain with at least two segments separated by dots";
+            c.invalid(path, &domain.into(), detail);
+        }
+    }
+    if name.len() > NAME_BYTES_MAX {
+        c.add(FieldError::too_long(path, NAME_BYTES_MAX));
+    }
 }
 
 /// `ClusterTrustBundle`.
@@ -53,6 +86,7 @@ pub(crate) fn trust_bundle(v: &Value) -> Vec<FieldError> {
             );
         }
     } else {
+        signer_name(&mut c, "spec.signerName", at(v, "spec.signerName"));
         let prefix = format!("{}:", signer.replacen('/', ":", 1));
         if !name.starts_with(&prefix) {
             c.invalid(

@@ -230,6 +230,81 @@ pub(crate) fn volume(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
+/// What a `PersistentVolume` is stays; for whom, and what becomes of it, does not.
+pub(crate) fn volume_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    const NOT_OF_THE_SOURCE: [&str; 9] = [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ];
+    let mut c = Check::default();
+    let source = |v: &Value| {
+        let mut spec = at(v, "spec").clone();
+        if let Some(spec) = spec.as_object_mut() {
+            spec.retain(|k, v| !NOT_OF_THE_SOURCE.contains(&&**k) && !v.is_null());
+        }
+        // What it is made larger by may be said later.
+        let before = at(old, "spec.csi.controllerExpandSecretRef");
+        if let Some(csi) = spec.get_mut("csi").and_then(Value::as_object_mut)
+            && before.is_null()
+        {
+            csi.remove("controllerExpandSecretRef");
+        }
+        spec
+    };
+    if source(new) != source(old) {
+        c.forbidden(
+            "spec.persistentvolumesource",
+            "spec.persistentvolumesource is immutable after creation",
+        );
+    }
+    let (mode, affinity) = (at(new, "spec.volumeMode"), at(new, "spec.nodeAffinity"));
+    if mode != at(old, "spec.volumeMode") {
+        c.invalid("volumeMode", mode, super::IMMUTABLE);
+    }
+    let before = at(old, "spec.nodeAffinity");
+    if !before.is_null() && affinity != before {
+        c.invalid("nodeAffinity", affinity, super::IMMUTABLE);
+    }
+    c.0
+}
+
+/// A `Node`'s addresses for pods, and who provides it, are given once.
+pub(crate) fn node_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    for (path, detail) in [
+        (
+            "spec.podCIDRs",
+            "node updates may not change podCIDR except from \"\" to valid",
+        ),
+        (
+            "spec.providerID",
+            "node updates may not change providerID except from \"\" to valid",
+        ),
+    ] {
+        if !is_empty(at(old, path)) && at(new, path) != at(old, path) {
+            c.forbidden(path, detail);
+        }
+    }
+    c.0
+}
+
+/// What a `ResourceQuota` counts stays.
+pub(crate) fn resource_quota_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let scopes = |v| list(v, "spec.scopes").iter().collect::<HashSet<_>>();
+    let mut c = Check::default();
+    if scopes(new) != scopes(old) {
+        c.invalid("spec.scopes", at(new, "spec.scopes"), super::IMMUTABLE);
+    }
+    c.0
+}
+
 /// `Lease`.
 pub(crate) fn lease(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -555,6 +630,59 @@ mod tests {
                 &json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}})
             )),
             ["data[tls.key]: Required value"]
+        );
+    }
+
+    #[test]
+    fn what_was_given_once_stays() {
+        let fields = |errors: Vec<FieldError>| -> Vec<String> {
+            errors.into_iter().map(|e| e.field).collect()
+        };
+        let old = json!({"spec": {"capacity": {"storage": "1"}, "hostPath": {"path": "/a"},
+            "volumeMode": "Filesystem", "nodeAffinity": {"required": {}}}});
+        let mut new = old.clone();
+        new["spec"]["capacity"]["storage"] = json!("2");
+        new["spec"]["claimRef"] = json!({"name": "c"});
+        assert_eq!(volume_update(&new, &old), []);
+        new["spec"]["hostPath"]["path"] = json!("/b");
+        new["spec"]["volumeMode"] = json!("Block");
+        new["spec"]["nodeAffinity"] = Value::Null;
+        assert_eq!(
+            fields(volume_update(&new, &old)),
+            ["spec.persistentvolumesource", "volumeMode", "nodeAffinity"]
+        );
+        let csi = |secret: Value| json!({"spec": {"csi": {"driver": "x.y", "controllerExpandSecretRef": secret}}});
+        let (none, one, two) = (
+            csi(Value::Null),
+            csi(json!({"name": "a"})),
+            csi(json!({"name": "b"})),
+        );
+        assert_eq!(volume_update(&one, &none), []);
+        assert_eq!(
+            fields(volume_update(&two, &one)),
+            ["spec.persistentvolumesource"]
+        );
+
+        let bare = json!({"spec": {}});
+        let node = json!({"spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"], "providerID": "x://n"}});
+        assert_eq!(node_update(&node, &bare), []);
+        assert_eq!(
+            fields(node_update(&bare, &node)),
+            ["spec.podCIDRs", "spec.providerID"]
+        );
+
+        let quota = |scopes: Value| json!({"spec": {"scopes": scopes}});
+        let (both, same) = (
+            json!(["BestEffort", "Terminating"]),
+            json!(["Terminating", "BestEffort"]),
+        );
+        assert_eq!(
+            resource_quota_update(&quota(both.clone()), &quota(same)),
+            []
+        );
+        assert_eq!(
+            fields(resource_quota_update(&quota(both), &quota(json!([])))),
+            ["spec.scopes"]
         );
     }
 

@@ -61,6 +61,7 @@ fn spec(c: &mut Check, path: &str, v: &Value) {
         ephemeral(c, &path, one, v);
         mounts(c, &path, one, &volumes);
     }
+    super::claims::of_pod(c, path, v);
     host_ports(c, path, v);
     c.one_of(
         format!("{path}.restartPolicy"),
@@ -79,10 +80,6 @@ fn spec(c: &mut Check, path: &str, v: &Value) {
         );
     }
     c.labels(&format!("{path}.nodeSelector"), at(v, "nodeSelector"));
-    c.not_negative(
-        format!("{path}.terminationGracePeriodSeconds"),
-        at(v, "terminationGracePeriodSeconds"),
-    );
     if let Some(n) = at(v, "activeDeadlineSeconds").as_i64()
         && !(1..=MAX_SECONDS).contains(&n)
     {
@@ -566,6 +563,40 @@ mod tests {
                 spec.containers[0].livenessProbe.periodSeconds: Invalid value: -1: must be greater than or equal to 0
                 spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1
                 spec.containers[0].volumeMounts[0].name: Not found: "nope""#]],
+        );
+    }
+
+    #[test]
+    fn devices_are_claims() {
+        check(
+            json!({"containers": [{"name": "a", "image": "x",
+                "volumeDevices": [{"name": "c", "devicePath": "/dev/c"}, {"name": "e", "devicePath": "/dev/e"}]}],
+                "terminationGracePeriodSeconds": -1,
+                "volumes": [{"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
+                    {"name": "e", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}]}),
+            expect![""],
+        );
+        check(
+            json!({"containers": [{"name": "a", "image": "x",
+                "volumeMounts": [{"name": "c", "mountPath": "/dev/c"}],
+                "volumeDevices": [{"name": "c", "devicePath": "/dev/c"}, {"name": "c", "devicePath": "/dev/c"},
+                    {"name": "v", "devicePath": "/dev/../v"}, {"name": "no"}, {"devicePath": "/dev/x"}]}],
+                "volumes": [{"name": "c", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "v"}]}),
+            expect![[r#"
+                spec.containers[0].volumeDevices[0].name: Invalid value: "c": must not already exist in volumeMounts
+                spec.containers[0].volumeDevices[0].devicePath: Invalid value: "/dev/c": must not already exist as a path in volumeMounts
+                spec.containers[0].volumeDevices[1].name: Invalid value: "c": must be unique
+                spec.containers[0].volumeDevices[1].devicePath: Invalid value: "/dev/c": must be unique
+                spec.containers[0].volumeDevices[1].name: Invalid value: "c": must not already exist in volumeMounts
+                spec.containers[0].volumeDevices[1].devicePath: Invalid value: "/dev/c": must not already exist as a path in volumeMounts
+                spec.containers[0].volumeDevices[2].name: Invalid value: "v": can only use volume source type of PersistentVolumeClaim for block mode
+                spec.containers[0].volumeDevices[2].devicePath: Invalid value: "/dev/../v": can not contain backsteps ('..')
+                spec.containers[0].volumeDevices[3].name: Not found: "no"
+                spec.containers[0].volumeDevices[3].devicePath: Required value
+                spec.containers[0].volumeDevices[4].name: Required value
+                spec.containers[0].volumeDevices[4].name: Not found: ""
+                spec.containers[0].volumeMounts[0].name: Invalid value: "c": must not already exist in volumeDevices
+                spec.containers[0].volumeMounts[0].mountPath: Invalid value: "/dev/c": must not already exist as a path in volumeDevices"#]],
         );
     }
 

@@ -111,23 +111,27 @@ fn dns_config(c: &mut Check, path: &str, v: &Value) {
 }
 
 fn node_affinity(c: &mut Check, path: &str, v: &Value) {
-    let required = at(v, "requiredDuringSchedulingIgnoredDuringExecution");
-    if !required.is_null() {
-        let path =
-            format!("{path}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
-        let terms = list(required, "nodeSelectorTerms");
-        if terms.is_empty() {
-            c.required(path.as_str(), "must have at least one node selector term");
-        }
-        for (i, term) in terms.iter().enumerate() {
-            node_term(c, &format!("{path}[{i}]"), term);
-        }
-    }
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    node_selector(c, &format!("{path}.{required}"), at(v, required));
     let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
     for (i, term) in list(v, preferred).iter().enumerate() {
         let path = format!("{path}.{preferred}[{i}]");
         weight(c, &path, term);
         node_term(c, &format!("{path}.preference"), at(term, "preference"));
+    }
+}
+
+/// Terms of which a node must satisfy one, if they are asked for.
+pub(super) fn node_selector(c: &mut Check, path: &str, v: &Value) {
+    let (path, terms) = (
+        format!("{path}.nodeSelectorTerms"),
+        list(v, "nodeSelectorTerms"),
+    );
+    if terms.is_empty() && !v.is_null() {
+        c.required(path.as_str(), "must have at least one node selector term");
+    }
+    for (i, term) in terms.iter().enumerate() {
+        node_term(c, &format!("{path}[{i}]"), term);
     }
 }
 

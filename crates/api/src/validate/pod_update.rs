@@ -1,7 +1,7 @@
 //! What of a pod may change once it is there: hardly anything.
 
 use super::Check;
-use crate::access::{at, is_empty, items_mut, list, text};
+use crate::access::{at, int, is_empty, items_mut, list, text};
 use crate::partition::{self, Contract};
 use apimachinery::status::FieldError;
 use serde_json::Value;
@@ -48,7 +48,12 @@ pub(crate) fn pod_update(new: &Value, old: &Value) -> Vec<FieldError> {
     }
 
     let gated = !list(old, "schedulingGates").is_empty();
-    if frozen(new, gated) != frozen(old, gated) {
+    let (mut after, before) = (frozen(new, gated), frozen(old, gated));
+    const GRACE: &str = "terminationGracePeriodSeconds";
+    if int(old, GRACE) < 0 && int(new, GRACE) == 1 {
+        after[GRACE] = at(old, GRACE).clone();
+    }
+    if after != before {
         c.forbidden("spec", ONLY_THESE);
     }
     c.0
@@ -109,7 +114,6 @@ fn frozen(spec: &Value, gated: bool) -> Value {
         for field in [
             "activeDeadlineSeconds",
             "tolerations",
-            "terminationGracePeriodSeconds",
             "schedulingGates",
             // Written together with the name that it repeats.
             "serviceAccount",
@@ -155,6 +159,14 @@ mod tests {
         assert_eq!(changed(|s| s["containers"][0]["name"] = "b".into()), "spec");
         assert_eq!(changed(|s| s["nodeName"] = "n".into()), "spec");
         assert_eq!(changed(|s| s["containers"] = json!([])), "spec.containers");
+        let grace = |from: i64, to: i64| {
+            let pod = |s: i64| json!({"spec": {"terminationGracePeriodSeconds": s}});
+            pod_update(&pod(to), &pod(from)).is_empty()
+        };
+        assert_eq!(
+            [grace(-1, 1), grace(-1, 2), grace(30, 1), grace(-1, -1)],
+            [true, false, false, true]
+        );
     }
 
     #[test]

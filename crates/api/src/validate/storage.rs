@@ -14,7 +14,7 @@ const PARAMETERS_MAX: usize = 512;
 const PARAMETER_BYTES_MAX: usize = 256 * 1024;
 
 /// The name of a driver: a subdomain, capitals allowed.
-fn driver(c: &mut Check, path: String, v: &Value) {
+pub(super) fn driver(c: &mut Check, path: String, v: &Value) {
     let name = v.as_str().unwrap_or_default();
     if name.is_empty() {
         return c.required(path, "");

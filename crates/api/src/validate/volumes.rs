@@ -5,19 +5,24 @@ use crate::access::{at, is_empty, list, text};
 use apimachinery::names;
 use apimachinery::status::FieldError;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+
+/// Names of a pod's volumes, and whether each is a claim, whose volume may be a block device.
+pub(super) type Volumes<'a> = HashMap<&'a str, bool>;
 
 /// Checks volumes; returns their names.
-pub(super) fn volumes<'a>(c: &mut Check, path: &str, all: &'a [Value]) -> HashSet<&'a str> {
+pub(super) fn volumes<'a>(c: &mut Check, path: &str, all: &'a [Value]) -> Volumes<'a> {
     let mut seen = Unique::default();
-    let mut known = HashSet::new();
+    let mut known = HashMap::new();
     for (i, v) in all.iter().enumerate() {
         let path = format!("{path}[{i}]");
         source(c, &path, v);
         let name = at(v, "name");
         seen.check(c, format!("{path}.name"), name);
         c.required_rule(format!("{path}.name"), name, names::dns1123_label);
-        known.extend(name.as_str());
+        let claims = ["persistentVolumeClaim", "ephemeral"];
+        let is_claim = claims.iter().any(|kind| !at(v, kind).is_null());
+        known.extend(name.as_str().map(|name| (name, is_claim)));
     }
     known
 }
@@ -145,15 +150,20 @@ fn items(c: &mut Check, path: &str, s: &Value) {
     }
 }
 
-/// Checks a container's mounts against the pod's volumes.
-pub(super) fn mounts(c: &mut Check, path: &str, container: &Value, volumes: &HashSet<&str>) {
+/// Checks a container's mounts and devices against the pod's volumes.
+pub(super) fn mounts(c: &mut Check, path: &str, container: &Value, volumes: &Volumes<'_>) {
+    let (all, others) = (
+        list(container, "volumeMounts"),
+        list(container, "volumeDevices"),
+    );
+    devices(c, &format!("{path}.volumeDevices"), others, all, volumes);
     let mut paths = HashSet::new();
-    for (i, m) in list(container, "volumeMounts").iter().enumerate() {
+    for (i, m) in all.iter().enumerate() {
         let path = format!("{path}.volumeMounts[{i}]");
         let name = at(m, "name");
         if is_empty(name) {
             c.required(format!("{path}.name"), "");
-        } else if !volumes.contains(text(m, "name")) {
+        } else if !volumes.contains_key(text(m, "name")) {
             c.add(FieldError::not_found(format!("{path}.name"), name));
         }
         let mount_path = text(m, "mountPath");
@@ -165,6 +175,18 @@ pub(super) fn mounts(c: &mut Check, path: &str, container: &Value, volumes: &Has
                 at(m, "mountPath"),
                 "must be unique",
             );
+        }
+        for (field, other, detail) in [
+            ("name", "name", "must not already exist in volumeDevices"),
+            (
+                "mountPath",
+                "devicePath",
+                "must not already exist as a path in volumeDevices",
+            ),
+        ] {
+            if has(others, other, at(m, field)) {
+                c.invalid(format!("{path}.{field}"), at(m, field), detail);
+            }
         }
         let sub = text(m, "subPath");
         if sub.starts_with('/') {
@@ -179,6 +201,55 @@ pub(super) fn mounts(c: &mut Check, path: &str, container: &Value, volumes: &Has
                 at(m, "subPath"),
                 "must not contain '..'",
             );
+        }
+    }
+}
+
+fn has(all: &[Value], field: &str, v: &Value) -> bool {
+    !is_empty(v) && all.iter().any(|one| at(one, field) == v)
+}
+
+/// Claims whose volumes a container sees as devices.
+fn devices(c: &mut Check, path: &str, all: &[Value], mounts: &[Value], volumes: &Volumes<'_>) {
+    for (i, d) in all.iter().enumerate() {
+        let (name, to, before) = (at(d, "name"), at(d, "devicePath"), &all[..i]);
+        let (name_path, to_path) = (
+            format!("{path}[{i}].name"),
+            format!("{path}[{i}].devicePath"),
+        );
+        if is_empty(name) {
+            c.required(name_path.as_str(), "");
+        } else if has(before, "name", name) {
+            c.invalid(name_path.as_str(), name, "must be unique");
+        }
+        match volumes.get(text(d, "name")) {
+            Some(true) => {}
+            Some(false) => c.invalid(
+                name_path.as_str(),
+                name,
+                "can only use volume source type of PersistentVolumeClaim for block mode",
+            ),
+            None => {
+                let name = text(d, "name").into();
+                c.add(FieldError::not_found(name_path.as_str(), &name));
+            }
+        }
+        if is_empty(to) {
+            c.required(to_path.as_str(), "");
+        } else if has(before, "devicePath", to) {
+            c.invalid(to_path.as_str(), to, "must be unique");
+        }
+        if text(d, "devicePath").contains("..") {
+            let detail = "can not contain backsteps ('..')";
+            c.invalid(to_path.as_str(), to, detail);
+        }
+        if has(mounts, "name", name) {
+            let detail = "must not already exist in volumeMounts";
+            c.invalid(name_path, name, detail);
+        }
+        if has(mounts, "mountPath", to) {
+            let detail = "must not already exist as a path in volumeMounts";
+            c.invalid(to_path, to, detail);
         }
     }
 }

@@ -443,6 +443,9 @@ fn every_kind_round_trips() {
             let bytes = encode_message(schema, ty, &value);
             let back = decode_message(schema, ty, &bytes).unwrap();
             assert_eq!(back, value, "{gvk:?}");
+            let mut bytes = Vec::new();
+            crate::cbor::write(Some((schema, ty)), &value, &mut bytes);
+            assert_eq!(crate::cbor::read(&bytes).as_ref(), Ok(&value), "{gvk:?}");
         }
     }
 }

@@ -211,8 +211,20 @@ pub(crate) async fn write_scale(
             (None, Some(p)) => patch_scale(&current, p)?,
             (None, None) => return Err(Status::bad_request("a body is required")),
         };
+        let uid = meta::text(&wanted, "uid");
+        let (name, current_uid) = (meta::text(&wanted, "name"), meta::text(old, "uid"));
+        if name != call.name {
+            return Err(misnamed(call, name));
+        }
         let mut new = old.clone();
         *replicas_of(scale, &mut new) = replicas(call, &wanted)?.into();
+        if !uid.is_empty() && uid != current_uid {
+            let (group, plural) = (call.row.group(), format!("{}/scale", call.row.plural()));
+            let detail = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {current_uid}"
+            );
+            return Err(Status::conflict(group, &plural, call.name, detail));
+        }
         let version = &wanted["metadata"]["resourceVersion"];
         if version.as_str().is_some_and(|v| !v.is_empty()) {
             new["metadata"]["resourceVersion"] = version.clone();
@@ -250,6 +262,18 @@ async fn apply_scale(
 fn replicas_of<'v>(scale: ScalePaths<'_>, object: &'v mut Value) -> &'v mut Value {
     let keys = scale.spec_replicas.trim_start_matches('.').split('.');
     keys.fold(object, |v, k| &mut v[k])
+}
+
+/// A Scale of another name than its object's, or of none.
+fn misnamed(call: &Call<'_>, name: &str) -> Status {
+    if name.is_empty() {
+        let error = FieldError::required("metadata.name", "name or generateName is required");
+        return Status::invalid("autoscaling", "Scale", call.name, &[error]);
+    }
+    Status::bad_request(format!(
+        "the name of the object ({name}) does not match the name on the URL ({})",
+        call.name
+    ))
 }
 
 /// How many a Scale wants.

@@ -58,6 +58,83 @@ async fn scale_reads_and_writes_replicas() -> Result<()> {
     api.close().await
 }
 
+/// Upstream: `scaleUpdatedObjectInfo` of `pkg/registry/apps/deployment/storage/storage.go`.
+#[tokio::test]
+async fn errors_of_scale_name_what_is_wrong() -> Result<()> {
+    let api = TestApi::start().await?;
+    let made = api
+        .call("POST", DEPLOYMENTS, Some(&deployment("d")))
+        .await?;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let scale = api.call("GET", &path, None).await?.json;
+    let uid = made.json["metadata"]["uid"].as_str().unwrap_or_default();
+    let other = format!(
+        "Operation cannot be fulfilled on deployments/scale.apps \"d\": Precondition failed: UID in precondition: other, UID in object meta: {uid}"
+    );
+    for (field, value, code, message, kind) in [
+        (
+            "/metadata/resourceVersion",
+            json!("1"),
+            409,
+            "Operation cannot be fulfilled on deployments.apps \"d\": the object has been modified; please apply your changes to the latest version and try again",
+            "deployments",
+        ),
+        (
+            "/metadata/uid",
+            json!("other"),
+            409,
+            &other,
+            "deployments/scale",
+        ),
+        (
+            "/spec/replicas",
+            json!(-1),
+            422,
+            "Scale.autoscaling \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+            "Scale",
+        ),
+        (
+            "/metadata/name",
+            json!(""),
+            422,
+            "Scale.autoscaling \"d\" is invalid: metadata.name: Required value: name or generateName is required",
+            "Scale",
+        ),
+    ] {
+        let mut asked = scale.clone();
+        *asked.pointer_mut(field).expect("the field is there") = value;
+        let told = api.call("PUT", &path, Some(&asked)).await?;
+        assert_eq!(
+            (told.code, &*told.json["message"].to_string()),
+            (code, &*json!(message).to_string())
+        );
+        let group = if kind == "Scale" {
+            "autoscaling"
+        } else {
+            "apps"
+        };
+        let details = &told.json["details"];
+        assert_eq!(
+            (&details["kind"], &details["group"]),
+            (&json!(kind), &json!(group)),
+            "{}",
+            told.text
+        );
+    }
+    let gone = api
+        .call(
+            "PUT",
+            &format!("{DEPLOYMENTS}/e/scale"),
+            Some(&json!({"metadata": {"name": "e"}})),
+        )
+        .await?;
+    assert_eq!(
+        (gone.code, &gone.json["message"]),
+        (404, &json!("deployments.apps \"e\" not found"))
+    );
+    api.close().await
+}
+
 /// Upstream: `test/integration/apiserver/apply/scale_test.go`.
 #[tokio::test]
 async fn scale_is_applied_and_owned() -> Result<()> {

@@ -130,7 +130,8 @@ pub(super) fn ends_after(pod: &Pod) -> Option<Duration> {
     const GRACE_DEFAULT_SECONDS: i64 = 30;
     let spec = pod.spec.as_ref();
     let grace = spec.and_then(|s| s.termination_grace_period_seconds);
-    let grace = u64::try_from(grace.unwrap_or(GRACE_DEFAULT_SECONDS)).unwrap_or_default();
+    // A negative one is taken for 1.
+    let grace = u64::try_from(grace.unwrap_or(GRACE_DEFAULT_SECONDS)).unwrap_or(1);
     contract(pod).replaced_after(Duration::from_secs(grace))
 }
 
