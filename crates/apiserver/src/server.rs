@@ -38,6 +38,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 /// Streams of one HTTP/2 connection at once: client-go opens a watch a kind on one connection.
 const STREAMS_MAX: u32 = 1000;
@@ -45,6 +46,9 @@ const STREAMS_MAX: u32 = 1000;
 const IN_PROCESS_BUFFER_BYTES: usize = 64 << 10;
 /// How long a client may take over its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may linger at a stop once all its requests are answered: a client that is
+/// suspended or cut off does not say that it has heard of the end.
+const LINGER: Duration = Duration::from_secs(2);
 /// How long an HTTP/1.1 connection may be without a request: longer than clients keep idle
 /// connections (90 s in Go), so that they never write into one that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -419,10 +423,17 @@ async fn connection(
         _ => return,
     };
     let shown = Arc::new(core.authn.shown(stream.get_ref().1.peer_certificates()));
+    let under_way = TaskTracker::new();
+    under_way.close();
+    let requests = under_way.clone();
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (core, caller) = (core.clone(), Caller::Remote(shown.clone(), from));
         let request = request.map(|b| b.map_err(|e| -> BoxError { e.into() }).boxed_unsync());
-        async move { Ok::<_, Infallible>(handle(core, request, caller).await) }
+        let counted = requests.token();
+        async move {
+            let answer = handle(core, request, caller).await;
+            Ok::<_, Infallible>(answer.map(|body| body.with(counted)))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -440,7 +451,17 @@ async fn connection(
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            let left = async {
+                under_way.wait().await;
+                tokio::time::sleep(LINGER).await;
+            };
+            tokio::select! {
+                ended = connection => ended,
+                () = left => {
+                    tracing::debug!("client does not close its connection");
+                    return;
+                }
+            }
         }
     };
     if let Err(e) = ended {

@@ -105,7 +105,7 @@ async fn serve(
     if let Some(node) = &running.node {
         shutdown::end_pods(stop, node, config.shutdown_grace).await;
     }
-    finish(stop, stack, &layout).await
+    finish(stop, stack, &layout, running.node.is_some()).await
 }
 
 /// What a start that fails must undo.
@@ -639,7 +639,7 @@ async fn answers(url: &str) -> bool {
 }
 
 /// Stops in reverse, the data plane too if the pods have ended.
-async fn finish(stop: Stop, stack: Stack, layout: &Layout) -> Result<()> {
+async fn finish(stop: Stop, stack: Stack, layout: &Layout, has_pods: bool) -> Result<()> {
     for laggard in stack.stop().await {
         tracing::error!("{laggard}");
     }
@@ -649,7 +649,7 @@ async fn finish(stop: Stop, stack: Stack, layout: &Layout) -> Result<()> {
             .await
             .context("stop data plane")??;
         site::clear(layout).await?;
-    } else {
+    } else if has_pods {
         output::note(
             "stopped the control plane; pods go on, `salp up` adopts them, `salp down` stops them",
         );

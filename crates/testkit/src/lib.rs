@@ -514,6 +514,18 @@ impl TestApi {
         })
     }
 
+    /// Names a part of lines that this test makes the server log as WARN or ERROR. Any other of
+    /// the binary's fails the test.
+    ///
+    /// # Errors
+    /// When a thread that held the list has panicked.
+    pub fn expects(&self, part: &str) -> Result<()> {
+        match &self.runs {
+            Runs::Here(_) => Ok(()),
+            Runs::Program(program) => program.expects(part),
+        }
+    }
+
     /// Stops the server and its store.
     ///
     /// # Errors

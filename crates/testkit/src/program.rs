@@ -27,6 +27,8 @@ pub(crate) struct Program {
     child: Option<Child>,
     /// A connection for each user and groups.
     services: Mutex<HashMap<String, Service>>,
+    /// Parts of the lines that it may log as WARN or ERROR.
+    expected: Mutex<Vec<String>>,
 }
 
 /// The binary that tests are to run against, if they are.
@@ -79,6 +81,7 @@ impl Program {
             dir: dir.to_owned(),
             child: Some(child),
             services: Mutex::default(),
+            expected: Mutex::default(),
         };
         let mut lines = BufReader::new(stdout).lines();
         loop {
@@ -111,7 +114,9 @@ impl Program {
         let turn = turns()?;
         turn.lock()?;
         self.end("-TERM").await?;
-        Self::start_in_turn(&self.program, &self.dir, etcd, change)
+        let mut again = Self::start_in_turn(&self.program, &self.dir, etcd, change)?;
+        again.expected = std::mem::take(&mut self.expected);
+        Ok(again)
     }
 
     /// Ends it as Ctrl-C does: nothing is left of it on the machine.
@@ -119,7 +124,8 @@ impl Program {
         self.end("-INT").await
     }
 
-    /// Waits for the end beside what this process does for its connections.
+    /// Waits for the end, beside what this process does for its connections. A line that was logged
+    /// as WARN or ERROR and that nobody expects is a failure.
     async fn end(&mut self, signal: &str) -> Result<()> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
@@ -129,6 +135,22 @@ impl Program {
         ensure!(sent.success(), "salp had ended: {:?}", child.try_wait()?);
         let status = tokio::task::spawn_blocking(move || child.wait()).await??;
         ensure!(status.success(), "salp ended with {status}");
+        let log = std::fs::read_to_string(self.dir.join("up.log"))?;
+        let expected = self.expected.lock().map_err(|e| anyhow::anyhow!("{e}"))?;
+        let complaint = log.lines().find(|line| {
+            let level = line.split_whitespace().nth(1);
+            let complains = matches!(level, Some("WARN" | "ERROR"));
+            (complains || line.contains("panicked at"))
+                && !expected.iter().any(|e| line.contains(e))
+        });
+        ensure!(complaint.is_none(), "salp complained: {complaint:?}");
+        Ok(())
+    }
+
+    /// Names a part of lines that it may log as WARN or ERROR.
+    pub(crate) fn expects(&self, part: &str) -> Result<()> {
+        let mut expected = self.expected.lock().map_err(|e| anyhow::anyhow!("{e}"))?;
+        expected.push(part.to_owned());
         Ok(())
     }
 

@@ -27,7 +27,11 @@ type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
 
 /// Body of an answer: bytes at hand, pieces that are made one by one, or a stream.
 #[derive(Default)]
-pub struct Body(Inner);
+pub struct Body {
+    inner: Inner,
+    /// Dropped with the body.
+    kept: Option<Box<dyn Send>>,
+}
 
 #[derive(Default)]
 enum Inner {
@@ -41,7 +45,7 @@ enum Inner {
 impl Body {
     /// A body that is sent as it becomes ready.
     pub(crate) fn stream(s: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
-        Self(Inner::Stream(Box::pin(s)))
+        Inner::Stream(Box::pin(s)).into()
     }
 
     /// A body of pieces that are made when they can be sent, so that no client makes this
@@ -49,50 +53,51 @@ impl Body {
     pub(crate) fn pieces(mut pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Self {
         let (first, second) = (pieces.next(), pieces.next());
         match (first, second) {
-            (None, _) => Self(Inner::Empty),
+            (None, _) => Self::default(),
             (Some(only), None) => only.into(),
-            (Some(first), Some(second)) => Self(Inner::Pieces(Box::new(
-                [first, second].into_iter().chain(pieces),
-            ))),
+            (Some(first), Some(second)) => {
+                Inner::Pieces(Box::new([first, second].into_iter().chain(pieces))).into()
+            }
         }
     }
 
     /// Makes all pieces now.
     pub(crate) fn make(&mut self) {
-        if let Inner::Pieces(pieces) = &mut self.0 {
-            *self = pieces.collect::<Vec<_>>().concat().into();
+        if let Inner::Pieces(pieces) = &mut self.inner {
+            self.inner = Self::from(pieces.collect::<Vec<_>>().concat()).inner;
         }
     }
 
     /// The same body; `kept` is dropped when it ends, or nobody reads it any more.
-    pub(crate) fn with(self, kept: impl Send + 'static) -> Self {
-        use futures::StreamExt as _;
-        let inner: Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>> = match self.0 {
-            Inner::Empty => futures::stream::empty().boxed(),
-            Inner::Full(bytes) => futures::stream::iter([Ok(bytes)]).boxed(),
-            Inner::Pieces(pieces) => futures::stream::iter(pieces.map(Ok)).boxed(),
-            Inner::Stream(s) => s,
-        };
-        Self(Inner::Stream(Box::pin(inner.inspect(move |_| {
-            let _kept = &kept;
-        }))))
+    pub(crate) fn with(mut self, kept: impl Send + 'static) -> Self {
+        self.kept = Some(match self.kept {
+            Some(before) => Box::new((before, kept)),
+            None => Box::new(kept),
+        });
+        self
     }
 
     /// The bytes, when they are all here.
     pub(crate) fn full(&self) -> Option<&Bytes> {
-        match &self.0 {
+        match &self.inner {
             Inner::Full(b) => Some(b),
             _ => None,
         }
     }
 }
 
+impl From<Inner> for Body {
+    fn from(inner: Inner) -> Self {
+        Self { inner, kept: None }
+    }
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         if bytes.is_empty() {
-            Self(Inner::Empty)
+            Self::default()
         } else {
-            Self(Inner::Full(bytes))
+            Inner::Full(bytes).into()
         }
     }
 }
@@ -105,7 +110,7 @@ impl From<Vec<u8>> for Body {
 
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
+        match &self.inner {
             Inner::Empty => f.write_str("Body(empty)"),
             Inner::Full(b) => write!(f, "Body({} bytes)", b.len()),
             Inner::Pieces(_) => f.write_str("Body(pieces)"),
@@ -122,10 +127,10 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.0 {
+        match &mut self.inner {
             Inner::Empty => Poll::Ready(None),
             Inner::Full(_) => {
-                let Inner::Full(bytes) = std::mem::take(&mut self.0) else {
+                let Inner::Full(bytes) = std::mem::take(&mut self.inner) else {
                     return Poll::Ready(None);
                 };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -139,11 +144,11 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.0, Inner::Empty)
+        matches!(self.inner, Inner::Empty)
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(b) => SizeHint::with_exact(b.len() as u64),
             Inner::Pieces(_) | Inner::Stream(_) => SizeHint::default(),
@@ -297,14 +302,14 @@ pub(crate) fn gzip(mut response: Response<Body>) -> Response<Body> {
     if response.headers().contains_key(CONTENT_ENCODING) {
         return response;
     }
-    let pieces: Pieces = match std::mem::take(&mut response.body_mut().0) {
+    let pieces: Pieces = match std::mem::take(&mut response.body_mut().inner) {
         Inner::Full(mut bytes) if bytes.len() > PIECE => Box::new(std::iter::from_fn(move || {
             let piece = bytes.split_to(bytes.len().min(PIECE));
             (!piece.is_empty()).then_some(piece)
         })),
         Inner::Pieces(pieces) => pieces,
         other => {
-            response.body_mut().0 = other;
+            response.body_mut().inner = other;
             return response;
         }
     };

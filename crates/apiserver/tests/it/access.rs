@@ -393,6 +393,7 @@ async fn default_roles_are_brought_up_to_date_at_a_start() -> Result<()> {
     const KIND: &[(&str, &str)] = &[("content-type", "application/merge-patch+json")];
     const OWN: &str = "rbac.authorization.kubernetes.io/autoupdate";
     let api = TestApi::start().await?;
+    api.expects("default binding names another role: made anew")?;
     let role = |name: &str| format!("{RBAC}/clusterroles/{name}");
     let bound = |name: &str| format!("{RBAC}/clusterrolebindings/{name}");
     let extra = json!({"verbs": ["get"], "apiGroups": ["example.com"], "resources": ["own"]});

@@ -90,7 +90,11 @@ async fn requests_are_recorded_as_the_policy_says() -> Result<()> {
     let api_is_remote = api.server().is_err();
     api.close().await?;
     let all = events(&path)?;
-    let told: Vec<String> = all.iter().map(brief).collect();
+    let mut told: Vec<String> = all.iter().map(brief).collect();
+    // A client that leaves its watch does not wait for the server to see it.
+    if let Some(last) = told.get_mut(6..8) {
+        last.sort_unstable_by(|a, b| b.cmp(a));
+    }
     for (i, want) in [
         "ResponseComplete create configmaps/seen 201",
         "RequestReceived create secrets/ null",
@@ -141,7 +145,9 @@ async fn requests_are_recorded_as_the_policy_says() -> Result<()> {
     assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
     // Who asks in the server's own process comes from `::1`.
     let from = if api_is_remote { "127.0.0.1" } else { "::1" };
-    assert_eq!(all[7]["sourceIPs"], json!(["192.0.2.9", from]));
+    let mine = all.iter().find(|e| e["auditID"] == "mine");
+    let mine = mine.context("the request with an id")?;
+    assert_eq!(mine["sourceIPs"], json!(["192.0.2.9", from]));
     Ok(())
 }
 

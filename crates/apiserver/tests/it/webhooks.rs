@@ -225,6 +225,7 @@ async fn mutating_webhooks_change_objects_in_order_and_again() -> Result<()> {
 #[tokio::test]
 async fn what_fails_counts_as_the_failure_policy_says() -> Result<()> {
     let api = TestApi::start().await?;
+    api.expects("a webhook that may fail has")?;
     let server = serve(|_, _| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "x"}})).await?;
     let mut passed_over = hook("i.example.com", &server, "/");
     passed_over["failurePolicy"] = "Ignore".into();

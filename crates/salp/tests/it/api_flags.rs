@@ -135,7 +135,8 @@ fn what_is_wrong_with_a_file_is_told_with_its_name() {
     ] {
         let path = dir.path().join(file).display().to_string();
         std::fs::write(&path, content).expect("write");
-        let data = dir.path().join("site").display().to_string();
+        let data = dir.path().join(format!("site-{file}"));
+        let data = data.display().to_string();
         let out = salp(&[
             "up",
             "--data-dir",
@@ -164,8 +165,10 @@ fn a_site_may_be_no_node_itself() {
     site.says(&["get", "events", "-A"], none);
     assert!(site.ok(&["get", "nodes", "-o", "name"]).is_empty());
     // It is one when it is told nothing of the kind, and what waited is placed.
+    let turn = site.between_stop_and_start();
     site.signal("-TERM");
     site.up(&[]);
+    drop(turn);
     assert!(!site.ok(&["get", "nodes", "-o", "name"]).is_empty());
     let pods = ["get", "pods", "-l", "app=web"];
     site.wait_for(&pods, "/items/0/spec/nodeName", |name| !name.is_null());

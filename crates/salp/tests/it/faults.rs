@@ -3,6 +3,8 @@
 use crate::harness::{Registry, Running, Site, eventually, get, get_ok, repo_file, text};
 use crate::serve::{addresses, hello};
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 #[test]
 fn no_acknowledged_write_is_lost_by_kill() {
@@ -192,4 +194,22 @@ fn the_site_s_certificates_are_renewed_while_it_runs() {
         let said = site.ok(&["--kubeconfig", &kubeconfig, "get", "--raw", &healthz]);
         assert_eq!(said.trim(), "ok");
     }
+}
+
+/// As one of a machine that sleeps, or whose line is cut: it never says that it has heard of the end.
+#[test]
+fn a_suspended_client_does_not_keep_a_site_from_stopping() {
+    let mut site = Site::start();
+    let mut watch = site.kubectl_command(&["get", "configmaps", "-A", "-w"]);
+    let watch = watch.stdout(Stdio::piped()).spawn().expect("run kubectl");
+    let mut watch = Running(watch);
+    let said = BufReader::new(watch.0.stdout.take().expect("stdout"));
+    let first = said.lines().next().expect("a line").expect("a line");
+    assert!(first.contains("NAME"), "{first}");
+    let suspended = Command::new("kill")
+        .args(["-STOP", &watch.0.id().to_string()])
+        .status();
+    assert!(suspended.expect("kill").success());
+    // A part that is given up is an error in the log, which no test lets pass.
+    site.signal("-TERM");
 }
