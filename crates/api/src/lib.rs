@@ -18,6 +18,7 @@ mod validate;
 mod warnings;
 
 pub use columns::human_duration;
+pub use validate::certificates::approval_errors;
 pub use validate::pod_parts::part_errors as pod_part_errors;
 
 use apimachinery::status::FieldError;

@@ -157,7 +157,8 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "certificatesigningrequest",
         "certificatesigningrequests"
     )
-    .validates(validate::certificates::signing_request, no_update_errors)
+    .validates_create(validate::certificates::signing_request)
+    .validates_status(validate::certificates::signing_status)
     .prints(
         columns::cluster::SIGNING_REQUEST,
         columns::cluster::signing_request,

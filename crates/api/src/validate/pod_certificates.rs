@@ -4,11 +4,10 @@
 //! [`super::certificates`].
 
 use super::Check;
-use super::certificates::signer_name;
+use super::certificates::{decoded, signer_name};
 use crate::access::{at, is_empty, list, text};
 use apimachinery::names;
 use apimachinery::status::FieldError;
-use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::Value;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -93,12 +92,6 @@ fn annotations(c: &mut Check, v: &Value) {
     if bytes > ANNOTATIONS_BYTES_MAX {
         c.add(FieldError::too_long(path, ANNOTATIONS_BYTES_MAX));
     }
-}
-
-fn decoded(v: &Value) -> Vec<u8> {
-    let engine = base64::engine::general_purpose::STANDARD;
-    let text = v.as_str().unwrap_or_default();
-    engine.decode(text).unwrap_or_default()
 }
 
 /// The request that says which key the certificate is for, signed by that key.

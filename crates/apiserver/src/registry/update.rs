@@ -300,6 +300,9 @@ fn errors_of(call: &Call<'_>, part: Part, new: &Value, old: &Value) -> Vec<Field
             errors.extend(call.row.validate(new));
             errors.extend(api::pod_part_errors(call.subresource, new, old));
         }
+        Part::Only(_) if call.subresource == "approval" => {
+            errors.extend(api::approval_errors(new, old));
+        }
         Part::Only(_) => {}
     }
     errors

@@ -54,6 +54,14 @@ fn listed() -> impl Iterator<Item = (&'static api::Resource, String)> {
     })
 }
 
+/// A request for a certificate, signed by a new key.
+fn signing_request() -> anyhow::Result<String> {
+    use base64::Engine as _;
+    let key = rcgen::KeyPair::generate()?;
+    let request = rcgen::CertificateParams::default().serialize_request(&key)?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(request.pem()?))
+}
+
 /// A ConfigMap with one label.
 fn config_map(name: &str, label: &str) -> Value {
     json!({"kind": "ConfigMap", "apiVersion": "v1",

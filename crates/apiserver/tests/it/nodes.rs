@@ -57,7 +57,7 @@ async fn a_machine_finds_the_ca_and_asks_with_a_token() -> Result<()> {
     );
 
     let user = ("system:bootstrap:abcdef", &["system:bootstrappers"][..]);
-    let csr = json!({"metadata": {"generateName": "c-"}, "spec": {"request": "aGk=",
+    let csr = json!({"metadata": {"generateName": "c-"}, "spec": {"request": super::signing_request()?,
         "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["client auth"],
         "username": "system:admin", "groups": ["system:masters"]}});
     let headers = [("content-type", "application/json")];
@@ -337,7 +337,7 @@ async fn a_node_is_held_to_itself() -> Result<()> {
         let deleted = as_node(&api, "DELETE", &path, &json!({})).await?;
         assert_eq!(deleted.code, code, "{}", deleted.text);
     }
-    let request = json!({"metadata": {"generateName": "c-"}, "spec": {"request": "aGk=",
+    let request = json!({"metadata": {"generateName": "c-"}, "spec": {"request": super::signing_request()?,
         "signerName": "kubernetes.io/kubelet-serving", "usages": ["server auth"]}});
     let asked = as_node(&api, "POST", CSRS, &request).await?;
     assert_eq!(asked.code, 403, "{}", asked.text);

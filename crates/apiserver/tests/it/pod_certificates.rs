@@ -1,4 +1,4 @@
-//! Requests for the certificates of pods.
+//! Requests for certificates, of pods and of others.
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -121,6 +121,78 @@ async fn a_signer_answers_with_a_certificate_for_the_key() -> Result<()> {
             .ends_with("immutable after PodCertificateRequest is issued, denied, or failed"),
         "{}",
         again.text
+    );
+    api.close().await
+}
+
+/// Upstream: `pkg/apis/certificates/validation/validation_test.go`.
+#[tokio::test]
+async fn a_request_is_signed_approved_and_answered_once() -> Result<()> {
+    const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let api = TestApi::start().await?;
+    let mut request = json!({"metadata": {"name": "r"}, "spec": {"request": "aGk=",
+        "signerName": "x.y/z", "usages": ["client auth"]}});
+    let told = api.call("POST", CSRS, Some(&request)).await?;
+    assert_eq!(
+        first(&told),
+        (
+            422,
+            "CertificateSigningRequest.certificates.k8s.io \"r\" is invalid: spec.request: Invalid value: \"aGk=\": PEM block type must be CERTIFICATE REQUEST"
+        )
+    );
+    request["spec"]["request"] = super::signing_request()?.into();
+    let made = api.call("POST", CSRS, Some(&request)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let (one, condition) = (
+        format!("{CSRS}/r"),
+        |kind: &str| json!({"type": kind, "status": "True", "reason": "R"}),
+    );
+    let mut asked = made.json.clone();
+    asked["status"] = json!({"conditions": [condition("Approved")]});
+    let told = api
+        .call("PUT", &format!("{one}/status"), Some(&asked))
+        .await?;
+    assert!(
+        first(&told)
+            .1
+            .ends_with("updates may not add a condition of type \"Approved\""),
+        "{}",
+        told.text
+    );
+    let mut approved = api
+        .call("PUT", &format!("{one}/approval"), Some(&asked))
+        .await?;
+    assert_eq!(approved.code, 200, "{}", approved.text);
+    let mut asked = approved.json.clone();
+    asked["status"]["conditions"] = json!([condition("Denied")]);
+    let told = api
+        .call("PUT", &format!("{one}/approval"), Some(&asked))
+        .await?;
+    assert!(
+        first(&told)
+            .1
+            .ends_with("updates may not remove a condition of type \"Approved\""),
+        "{}",
+        told.text
+    );
+    let pem = CertificateParams::default()
+        .self_signed(&KeyPair::generate()?)?
+        .pem();
+    approved.json["status"]["certificate"] = base64(pem.as_bytes()).into();
+    let mut signed = api
+        .call("PUT", &format!("{one}/status"), Some(&approved.json))
+        .await?;
+    assert_eq!(signed.code, 200, "{}", signed.text);
+    signed.json["status"]["certificate"] = base64(pem.trim().as_bytes()).into();
+    let told = api
+        .call("PUT", &format!("{one}/status"), Some(&signed.json))
+        .await?;
+    assert!(
+        first(&told)
+            .1
+            .ends_with("updates may not modify existing certificate content"),
+        "{}",
+        told.text
     );
     api.close().await
 }
