@@ -26,7 +26,9 @@ mod users;
 pub use agent::{Containers, Launch, Place, connect};
 pub use by_image::ByImage;
 pub use pause::pause;
-pub use programs::{Program, Stated as StatedProgram, find as find_programs};
+pub use programs::{
+    BUILT_IN, Program, SELF, Stated as StatedProgram, built_in, find as find_programs,
+};
 pub use remote_runtime::LogLimits;
 pub use supervisor::{Config, SuperviseError, supervise};
 

@@ -52,6 +52,25 @@ pub(crate) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(Some(source), target, None, libc::MS_BIND, "")
 }
 
+/// Shows the program that runs at another place, where nobody can write to it. Where another took
+/// its place on disk since it was started, that is a copy.
+pub(crate) fn own_program(target: &Path) -> io::Result<()> {
+    let running = Path::new("/proc/self/exe");
+    // What runs lies on a mount of the namespace that was left: only its name can be shown here.
+    let path = fs::read_link(running)?;
+    let number = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let _old = fs::remove_file(target);
+    if number(&path).ok() == Some(number(running)?) {
+        drop(fs::File::create(target)?);
+        bind(&path, target)?;
+    } else {
+        fs::copy(running, target)?;
+        bind(target, target)?;
+    }
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID;
+    mount(None, target, None, flags, "")
+}
+
 /// Mounts memory at a directory, for any user or a group; nothing is done where there is some.
 pub(crate) fn memory(volume: &runtime::Memory) -> io::Result<()> {
     let inside = fs::metadata(&volume.dir)?;

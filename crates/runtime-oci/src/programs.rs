@@ -1,4 +1,4 @@
-//! Which OCI runtimes a machine has, and which is used where a pod names none.
+//! Which OCI runtimes a machine has, beside the one that is built in.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,9 +25,22 @@ pub struct Stated {
     pub args: Vec<String>,
 }
 
-/// The names that runtimes are known by; a RuntimeClass's handler is one of them. The first that
-/// is there is used where a pod names none: crun starts in a third of runc's time, but refuses
-/// machines with both versions of control groups.
+/// What the handler of a RuntimeClass calls the built-in runtime, which runs pods that name none.
+pub const BUILT_IN: &str = "salp";
+
+/// This program, in a supervisor's configuration.
+pub const SELF: &str = "/proc/self/exe";
+
+/// The built-in runtime: this program with these arguments.
+pub fn built_in<'a>(args: impl IntoIterator<Item = &'a str>) -> Program {
+    Program {
+        name: BUILT_IN.to_owned(),
+        path: SELF.into(),
+        args: args.into_iter().map(str::to_owned).collect(),
+    }
+}
+
+/// The names that others are known by; a RuntimeClass's handler is one of them.
 const NAMES: &[&str] = &["crun", "runc", "runsc", "youki", "kata-runtime"];
 
 /// Those that are on this machine: in the directories given, then where systems have them, and
@@ -74,44 +87,9 @@ pub fn find(path: &str, stated: &BTreeMap<String, Stated>) -> Result<Vec<Program
     Ok(found)
 }
 
-/// The one that is used where a pod names none.
-pub(crate) fn preferred(runtimes: &[Program], unified: bool) -> Option<&Program> {
-    let order: &[&str] = if unified {
-        &["crun", "runc"]
-    } else {
-        &["runc", "crun"]
-    };
-    let named = |name: &&str| runtimes.iter().find(|known| known.name == **name);
-    order.iter().find_map(named).or_else(|| runtimes.first())
-}
-
-/// What is told where there is none.
-pub(crate) fn none_found(handler: Option<&str>) -> String {
-    match handler {
-        Some(handler) => format!("no OCI runtime {handler:?} is on this machine: install it"),
-        None => "no OCI runtime is on this machine: install crun or runc".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn crun_is_preferred_where_it_works() {
-        let all: Vec<_> = ["runsc", "runc", "crun"]
-            .map(|name| Program {
-                name: name.to_owned(),
-                path: name.into(),
-                args: Vec::new(),
-            })
-            .into();
-        let name = |list: &[Program], unified| preferred(list, unified).map(|p| p.name.clone());
-        assert_eq!(name(&all, true).as_deref(), Some("crun"));
-        assert_eq!(name(&all, false).as_deref(), Some("runc"));
-        assert_eq!(name(&all[..1], true).as_deref(), Some("runsc"));
-        assert_eq!(name(&[], true), None);
-    }
 
     #[test]
     fn runtimes_are_found_by_name_or_where_they_are_said_to_be() {

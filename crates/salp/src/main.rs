@@ -33,6 +33,7 @@ mod node_place;
 mod node_rights;
 mod node_routes;
 mod node_start;
+mod oci;
 mod output;
 mod pki;
 mod process;
@@ -62,6 +63,13 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Once or twice a container: nothing else is made ready for it.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|name| name == oci::NAME)
+    {
+        return oci::main(&oci::Args::parse_from(std::env::args_os().skip(1)));
+    }
     // Two TLS back ends may be linked through dependencies; the first use decides otherwise.
     let _already_set = rustls::crypto::ring::default_provider().install_default();
     let cli = cli::Cli::parse();

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use lifecycle::{Scope, Stack};
 use pod_network::Prefix;
 use runtime::PodRuntime;
-use runtime_oci::{ByImage, Config, Containers, Place, StatedProgram, find_programs};
+use runtime_oci::{
+    BUILT_IN, ByImage, Config, Containers, Place, SELF, StatedProgram, built_in, find_programs,
+};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -40,13 +42,16 @@ pub fn runtimes(
 ) -> Result<Vec<(String, Arc<dyn PodRuntime>)>> {
     let scope = Scope::new();
     let path = std::env::var("PATH").unwrap_or_default();
-    let programs = find_programs(&path, stated).map_err(|name| {
+    for own in [WASM, BUILT_IN] {
+        if stated.contains_key(own) {
+            bail!("use oci-runtimes: {own:?} is the node's own: name it otherwise");
+        }
+    }
+    let mut programs = find_programs(&path, stated).map_err(|name| {
         anyhow!("use oci-runtimes: no program {name} is where it should be; state its path")
     })?;
+    programs.insert(0, built_in([crate::oci::NAME]));
     let handlers: Vec<String> = programs.iter().map(|p| p.name.clone()).collect();
-    if handlers.iter().any(|name| name == WASM) {
-        bail!("use oci-runtimes: {WASM:?} is the node's own: name it otherwise");
-    }
     let config = Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         socket: layout.supervisor_socket(),
@@ -54,7 +59,7 @@ pub fn runtimes(
         dir: layout.containers(),
         gateway: gateway(pods),
         runtimes: programs,
-        pause: ["/proc/self/exe", "pause"].map(Into::into).to_vec(),
+        pause: [SELF, "pause"].map(Into::into).to_vec(),
         log_limits: runtime_oci::LogLimits::default(),
     };
     let runs = process::running(&layout.supervisor_pid()).is_some();

@@ -13,7 +13,7 @@ use crate::cgroup::{self, Tree};
 use crate::mounts;
 use crate::pause::Pause;
 use crate::process;
-use crate::programs::{self, Program};
+use crate::programs::{BUILT_IN, Program, SELF};
 use crate::sandbox::{self, Surroundings};
 use crate::seam::OciRuntime;
 use crate::spec::Rights;
@@ -110,7 +110,24 @@ pub fn supervise(config: Config) -> Result<(), SuperviseError> {
     runtime.block_on(serve(config))
 }
 
-async fn serve(config: Config) -> Result<(), SuperviseError> {
+/// Shows this program at a place where it can only be read, and runs it from there: a container can
+/// open what runs in it (`/proc/PID/exe`), and would write to it.
+fn run_from(config: &mut Config) -> Result<(), SuperviseError> {
+    let own = config.dir.join("program");
+    mounts::own_program(&own).map_err(|source| SuperviseError::SetUp {
+        path: own.clone(),
+        source,
+    })?;
+    let programs = config.runtimes.iter_mut().map(|program| &mut program.path);
+    for path in programs.chain(config.pause.first_mut()) {
+        if path == Path::new(SELF) {
+            path.clone_from(&own);
+        }
+    }
+    Ok(())
+}
+
+async fn serve(mut config: Config) -> Result<(), SuperviseError> {
     let kernel = |what| move |error| SuperviseError::Kernel(what, error);
     let mut terminated = signal(SignalKind::terminate()).map_err(kernel("watch signals"))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(kernel("watch signals"))?;
@@ -125,6 +142,7 @@ async fn serve(config: Config) -> Result<(), SuperviseError> {
         let made = make.recursive(true).mode(0o700).create(&dir);
         made.map_err(at(&dir))?;
     }
+    run_from(&mut config)?;
     // Between pods, and between pods and other machines.
     let forward = Path::new("/proc/sys/net/ipv4/ip_forward");
     fs::write(forward, "1").map_err(at(forward))?;
@@ -216,13 +234,12 @@ impl Shared {
 
     /// The runtime of a RuntimeClass's handler, or the one for all.
     fn oci_runtime(&self, handler: Option<&str>) -> Result<OciRuntime, RuntimeError> {
-        let runtimes = &self.config.runtimes;
-        let found = match handler {
-            Some(handler) => runtimes.iter().find(|known| known.name == handler),
-            None => programs::preferred(runtimes, self.groups.is_unified()),
-        };
-        let program =
-            found.ok_or_else(|| RuntimeError::CreateContainer(programs::none_found(handler)))?;
+        let name = handler.unwrap_or(BUILT_IN);
+        let mut runtimes = self.config.runtimes.iter();
+        let program = runtimes.find(|known| known.name == name).ok_or_else(|| {
+            let message = format!("no OCI runtime {name:?} is on this machine: install it");
+            RuntimeError::CreateContainer(message)
+        })?;
         let state = self.config.dir.join("state").join(&program.name);
         Ok(OciRuntime::new(program.clone(), state))
     }

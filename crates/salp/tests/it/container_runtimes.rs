@@ -1,4 +1,4 @@
-//! Container pods by other OCI runtimes than the usual one, and with the machine's own namespaces.
+//! Container pods by other OCI runtimes than the built-in one, and with the machine's own namespaces.
 
 use crate::containers::{busybox, leftovers, now_supervisor, phase, pod, possible, with_busybox};
 use crate::harness::{Registry, Site, eventually, get_ok, text, tool};
@@ -25,7 +25,7 @@ fn a_runtime_class_names_the_runtime_of_its_pods() {
     site.apply(
         r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "www"}, "data": {"index.html": "served\n"}}"#,
     );
-    for handler in ["crun", "gvisor"] {
+    for handler in ["runc", "crun", "gvisor"] {
         assert!(tool(handler.strip_prefix("gvisor").map_or(handler, |_| "runsc")).exists());
         site.apply(
             &json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
@@ -58,7 +58,7 @@ fn a_runtime_class_names_the_runtime_of_its_pods() {
         assert!(log.starts_with("image 1000 Linux version "), "{log}");
         // A kernel of its own.
         let kernel = std::fs::read_to_string("/proc/version").expect("kernel");
-        assert_eq!(log.contains(kernel.trim()), handler == "crun", "{log}");
+        assert_eq!(log.contains(kernel.trim()), handler != "gvisor", "{log}");
         let uid = now["metadata"]["uid"].as_str().expect("uid");
         let state = site.dir.join("containers/state").join(handler);
         let known = std::fs::read_dir(state).expect("state").flatten();
