@@ -19,20 +19,16 @@ pub(crate) async fn answer(
     mut review: Value,
 ) -> Result<Value, Status> {
     let spec = review["spec"].clone();
-    let status = match kind {
-        "SelfSubjectAccessReview" => access(core, user, &spec, "")?,
-        "SubjectAccessReview" => access(core, &subject(kind, &spec)?, &spec, "")?,
-        "LocalSubjectAccessReview" => {
-            let ns = spec["resourceAttributes"]["namespace"]
-                .as_str()
-                .unwrap_or_default();
-            if ns != namespace {
-                return Err(Status::bad_request(format!(
-                    "spec.resourceAttributes.namespace must match namespace: {namespace}"
-                )));
-            }
-            access(core, &subject(kind, &spec)?, &spec, namespace)?
+    if kind.ends_with("AccessReview") {
+        let errors = errors_of(kind, namespace, &spec);
+        if !errors.is_empty() {
+            return Err(Status::invalid("authorization.k8s.io", kind, "", &errors));
         }
+    }
+    let status = match kind {
+        "SelfSubjectAccessReview" => access(core, user, &spec, ""),
+        "SubjectAccessReview" => access(core, &subject(&spec), &spec, ""),
+        "LocalSubjectAccessReview" => access(core, &subject(&spec), &spec, namespace),
         "SelfSubjectRulesReview" => {
             rules(core, user, spec["namespace"].as_str().unwrap_or_default())?
         }
@@ -44,23 +40,52 @@ pub(crate) async fn answer(
     Ok(review)
 }
 
-fn access(core: &Core, user: &User, spec: &Value, namespace: &str) -> Result<Value, Status> {
+/// What is wrong with a question about access, as `pkg/apis/authorization/validation` of upstream
+/// tells it.
+fn errors_of(kind: &str, namespace: &str, spec: &Value) -> Vec<FieldError> {
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let mut errors = Vec::new();
+    let mut wrong = |field: &str, value: &Value, detail: &str| {
+        errors.push(FieldError::invalid(format!("spec.{field}"), value, detail));
+    };
+    match (resource.is_null(), path.is_null()) {
+        (true, true) => wrong(
+            "resourceAttributes",
+            &Value::Null,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ),
+        (false, false) => wrong(
+            "nonResourceAttributes",
+            path,
+            "cannot be specified in combination with resourceAttributes",
+        ),
+        _ => {}
+    }
+    let named = |v: &Value| v.as_str().is_some_and(|s| !s.is_empty());
+    let grouped = |v: &Value| v.as_array().is_some_and(|g| !g.is_empty());
+    if kind != "SelfSubjectAccessReview" && !named(&spec["user"]) && !grouped(&spec["groups"]) {
+        let detail = "at least one of user or group must be specified";
+        wrong("user", &json!(""), detail);
+    }
+    if kind != "LocalSubjectAccessReview" {
+        return errors;
+    }
+    let asked = resource["namespace"].as_str().unwrap_or_default();
+    if !resource.is_null() && asked != namespace {
+        let detail = "must match metadata.namespace";
+        wrong("resourceAttributes.namespace", &json!(asked), detail);
+    }
+    if !path.is_null() {
+        let detail = "disallowed on this kind of request";
+        wrong("nonResourceAttributes", path, detail);
+    }
+    errors
+}
+
+fn access(core: &Core, user: &User, spec: &Value, namespace: &str) -> Value {
     let text = |v: &'_ Value, k: &str| v[k].as_str().unwrap_or_default().to_owned();
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
-    if resource.is_null() == path.is_null() {
-        let error = FieldError::invalid(
-            "spec.resourceAttributes",
-            &Value::Null,
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        );
-        return Err(Status::invalid(
-            "authorization.k8s.io",
-            "SubjectAccessReview",
-            "",
-            &[error],
-        ));
-    }
     let allowed = if resource.is_null() {
         let (verb, path) = (text(path, "verb"), text(path, "path"));
         core.authz.allowed(
@@ -97,10 +122,10 @@ fn access(core: &Core, user: &User, spec: &Value, namespace: &str) -> Result<Val
             },
         )
     };
-    Ok(json!({"allowed": allowed}))
+    json!({"allowed": allowed})
 }
 
-fn subject(kind: &str, spec: &Value) -> Result<User, Status> {
+fn subject(spec: &Value) -> User {
     let list = |v: &Value| -> Vec<String> {
         v.as_array()
             .into_iter()
@@ -108,21 +133,12 @@ fn subject(kind: &str, spec: &Value) -> Result<User, Status> {
             .filter_map(|g| g.as_str().map(str::to_owned))
             .collect()
     };
-    let user = User {
+    User {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
         groups: list(&spec["groups"]),
         extra: BTreeMap::new(),
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        let error = FieldError::invalid(
-            "spec.user",
-            &json!(""),
-            "at least one of user or group must be specified",
-        );
-        return Err(Status::invalid("authorization.k8s.io", kind, "", &[error]));
     }
-    Ok(user)
 }
 
 fn rules(core: &Core, user: &User, namespace: &str) -> Result<Value, Status> {

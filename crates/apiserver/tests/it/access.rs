@@ -443,3 +443,48 @@ async fn default_roles_are_brought_up_to_date_at_a_start() -> Result<()> {
     assert_eq!(after, before);
     api.close().await
 }
+
+/// Upstream: `pkg/apis/authorization/validation/validation_test.go`.
+#[tokio::test]
+async fn questions_about_access_are_whole() -> Result<()> {
+    const GROUP: &str = "/apis/authorization.k8s.io/v1";
+    let api = TestApi::start().await?;
+    let (pods, path) = (
+        json!({"verb": "get", "resource": "pods", "namespace": "other"}),
+        json!({"verb": "get", "path": "/x"}),
+    );
+    let none = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+    for (url, kind, spec, told) in [
+        (
+            "selfsubjectaccessreviews",
+            "SelfSubjectAccessReview",
+            json!({}),
+            format!("spec.resourceAttributes: Invalid value: null: {none}"),
+        ),
+        (
+            "subjectaccessreviews",
+            "SubjectAccessReview",
+            json!({"resourceAttributes": pods, "nonResourceAttributes": path}),
+            r#"[spec.nonResourceAttributes: Invalid value: {"path":"/x","verb":"get"}: cannot be specified in combination with resourceAttributes, spec.user: Invalid value: "": at least one of user or group must be specified]"#.to_owned(),
+        ),
+        (
+            "namespaces/default/localsubjectaccessreviews",
+            "LocalSubjectAccessReview",
+            json!({"resourceAttributes": pods, "user": "u"}),
+            r#"spec.resourceAttributes.namespace: Invalid value: "other": must match metadata.namespace"#.to_owned(),
+        ),
+        (
+            "namespaces/default/localsubjectaccessreviews",
+            "LocalSubjectAccessReview",
+            json!({"nonResourceAttributes": path, "user": "u"}),
+            r#"spec.nonResourceAttributes: Invalid value: {"path":"/x","verb":"get"}: disallowed on this kind of request"#.to_owned(),
+        ),
+    ] {
+        let asked = api
+            .call("POST", &format!("{GROUP}/{url}"), Some(&json!({"spec": spec})))
+            .await?;
+        let text = format!("{kind}.authorization.k8s.io \"\" is invalid: {told}");
+        assert_eq!((asked.code, &asked.json["message"]), (422, &json!(text)));
+    }
+    api.close().await
+}

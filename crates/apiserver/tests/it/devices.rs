@@ -1,4 +1,4 @@
-//! Devices: classes, claims, templates, slices and rules of taints.
+//! Devices: classes, claims, templates, slices and rules of taints; and volumes as such.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -149,5 +149,73 @@ async fn what_there_is_is_told_by_slices_classes_and_rules() -> Result<()> {
         "{}",
         told.text
     );
+    api.close().await
+}
+
+/// Upstream: `ValidateVolumeDevices`, `ValidatePersistentVolumeUpdate` and those beside them.
+#[tokio::test]
+async fn containers_see_claims_as_devices_and_volumes_stay() -> Result<()> {
+    let api = TestApi::start().await?;
+    super::default_account(&api).await?;
+    let mut pod = super::pod("p", None);
+    pod["spec"]["volumes"] =
+        json!([{"name": "e"}, {"name": "c", "persistentVolumeClaim": {"claimName": "c"}}]);
+    pod["spec"]["containers"][0]["volumeDevices"] = json!([{"name": "e", "devicePath": "/dev/e"}]);
+    pod["spec"]["containers"][0]["resources"] = json!({"claims": [{"name": "no"}]});
+    let told = api.call("POST", super::PODS, Some(&pod)).await?;
+    assert_eq!(
+        fields(&told),
+        [
+            "spec.containers[0].volumeDevices[0].name",
+            "spec.containers[0].resources.claims[0]",
+        ],
+        "{}",
+        told.text
+    );
+    pod["spec"]["containers"][0]["volumeDevices"][0]["name"] = json!("c");
+    pod["spec"]["containers"][0]["resources"] = json!({});
+    let made = api.call("POST", super::PODS, Some(&pod)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/a"}}});
+    let node = json!({"metadata": {"name": "n"}, "spec": {"providerID": "x://n"}});
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"scopes": ["BestEffort"]}});
+    for (all, made, pointer, to, field) in [
+        (
+            "/api/v1/persistentvolumes",
+            volume,
+            "/spec/hostPath/path",
+            "/b",
+            "spec.persistentvolumesource",
+        ),
+        (
+            "/api/v1/nodes",
+            node,
+            "/spec/providerID",
+            "x://m",
+            "spec.providerID",
+        ),
+        (
+            "/api/v1/namespaces/default/resourcequotas",
+            quota,
+            "/spec/scopes/0",
+            "NotBestEffort",
+            "spec.scopes",
+        ),
+    ] {
+        let mut made = api.call("POST", all, Some(&made)).await?;
+        assert_eq!(made.code, 201, "{}", made.text);
+        let name = made.json["metadata"]["name"].as_str().unwrap_or_default();
+        let path = format!("{all}/{name}");
+        *made.json.pointer_mut(pointer).expect("the field is there") = json!(to);
+        let told = api.call("PUT", &path, Some(&made.json)).await?;
+        assert_eq!(
+            (told.code, &fields(&told)[..]),
+            (422, &[field][..]),
+            "{}",
+            told.text
+        );
+    }
     api.close().await
 }

@@ -63,3 +63,32 @@ async fn what_surprises_is_warned_of() -> Result<()> {
     assert_eq!(warned(&maps), Vec::<&str>::new());
     api.close().await
 }
+
+/// Upstream: `pkg/api/pod/warnings.go`, `ValidatePodUpdate`, and `CheckGracefulDelete` of pods.
+#[tokio::test]
+async fn a_negative_time_to_end_is_taken_for_one() -> Result<()> {
+    let api = TestApi::start().await?;
+    default_account(&api).await?;
+    let mut pod = super::pod("a", Some("n"));
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(-5);
+    let mut made = api.call("POST", PODS, Some(&pod)).await?;
+    assert_eq!(made.code, 201, "{}", made.text);
+    let told = "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1";
+    assert_eq!(warned(&made), [format!("299 - \"{told}\"")]);
+    let path = format!("{PODS}/a");
+    for (seconds, code) in [(7, 422), (1, 200), (2, 422)] {
+        made.json["spec"]["terminationGracePeriodSeconds"] = json!(seconds);
+        made.json["metadata"]["resourceVersion"] = json!("");
+        let changed = api.call("PUT", &path, Some(&made.json)).await?;
+        assert_eq!(changed.code, code, "{seconds}: {}", changed.text);
+    }
+    pod["metadata"]["name"] = json!("b");
+    assert_eq!(api.call("POST", PODS, Some(&pod)).await?.code, 201);
+    let ends = api.call("DELETE", &format!("{PODS}/b"), None).await?;
+    assert_eq!(
+        ends.json["metadata"]["deletionGracePeriodSeconds"], 1,
+        "{}",
+        ends.text
+    );
+    api.close().await
+}
