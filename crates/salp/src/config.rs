@@ -687,6 +687,8 @@ mod tests {
     fn the_file_knows_its_keys() {
         let ok: File = serde_saphyr::from_str("api-port: 7443\nbind-address: 0.0.0.0\n").unwrap();
         assert_eq!(ok.api_port, Some(7443));
+        let ok: File = serde_saphyr::from_str("disable: [node, gitops]\n").unwrap();
+        assert_eq!(ok.disable, [Part::Node, Part::Gitops]);
         let wrong = serde_saphyr::from_str::<File>("api-prot: 7443\n").unwrap_err();
         assert!(wrong.to_string().contains("api-prot"), "{wrong}");
     }

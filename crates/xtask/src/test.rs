@@ -149,3 +149,30 @@ fn marked(dir: &Path, mark: &str) -> Result<Vec<Marked>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mark_is_a_test_s() {
+        let dir = fetch::root().join("crates/apiserver/tests/it");
+        let found = marked(&dir, IN_PROCESS).unwrap();
+        let mut marks = 0;
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            marks += text.lines().filter(|l| l.starts_with(IN_PROCESS)).count();
+            for (i, _) in text.match_indices(&format!("\n{IN_PROCESS}")) {
+                let below = &text[i + 1..];
+                let next = below.lines().find(|l| !l.starts_with("///"));
+                assert!(next.unwrap().starts_with("#[tokio::test"), "{below:.200}");
+            }
+        }
+        assert_eq!(found.len(), marks);
+        assert!(
+            found
+                .iter()
+                .all(|t| !t.name.is_empty() && !t.why.is_empty())
+        );
+    }
+}
