@@ -9,11 +9,18 @@
     clippy::print_stdout,
     clippy::disallowed_methods,
     dead_code,
+    unused_imports,
     reason = "a program that prints; its harness has more than it needs"
 )]
 
 #[path = "groups/api.rs"]
 mod api;
+#[path = "../../salp/tests/it/containers.rs"]
+mod container_images;
+#[path = "groups/containers.rs"]
+mod containers;
+#[path = "groups/cri.rs"]
+mod cri;
 #[path = "groups/definitions.rs"]
 mod definitions;
 #[path = "groups/encodings.rs"]
@@ -50,13 +57,14 @@ fn main() {
         .filter(|a| !a.starts_with("--"))
         .collect();
     let mut figures = Map::new();
-    let runs: [(&str, Run); 10] = [
+    let runs: [(&str, Run); 11] = [
         ("start", start),
         ("first-answer", first_answer),
         ("requests", requests),
         ("api", api::run),
         ("definitions", definitions::run),
         ("encodings", encodings::run),
+        ("containers", containers::run),
         ("wake", wake),
         ("sites", sites::run),
         ("fleet", fleet::run),

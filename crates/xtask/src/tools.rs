@@ -113,6 +113,14 @@ const TOOLS: &[Tool] = &[
         source: Source::Debian(&["runsc"], "usr/bin/runsc"),
     },
     Tool {
+        name: "containerd",
+        version: (&["--version"], "containerd 1."),
+        source: Source::Debian(
+            &["containerd", "containernetworking-plugins"],
+            "usr/bin/containerd",
+        ),
+    },
+    Tool {
         name: "busybox",
         version: (&["--help"], "BusyBox v1."),
         source: Source::Debian(&["busybox-static"], "bin/busybox"),
