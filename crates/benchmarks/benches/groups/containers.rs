@@ -2,7 +2,7 @@
 //! built-in OCI runtime and by runc, beside containerd's part of it alone (sandbox, container,
 //! start); one after the other and many at once, and the memory of each.
 
-use crate::container_images::busybox;
+use crate::container_images::{busybox, busybox_that};
 use crate::cri::Containerd;
 use crate::harness::{Registry, Site};
 use crate::{client, figure, median, ms, pss_mib, request, runtime, site_pss_mib};
@@ -35,7 +35,8 @@ pub(super) fn run(figures: &mut Map<String, Value>) {
             rt.block_on(of_salp(figures, &site, &client, &image, handler));
         }
     }
-    rt.block_on(of_containerd(figures, &image));
+    let pause = busybox_that(&registry, "pause:1", &["sleep", "1000000"]);
+    rt.block_on(of_containerd(figures, &image, &pause));
 }
 
 async fn of_salp(
@@ -76,8 +77,8 @@ async fn of_salp(
     );
 }
 
-async fn of_containerd(figures: &mut Map<String, Value>, image: &str) {
-    let containerd = Containerd::start(image).await;
+async fn of_containerd(figures: &mut Map<String, Value>, image: &str, pause: &str) {
+    let containerd = Containerd::start(image, pause).await;
     let name = |n: usize| format!("pod-{n}");
     let warm = containerd.pod(&name(9999), image, &COMMAND).await;
     containerd.remove(warm).await;

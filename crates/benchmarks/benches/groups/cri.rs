@@ -107,7 +107,7 @@ impl Drop for Containerd {
     }
 }
 
-fn configuration(dir: &Path, programs: &Path, image: &str) -> String {
+fn configuration(dir: &Path, programs: &Path, pause: &str) -> String {
     let at = |name: &str| dir.join(name).display().to_string();
     format!(
         r#"version = 2
@@ -116,7 +116,7 @@ state = "{state}"
 [grpc]
 address = "{socket}"
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{image}"
+sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
@@ -136,11 +136,14 @@ conf_dir = "{dir}"
 }
 
 impl Containerd {
-    /// Starts one that has an image.
-    pub(crate) async fn start(image: &str) -> Self {
+    /// Starts one that has an image, and another whose process keeps its pods' namespaces.
+    pub(crate) async fn start(image: &str, pause: &str) -> Self {
         let dir = TempDir::new().expect("directory");
-        let program = fs::canonicalize(tool("containerd")).expect("containerd");
-        let programs: PathBuf = program.ancestors().nth(2).expect("usr").to_owned();
+        // Its shims and the plugins of its network lie beside it, where its packages were unpacked.
+        let tools = tool("containerd");
+        let tools = tools.ancestors().nth(2).expect("tools");
+        let programs: PathBuf = tools.join("debian/containerd/usr");
+        let program = programs.join("bin/containerd");
         let network = format!(
             r#"{{"cniVersion": "0.4.0", "name": "bench", "type": "bridge", "bridge": "{BRIDGE}",
             "isGateway": true, "ipam": {{"type": "host-local", "dataDir": "{}",
@@ -149,7 +152,7 @@ impl Containerd {
         );
         fs::write(dir.path().join("10-bench.conf"), network).expect("network");
         let config = dir.path().join("config.toml");
-        fs::write(&config, configuration(dir.path(), &programs, image)).expect("configuration");
+        fs::write(&config, configuration(dir.path(), &programs, pause)).expect("configuration");
         let path = std::env::var("PATH").unwrap_or_default();
         let child = Command::new(&program)
             .arg("--config")

@@ -5,7 +5,8 @@
 use crate::harness::http::Busy;
 use crate::harness::{Registry, Site, eventually, get_ok, pid_of, text, tool};
 use serde_json::{Value, json};
-use std::io::Write as _;
+use sha2::Digest as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -69,6 +70,11 @@ enum Entry<'a> {
 
 /// busybox in two layers, the second of which hides a file of the first.
 pub(crate) fn busybox(registry: &Registry) -> String {
+    busybox_that(registry, "busybox:1", &["sh"])
+}
+
+/// The same by another name, which runs something else by itself.
+pub(crate) fn busybox_that(registry: &Registry, name: &str, command: &[&str]) -> String {
     let program = std::fs::read(tool("busybox")).expect("busybox");
     let mut base = vec![
         (0o755, "bin/", Entry::Dir),
@@ -100,16 +106,25 @@ pub(crate) fn busybox(registry: &Registry) -> String {
         (0o755, "www/", Entry::Dir),
         (0o644, "www/index.html", Entry::File(b"container\n")),
     ];
+    let layers = [layer(&base), layer(&upper)];
     let config = json!({
         "architecture": "amd64", "os": "linux",
-        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin", "FROM=image"], "WorkingDir": "/tmp"},
-        "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Cmd": command, "Env": ["PATH=/bin", "FROM=image"], "WorkingDir": "/tmp"},
+        "rootfs": {"type": "layers", "diff_ids": layers.each_ref().map(|layer| diff_id(layer))},
     });
     registry.put(
-        "busybox:1",
+        name,
         (CONFIG, config.to_string().into_bytes()),
-        &[(LAYER, layer(&base)), (LAYER, layer(&upper))],
+        &layers.map(|layer| (LAYER, layer)),
     )
+}
+
+/// The digest of a layer that is not compressed.
+fn diff_id(layer: &[u8]) -> String {
+    let mut tar = Vec::new();
+    let mut gzip = flate2::read::GzDecoder::new(layer);
+    gzip.read_to_end(&mut tar).expect("decompress");
+    format!("sha256:{}", hex::encode(sha2::Sha256::digest(&tar)))
 }
 
 /// A pod of one container.
