@@ -268,3 +268,17 @@ impl<'a> Unique<'a> {
         }
     }
 }
+
+/// What is asked for stays.
+pub(crate) fn spec_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut c = Check::default();
+    c.immutable("spec", new, old);
+    c.0
+}
+
+/// Compares errors, one a line.
+#[cfg(test)]
+fn told(errors: impl AsRef<[FieldError]>, want: expect_test::Expect) {
+    let lines: Vec<String> = errors.as_ref().iter().map(ToString::to_string).collect();
+    want.assert_eq(&lines.join("\n"));
+}

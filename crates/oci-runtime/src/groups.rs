@@ -21,6 +21,8 @@ const NOT_CONTROLLERS: [&str; 6] = [
     "noprefix",
     "cpuset_v2_mode",
 ];
+/// Controllers of version 2 that limits are set with.
+const LIMITERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Devices that all containers can use: kind, major and minor number.
 const USUAL_DEVICES: [(DeviceKind, u32, Option<u32>); 9] = [
     (DeviceKind::Character, 1, Some(3)), // null
@@ -260,20 +262,27 @@ fn remove_all(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// With version 2 a group has the controllers that those above hand down.
-fn hand_down(top: &Path, dir: &Path) -> io::Result<()> {
+/// With version 2 a group has the controllers that those above hand down: those that limits are set
+/// with.
+///
+/// # Errors
+/// When a group above, from the top of the tree on, can't be read or written.
+pub fn hand_down(top: &Path, dir: &Path) -> io::Result<()> {
     let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();
     above.retain(|path| path.starts_with(top));
     for path in above.into_iter().rev() {
         let has = fs::read_to_string(path.join("cgroup.controllers"))?;
-        let given = fs::read_to_string(path.join("cgroup.subtree_control"))?;
-        for name in has.split_whitespace() {
-            if !given.split_whitespace().any(|known| known == name) {
-                fs::write(path.join("cgroup.subtree_control"), format!("+{name}"))?;
-            }
+        for name in has.split_whitespace().filter(|n| LIMITERS.contains(n)) {
+            fs::write(path.join("cgroup.subtree_control"), format!("+{name}"))?;
         }
     }
     Ok(())
+}
+
+/// Shares of version 1 as the weight of version 2, the way all OCI runtimes turn one into the other.
+#[must_use]
+pub fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
 /// With version 1 a new group has no processors and no memory of its own: those of the one above.
@@ -301,9 +310,7 @@ fn settings(unified: bool, resources: &Resources) -> Vec<(&'static str, String, 
     let period = cpu.period.unwrap_or(100_000);
     if unified {
         if let Some(shares) = cpu.shares {
-            // As all OCI runtimes turn one into the other.
-            let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-            push("cpu", "cpu.weight", weight.to_string());
+            push("cpu", "cpu.weight", weight(shares).to_string());
         }
         if let Some(quota) = cpu.quota {
             push("cpu", "cpu.max", format!("{quota} {period}"));

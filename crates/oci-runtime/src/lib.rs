@@ -29,3 +29,4 @@ mod within;
 mod container;
 
 pub use container::{Error, Operation, create, delete, exec, start};
+pub use groups::{hand_down, weight};

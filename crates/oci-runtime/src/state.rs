@@ -143,7 +143,7 @@ impl State {
 
     /// Lets it go on.
     pub(crate) fn open_gate(&self) -> Result<(), StateError> {
-        let made = self.running()?;
+        self.running()?;
         let path = self.gate();
         let failed = |e| StateError::Write(path.clone(), e);
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -152,7 +152,6 @@ impl State {
             Err(Errno::NXIO) => return Err(StateError::NotRunning(self.id.clone())),
             gate => gate.map_err(|e| failed(e.into()))?,
         };
-        drop(made);
         fs::File::from(gate).write_all(b"0").map_err(failed)?;
         fs::remove_file(&path).map_err(failed)
     }

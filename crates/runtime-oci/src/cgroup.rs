@@ -109,7 +109,12 @@ impl Tree {
         let dir = self.dir(controller, group);
         let mut made = Ok(());
         for _ in 0..TRIES {
-            made = fs::create_dir_all(&dir).and_then(|()| self.hand_down(&dir));
+            made = fs::create_dir_all(&dir).and_then(|()| {
+                if self.unified {
+                    oci_runtime::hand_down(&self.mount, &dir)?;
+                }
+                Ok(())
+            });
             match &made {
                 // Taken away meanwhile, with the last pod of another site.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -117,22 +122,6 @@ impl Tree {
             }
         }
         made.map_err(|source| GroupError { path: dir, source })
-    }
-
-    /// With version 2 a group has the controllers that those above hand down.
-    fn hand_down(&self, dir: &Path) -> io::Result<()> {
-        if !self.unified {
-            return Ok(());
-        }
-        let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();
-        above.retain(|path| path.starts_with(&self.mount));
-        for path in above.into_iter().rev() {
-            let has = fs::read_to_string(path.join("cgroup.controllers"))?;
-            for name in has.split_whitespace().filter(|n| CONTROLLERS.contains(n)) {
-                fs::write(path.join("cgroup.subtree_control"), format!("+{name}"))?;
-            }
-        }
-        Ok(())
     }
 
     /// Sets what a group may use.
@@ -265,10 +254,7 @@ fn settings(unified: bool, limits: &Limits) -> Vec<(&'static str, &'static str, 
 fn weight(unified: bool, millis: u64) -> (&'static str, String) {
     let shares = shares(millis);
     if unified {
-        // As OCI runtimes turn one into the other.
-        let span = SHARES.end() - SHARES.start();
-        let weight = 1 + (shares - SHARES.start()) * 9999 / span;
-        ("cpu.weight", weight.to_string())
+        ("cpu.weight", oci_runtime::weight(shares).to_string())
     } else {
         ("cpu.shares", shares.to_string())
     }

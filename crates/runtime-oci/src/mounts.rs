@@ -1,11 +1,13 @@
-//! The few calls of mount(2) that containers need. The only unsafe code of this crate, for the
-//! kernel's interface takes C strings.
+//! The mounts that containers need before they are made, and the only unsafe code of this crate.
 
 #![allow(
     unsafe_code,
-    reason = "mount(2), umount2(2), unshare(2) and signal(2) have no safe wrapper in what is linked"
+    reason = "unshare(2) and signal(2) have no safe wrapper in what is linked"
 )]
 
+use crate::programs::SELF;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 use std::ffi::CString;
 use std::fs;
@@ -18,13 +20,8 @@ use std::path::{Path, PathBuf};
 /// what is mounted on the machine later shows here too. The process has one thread.
 pub(crate) fn leave_machine() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)?;
-    mount(
-        None,
-        Path::new("/"),
-        None,
-        libc::MS_REC | libc::MS_SLAVE,
-        "",
-    )
+    let below = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change("/", below)?)
 }
 
 /// Children of this process are reaped by the kernel from now on.
@@ -49,13 +46,13 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
 
 /// Shows a file or directory at another place.
 pub(crate) fn bind(source: &Path, target: &Path) -> io::Result<()> {
-    mount(Some(source), target, None, libc::MS_BIND, "")
+    Ok(rustix::mount::mount_bind(source, target)?)
 }
 
 /// Shows the program that runs at another place, where nobody can write to it. Where another took
 /// its place on disk since it was started, that is a copy.
 pub(crate) fn own_program(target: &Path) -> io::Result<()> {
-    let running = Path::new("/proc/self/exe");
+    let running = Path::new(SELF);
     // What runs lies on a mount of the namespace that was left: only its name can be shown here.
     let path = fs::read_link(running)?;
     let number = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
@@ -67,8 +64,8 @@ pub(crate) fn own_program(target: &Path) -> io::Result<()> {
         fs::copy(running, target)?;
         bind(target, target)?;
     }
-    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID;
-    mount(None, target, None, flags, "")
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID;
+    Ok(rustix::mount::mount_remount(target, flags, c"")?)
 }
 
 /// Mounts memory at a directory, for any user or a group; nothing is done where there is some.
@@ -85,14 +82,8 @@ pub(crate) fn memory(volume: &runtime::Memory) -> io::Result<()> {
     if let Some(bytes) = volume.size_bytes {
         options.push_str(&format!(",size={bytes}"));
     }
-    let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    mount(
-        Some(Path::new("tmpfs")),
-        &volume.dir,
-        Some("tmpfs"),
-        flags,
-        &options,
-    )
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", &volume.dir, flags, options.into_bytes())
 }
 
 /// Mounts layers, the highest first, with a directory over them that takes what is written.
@@ -129,7 +120,6 @@ pub(crate) fn overlay(
     options.extend(escaped(upper.as_os_str().as_bytes()));
     options.extend_from_slice(b",workdir=");
     options.extend(escaped(work.as_os_str().as_bytes()));
-    let options = String::from_utf8(options).map_err(|_| io::ErrorKind::InvalidInput)?;
     let target = target.to_owned();
     let mounted = std::thread::Builder::new()
         .stack_size(128 << 10)
@@ -137,13 +127,7 @@ pub(crate) fn overlay(
             // This thread's working directory only.
             unshare(UnshareFlags::FS)?;
             rustix::process::chdir(&parent)?;
-            mount(
-                Some(Path::new("overlay")),
-                &target,
-                Some("overlay"),
-                0,
-                &options,
-            )
+            mount("overlay", &target, MountFlags::empty(), options)
         })?;
     mounted.join().unwrap_or(Err(io::ErrorKind::Other.into()))
 }
@@ -162,48 +146,19 @@ fn escaped(name: &[u8]) -> Vec<u8> {
 
 /// Takes a mount away, later if it is in use; nothing is done where there is none.
 pub(crate) fn unmount(target: &Path) -> io::Result<()> {
-    let target = c_string(target.as_os_str().as_bytes())?;
-    // SAFETY: the string lives across the call and ends with NUL.
-    let done = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    if done == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EINVAL | libc::ENOENT) => Ok(()),
-        _ => Err(error),
+    match rustix::mount::unmount(target, UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn mount(
-    source: Option<&Path>,
-    target: &Path,
-    kind: Option<&str>,
-    flags: libc::c_ulong,
-    options: &str,
-) -> io::Result<()> {
-    let none = || c_string(b"none");
-    let source = source.map_or_else(none, |source| c_string(source.as_os_str().as_bytes()))?;
-    let target = c_string(target.as_os_str().as_bytes())?;
-    let kind = c_string(kind.unwrap_or("none").as_bytes())?;
-    let options = c_string(options.as_bytes())?;
-    // SAFETY: all four strings live across the call and end with NUL.
-    let done = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            options.as_ptr().cast(),
-        )
-    };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn c_string(bytes: &[u8]) -> io::Result<CString> {
-    CString::new(bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
+fn mount(kind: &str, target: &Path, flags: MountFlags, options: Vec<u8>) -> io::Result<()> {
+    let options = CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(rustix::mount::mount(
+        kind,
+        target,
+        kind,
+        flags,
+        options.as_c_str(),
+    )?)
 }

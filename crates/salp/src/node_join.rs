@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Node;
 use lifecycle::{Scope, Stack};
 use rustix::process::Signal;
 use serde_json::json;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -260,19 +260,8 @@ async fn serve_pods(
     stack: &mut Stack,
 ) -> Result<(Site, site::Claim, runtime_wasm::Remote)> {
     let (site, claim) = place(layout, client, config, by_kubeconfig).await?;
-    let dataplane_config = dataplane::Config {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        socket: layout.dataplane_socket(),
-        supervisor_socket: layout.supervisor_socket(),
-        pid_file: layout.dataplane_pid(),
-        images: layout.images(),
-        state: layout.dataplane_state(),
-        kubeconfig: node_credentials::kubeconfig(layout),
-        node_name: config.node_name.clone(),
-        node_port_addresses: vec![node_ip],
-        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
-        sites: None,
-    };
+    let kubeconfig = node_credentials::kubeconfig(layout);
+    let dataplane_config = node_start::dataplane_config(config, layout, &site, kubeconfig, node_ip);
     dataplane::ensure(layout, &dataplane_config)?;
     let remote = dataplane::connect(layout, stack).await?;
     Ok((site, claim, remote))

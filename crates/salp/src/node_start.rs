@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use client::connect::Agent;
 use lifecycle::{Scope, Stack};
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +72,30 @@ pub async fn start_beside(
     };
     let node = start_node(parts, kubelet, beside.informers, remote, stack).await?;
     Ok((node, images))
+}
+
+/// What a data plane is told: where its files are, as whom it follows Services, and where its node
+/// ports are.
+pub fn dataplane_config(
+    config: &SiteConfig,
+    layout: &Layout,
+    site: &Site,
+    kubeconfig: PathBuf,
+    node_ports_at: IpAddr,
+) -> dataplane::Config {
+    dataplane::Config {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        socket: layout.dataplane_socket(),
+        supervisor_socket: layout.supervisor_socket(),
+        pid_file: layout.dataplane_pid(),
+        images: layout.images(),
+        state: layout.dataplane_state(),
+        kubeconfig,
+        node_name: config.node_name.clone(),
+        node_port_addresses: vec![node_ports_at],
+        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
+        sites: None,
+    }
 }
 
 /// What the node agent is made of.
@@ -187,7 +212,7 @@ pub async fn start_node(
 }
 
 /// Where device plugins look for a kubelet: real ones have its own directory built in.
-fn kubelet_dirs(config: &SiteConfig, layout: &Layout) -> Vec<std::path::PathBuf> {
+fn kubelet_dirs(config: &SiteConfig, layout: &Layout) -> Vec<PathBuf> {
     if let Some(dir) = &config.kubelet_dir {
         return vec![dir.clone()];
     }

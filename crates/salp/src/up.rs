@@ -303,17 +303,9 @@ fn dataplane_config(
     site: &Site,
     node_ip: IpAddr,
 ) -> Result<dataplane::Config> {
+    let kubeconfig = layout.kubeconfig_of("proxy");
+    let at = config.bind_address;
     Ok(dataplane::Config {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        socket: layout.dataplane_socket(),
-        supervisor_socket: layout.supervisor_socket(),
-        pid_file: layout.dataplane_pid(),
-        images: layout.images(),
-        state: layout.dataplane_state(),
-        kubeconfig: layout.kubeconfig_of("proxy"),
-        node_name: config.node_name.clone(),
-        node_port_addresses: vec![config.bind_address],
-        dns: SocketAddr::new(IpAddr::V4(site.dns()), site.ports().dns),
         sites: Some(sites_server::Config {
             socket: layout.sites_socket(),
             lattice: layout.lattice(),
@@ -324,6 +316,7 @@ fn dataplane_config(
             gate_block: pod_network::set_aside(site.networks()?[0]).map(RangeInclusive::into_inner),
             kept: layout.dataplane_state().join("imports.json"),
         }),
+        ..node_start::dataplane_config(config, layout, site, kubeconfig, at)
     })
 }
 

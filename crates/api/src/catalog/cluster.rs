@@ -200,7 +200,7 @@ pub(super) const CERTIFICATES: &[Resource] = &[
         "podcertificaterequest",
         "podcertificaterequests"
     )
-    .validates(no_errors, validate::pod_certificates::request_update)
+    .validates(no_errors, validate::spec_update)
     .validates_create(validate::pod_certificates::request)
     .validates_status(validate::pod_certificates::request_status)
     .defaults(config::pod_certificate_request)
@@ -347,10 +347,7 @@ pub(super) const STORAGE: &[Resource] = &[
         "volumeattachment",
         "volumeattachments"
     )
-    .validates(
-        validate::storage::attachment,
-        validate::storage::attachment_update,
-    )
+    .validates(validate::storage::attachment, validate::spec_update)
     .prints(columns::storage::ATTACHMENT, columns::storage::attachment)
     .cluster()
     .with_status(),
@@ -575,7 +572,7 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaim",
         "resourceclaims"
     )
-    .validates(no_errors, validate::claims::spec_update)
+    .validates(no_errors, validate::spec_update)
     .validates_create(validate::claims::claim)
     .validates_status(validate::claim_status::claim_status)
     .prints(
@@ -593,7 +590,7 @@ pub(super) const RESOURCE: &[Resource] = &[
         "resourceclaimtemplate",
         "resourceclaimtemplates"
     )
-    .validates(no_errors, validate::claims::spec_update)
+    .validates(no_errors, validate::spec_update)
     .validates_create(validate::claims::template)
     .defaults(config::resource_claim),
     row!(

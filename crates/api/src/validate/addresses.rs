@@ -177,19 +177,15 @@ pub(crate) fn service_cidr_update(new: &Value, old: &Value) -> Vec<FieldError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: &[FieldError], want: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        want.assert_eq(&all.join("\n"));
-    }
 
     #[test]
     fn endpoints_are_addresses_that_others_reach() {
         let fine = json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "127.42.0.2"}], "ports": [{"port": 80, "protocol": "TCP"}]}]});
-        told(&endpoints(&fine), expect![""]);
+        told(endpoints(&fine), expect![""]);
         let v = json!({"subsets": [
             {"ports": []},
             {
@@ -199,7 +195,7 @@ mod tests {
             },
         ]});
         told(
-            &endpoints(&v),
+            endpoints(&v),
             expect![[r#"
             subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`
             subsets[1].addresses[0].ip: Invalid value: "0.0.0.0": may not be unspecified (0.0.0.0 or ::)
@@ -218,32 +214,32 @@ mod tests {
     fn blocks_and_their_addresses() {
         let cidrs = |all: &[&str]| json!({"spec": {"cidrs": all}});
         told(
-            &service_cidr(&cidrs(&["10.0.0.0/24", "2001:db8::/64"])),
+            service_cidr(&cidrs(&["10.0.0.0/24", "2001:db8::/64"])),
             expect![""],
         );
         told(
-            &service_cidr(&cidrs(&["10.0.0.1/24", "10.0.0.0/8"])),
+            service_cidr(&cidrs(&["10.0.0.1/24", "10.0.0.0/8"])),
             expect![[
                 r#"spec.cidrs[0]: Invalid value: "10.0.0.1/24": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"#
             ]],
         );
         told(
-            &service_cidr(&cidrs(&[])),
+            service_cidr(&cidrs(&[])),
             expect!["spec.cidrs: Required value: at least one CIDR required"],
         );
         let (one, two) = (
             cidrs(&["10.0.0.0/24"]),
             cidrs(&["10.0.0.0/24", "2001:db8::/64"]),
         );
-        told(&service_cidr_update(&two, &one), expect![""]);
+        told(service_cidr_update(&two, &one), expect![""]);
         told(
-            &service_cidr_update(&one, &two),
+            service_cidr_update(&one, &two),
             expect!["spec.cidrs[1]: Invalid value: null: field is immutable"],
         );
         let v =
             json!({"metadata": {"name": "ten"}, "spec": {"parentRef": {"resource": "services"}}});
         told(
-            &ip_address(&v),
+            ip_address(&v),
             expect![[r#"
             metadata.name: Invalid value: "ten": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)
             spec.parentRef.name: Required value"#]],

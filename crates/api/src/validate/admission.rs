@@ -572,16 +572,12 @@ pub(super) fn client_config(c: &mut Check, path: &str, v: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
 
     #[track_caller]
-    fn told(errors: Vec<FieldError>, want: Expect) {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        want.assert_eq(&lines.join("\n"));
-    }
-
     fn constraints() -> Value {
         json!({"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]})
     }

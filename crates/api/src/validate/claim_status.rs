@@ -7,7 +7,9 @@ use super::claims::{ITEMS_MAX, Requests, distinct, opaque, pool, raw, toleration
 use super::{Check, IMMUTABLE, Unique, pod_context, storage::driver};
 use crate::access::{at, list, text};
 use apimachinery::names;
+use apimachinery::schema::Format;
 use apimachinery::status::FieldError;
+use apimachinery::structural::has_format;
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -117,15 +119,7 @@ fn device_status(c: &mut Check, path: &str, v: &Value, results: &HashSet<String>
     }
     let (path, ips) = (format!("{path}.ips"), list(network, "ips"));
     c.each(&path, ips, ADDRESSES_MAX, |c, path, one| {
-        let parts = one.as_str().and_then(|s| s.split_once('/'));
-        let ip = parts.and_then(|(ip, _)| ip.parse::<std::net::IpAddr>().ok());
-        let bits = parts.and_then(|(_, bits)| bits.parse::<u8>().ok());
-        let most = if ip.is_some_and(|ip| ip.is_ipv6()) {
-            128
-        } else {
-            32
-        };
-        if ip.is_none() || bits.is_none_or(|bits| bits > most) {
+        if !has_format(Format::Cidr, one.as_str().unwrap_or_default()) {
             let detail =
                 "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
             c.invalid(path, one, detail);
@@ -215,14 +209,10 @@ pub(super) fn skipped(c: &mut Check, path: &str, v: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: Vec<FieldError>, expect: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        expect.assert_eq(&all.join("\n"));
-    }
 
     fn sound() -> Value {
         json!({"spec": {"devices": {"requests": [

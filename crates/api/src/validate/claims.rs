@@ -41,13 +41,6 @@ pub(crate) fn template(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
-/// What a claim or a template asks for stays.
-pub(crate) fn spec_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut c = Check::default();
-    c.immutable("spec", new, old);
-    c.0
-}
-
 /// `DeviceClass`.
 pub(crate) fn class(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -497,14 +490,10 @@ fn uses(c: &mut Check, path: &str, all: &[Value], known: &[&str]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: Vec<FieldError>, expect: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        expect.assert_eq(&all.join("\n"));
-    }
 
     fn exactly(selector: &str) -> Value {
         json!({"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1,
@@ -526,8 +515,8 @@ mod tests {
     fn claims_ask_for_what_can_be_given() {
         told(claim(&sound()), expect![""]);
         told(template(&json!({"spec": sound()})), expect![""]);
-        assert_eq!(spec_update(&sound(), &sound()), []);
-        let changed = spec_update(&json!({"spec": {}}), &sound());
+        assert_eq!(super::super::spec_update(&sound(), &sound()), []);
+        let changed = super::super::spec_update(&json!({"spec": {}}), &sound());
         assert_eq!((changed.len(), &*changed[0].field), (1, "spec"));
         let mut v = sound();
         let devices = &mut v["spec"]["devices"];

@@ -149,14 +149,10 @@ fn series(c: &mut Check, v: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: Vec<FieldError>, expect: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        expect.assert_eq(&all.join("\n"));
-    }
 
     fn sound() -> Value {
         json!({

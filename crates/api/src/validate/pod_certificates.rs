@@ -138,13 +138,6 @@ fn omitted(c: &mut Check, path: &str, detail: &str) {
     });
 }
 
-/// What was asked for stays.
-pub(crate) fn request_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut c = Check::default();
-    c.immutable("spec", new, old);
-    c.0
-}
-
 /// The signer's answer: once, and for good.
 pub(crate) fn request_status(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -325,14 +318,10 @@ fn times(v: &Value, leaf: &X509Certificate<'_>, stated: [&Value; 3]) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: Vec<FieldError>, expect: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        expect.assert_eq(&all.join("\n"));
-    }
 
     #[test]
     fn requests_say_for_whom_and_for_how_long() {

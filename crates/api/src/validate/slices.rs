@@ -216,7 +216,7 @@ fn attribute(c: &mut Check, path: &str, v: &Value) {
     let set = all.filter(|name| !at(v, name).is_null()).count();
     let mut one = |path: String, v: &Value, is_version: bool| {
         let text = v.as_str().unwrap_or_default();
-        if is_version && !is_semver(text) {
+        if is_version && semver::Version::parse(text).is_err() {
             let detail = "must be a string compatible with semver.org spec 2.0.0";
             c.invalid(path.as_str(), v, detail);
         }
@@ -245,22 +245,6 @@ fn attribute(c: &mut Check, path: &str, v: &Value) {
         let shown = if set == 0 { &empty } else { v };
         c.invalid(path, shown, "exactly one value must be specified");
     }
-}
-
-fn is_semver(text: &str) -> bool {
-    let id = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    let number = |s: &str| !s.is_empty() && digits(s) && (s == "0" || !s.starts_with('0'));
-    let (text, build) = text
-        .split_once('+')
-        .map_or((text, None), |(t, b)| (t, Some(b)));
-    let (core, pre) = text
-        .split_once('-')
-        .map_or((text, None), |(t, p)| (t, Some(p)));
-    core.split('.').count() == 3
-        && core.split('.').all(number)
-        && pre.is_none_or(|p| p.split('.').all(|s| id(s) && (!digits(s) || number(s))))
-        && build.is_none_or(|b| b.split('.').all(id))
 }
 
 fn counters(c: &mut Check, path: &str, v: &Value, name: &str) {
@@ -535,14 +519,10 @@ pub(crate) fn taint_rule_status(new: &Value, _: &Value) -> Vec<FieldError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
+    use expect_test::expect;
     use serde_json::json;
-
-    fn told(errors: Vec<FieldError>, expect: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        expect.assert_eq(&all.join("\n"));
-    }
 
     fn sound() -> Value {
         json!({"spec": {

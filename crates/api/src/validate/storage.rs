@@ -190,13 +190,6 @@ pub(crate) fn attachment(v: &Value) -> Vec<FieldError> {
     c.0
 }
 
-/// What a `VolumeAttachment` asks for stays.
-pub(crate) fn attachment_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut c = Check::default();
-    c.immutable("spec", new, old);
-    c.0
-}
-
 /// `VolumeAttributesClass`.
 pub(crate) fn attributes_class(v: &Value) -> Vec<FieldError> {
     let mut c = Check::default();
@@ -234,13 +227,9 @@ pub(crate) fn attributes_class_update(new: &Value, old: &Value) -> Vec<FieldErro
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-    use expect_test::{Expect, expect};
-
-    fn told(errors: &[FieldError], want: Expect) {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        want.assert_eq(&all.join("\n"));
-    }
+    use expect_test::expect;
 
     #[test]
     fn drivers_and_nodes() {
@@ -251,7 +240,7 @@ mod tests {
             "tokenRequests": [{"audience": "a"}, {"audience": "a", "expirationSeconds": 10}],
         }});
         told(
-            &csi_driver(&driver),
+            csi_driver(&driver),
             expect![[r#"
             spec.fsGroupPolicy: Unsupported value: "All": supported values: "ReadWriteOnceWithFSType", "File", "None"
             spec.volumeLifecycleModes[1]: Unsupported value: "Sometimes": supported values: "Persistent", "Ephemeral"
@@ -261,7 +250,7 @@ mod tests {
         let mut other = driver.clone();
         other["spec"]["attachRequired"] = false.into();
         told(
-            &csi_driver_update(&other, &driver),
+            csi_driver_update(&other, &driver),
             expect!["spec.attachRequired: Invalid value: false: field is immutable"],
         );
         let node = json!({"spec": {"drivers": [
@@ -269,7 +258,7 @@ mod tests {
             {"name": "a.b", "nodeID": ""},
         ]}});
         told(
-            &csi_node(&node),
+            csi_node(&node),
             expect![[r#"
             spec.drivers[0].allocatable.count: Invalid value: -1: must be greater than or equal to 0
             spec.drivers[0].topologyKeys: Duplicate value: "zone"
@@ -278,7 +267,7 @@ mod tests {
         );
         let moved = json!({"spec": {"drivers": [{"name": "a.b", "nodeID": "m"}]}});
         told(
-            &csi_node_update(&moved, &node),
+            csi_node_update(&moved, &node),
             expect![[
                 r#"spec.drivers[0]: Invalid value: {"name":"a.b","nodeID":"m"}: field is immutable"#
             ]],
@@ -288,25 +277,25 @@ mod tests {
     #[test]
     fn attachments_capacities_and_classes() {
         told(
-            &attachment(&json!({"spec": {"attacher": "a b", "source": {}, "nodeName": ""}})),
+            attachment(&json!({"spec": {"attacher": "a b", "source": {}, "nodeName": ""}})),
             expect![[r#"
                 spec.attacher: Invalid value: "a b": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
                 spec.source: Required value: must specify exactly one of inlineVolumeSpec and persistentVolumeName
                 spec.nodeName: Required value"#]],
         );
         told(
-            &csi_capacity(&json!({"capacity": "-1", "storageClassName": "x"})),
+            csi_capacity(&json!({"capacity": "-1", "storageClassName": "x"})),
             expect![[r#"capacity: Invalid value: "-1": must be greater than or equal to 0"#]],
         );
         let class = json!({"driverName": "a.b", "parameters": {"iops": "1"}});
-        told(&attributes_class(&class), expect![""]);
+        told(attributes_class(&class), expect![""]);
         let none = json!({"driverName": "a.c"});
         told(
-            &attributes_class(&none),
+            attributes_class(&none),
             expect!["parameters: Required value: must contain at least one key/value pair"],
         );
         told(
-            &attributes_class_update(&none, &class),
+            attributes_class_update(&none, &class),
             expect![[r#"
             driverName: Forbidden: updates to driverName are forbidden.
             parameters: Forbidden: updates to parameters are forbidden."#]],

@@ -5,7 +5,7 @@ use crate::schema::Format;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Whether a text has a format.
-pub(crate) fn has_format(format: Format, text: &str) -> bool {
+pub fn has_format(format: Format, text: &str) -> bool {
     match format {
         Format::DateTime => date_time(text),
         Format::Date => text.len() == 10 && text.parse::<jiff::civil::Date>().is_ok(),

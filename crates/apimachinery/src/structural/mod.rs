@@ -20,7 +20,7 @@ mod validate;
 pub use check::{KEYWORDS_MAX, check};
 pub use compile::{Compiled, compile};
 pub use default::default;
-pub(crate) use formats::has_format;
+pub use formats::has_format;
 pub use rules::Rules;
 pub use validate::{ERRORS_MAX, validate};
 
