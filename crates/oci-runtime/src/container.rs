@@ -29,6 +29,8 @@ pub struct Error(#[from] Failure);
 enum Failure {
     #[error("read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    #[error("write {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -190,7 +192,7 @@ fn remove(root: &Path, id: &str) -> Result<(), Failure> {
 }
 
 fn new_file(path: &Path) -> Result<File, Failure> {
-    File::create(path).map_err(|e| Failure::Read(path.to_owned(), e))
+    File::create(path).map_err(|e| Failure::Write(path.to_owned(), e))
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
@@ -265,32 +267,29 @@ fn launch(
         Side::Child => {
             drop(told);
             let Err(error) = inside(Ready(tell));
-            // Nobody listens once it was started: its end is what is seen.
-            let _unheard = File::from(failure).write_all(chain(&error).as_bytes());
+            let words = chain(&error);
+            if File::from(failure).write_all(words.as_bytes()).is_err() {
+                // Who called has left once all was made: the container's log is what is read.
+                let _unread = writeln!(io::stderr(), "{words}");
+            }
             std::process::exit(1);
         }
     };
     drop((tell, failure));
-    let mut said = Vec::new();
-    let mut told = File::from(told);
-    let mut first = [0];
-    let heard = told
-        .read(&mut first)
-        .map_err(step("hear of the container's process"))?;
-    if heard == 1 && first == *b"+" {
+    let heard = step("hear of the container's process");
+    let mut told = File::from(told).take(WORDS_MAX);
+    let mut said = vec![0];
+    if told.read(&mut said).map_err(&heard)? == 0 {
+        let ended = "the container's process ended before it was made";
+        return Err(Failure::Inside(ended.to_owned()));
+    }
+    if said == *b"+" {
         write!(pid_file, "{pid}").map_err(step("write process id"))?;
         return Ok(pid);
     }
-    said.extend_from_slice(&first[..heard]);
-    told.take(WORDS_MAX)
-        .read_to_end(&mut said)
-        .map_err(step("hear of the container's process"))?;
+    told.read_to_end(&mut said).map_err(&heard)?;
     let said = String::from_utf8_lossy(&said).into_owned();
-    Err(Failure::Inside(if said.is_empty() {
-        "the container's process ended before it was made".to_owned()
-    } else {
-        said
-    }))
+    Err(Failure::Inside(said))
 }
 
 /// Where the terminal goes, while the machine's files can be seen.

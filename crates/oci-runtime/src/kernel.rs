@@ -62,7 +62,11 @@ pub(crate) fn execute(program: &CStr, args: &[CString], env: &[CString]) -> io::
     }
     // SAFETY: both lists end with a null pointer, and their strings live across the call.
     unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
-    io::Error::last_os_error()
+    let error = io::Error::last_os_error();
+    // Why not is still to be told, maybe to nobody.
+    // SAFETY: ignoring a signal runs no code of this process.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    error
 }
 
 /// Descriptors from 3 on are closed by what this process executes.

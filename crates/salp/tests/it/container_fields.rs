@@ -150,6 +150,27 @@ fn what_can_t_be_run_is_not_told_to_have_started() {
         events.iter().all(|e| e["reason"] != "Started"),
         "{events:?}"
     );
+    // One that is there and no program is known to be none only when it is executed: that is in
+    // the container's log.
+    site.apply(
+        r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": {"text": "no program\n"}}"#,
+    );
+    site.apply(&self::pod(
+        "text",
+        json!({"image": image, "command": ["/vol/text"],
+            "volumeMounts": [{"name": "text", "mountPath": "/vol"}]}),
+        json!({"volumes": [{"name": "text", "configMap": {"name": "text", "defaultMode": 0o755}}]}),
+    ));
+    let ended = phase(&site, "text", "Failed");
+    let last = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(
+        (&last["reason"], &last["exitCode"]),
+        (&json!("Error"), &json!(1))
+    );
+    assert_eq!(
+        site.ok(&["logs", "text"]),
+        "exec: \"/vol/text\": exec format error\n"
+    );
 }
 
 #[test]
